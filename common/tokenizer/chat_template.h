@@ -1,0 +1,42 @@
+// Renders a checkpoint's own chat template: an interpreter for the part of Jinja that Qwen
+// templates use.
+#pragma once
+
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace banyan {
+
+// A piece of rendered text. Text that stems from message content (or tools, or arguments) is user
+// text: special tokens typed there are not control tokens. The template's own text is trusted.
+struct RenderedSpan {
+  std::string text;
+  bool user_text = false;
+};
+
+// Immutable after Create; thread-safe.
+class ChatTemplate {
+ public:
+  // kUnimplemented names an unsupported construct with its line; kInvalidArgument a syntax error.
+  static absl::StatusOr<std::unique_ptr<ChatTemplate>> Create(std::string_view source,
+                                                              std::string_view source_name);
+  // DIRECTORY/chat_template.jinja, else "chat_template" of tokenizer_config.json; kNotFound when
+  // neither.
+  static absl::StatusOr<std::unique_ptr<ChatTemplate>> Load(const std::string& directory);
+
+  virtual ~ChatTemplate() = default;
+
+  // `variables` is an object with "messages", and optionally "tools", "add_generation_prompt" and
+  // whatever else the template reads. kInvalidArgument: what the template raised, or an operation
+  // on a value of the wrong type, with the line; kResourceExhausted: more than 16 MiB of output or
+  // 10^7 steps.
+  virtual absl::StatusOr<std::vector<RenderedSpan>> Render(
+      const nlohmann::ordered_json& variables) const = 0;
+};
+
+}  // namespace banyan
