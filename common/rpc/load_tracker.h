@@ -1,0 +1,36 @@
+// The state of a service's load: written by the loading thread, read by WatchLoad streams and
+// metrics.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "proto/common/v1/load.pb.h"
+
+namespace banyan {
+
+// Thread-safe.
+class LoadTracker {
+ public:
+  LoadTracker();
+
+  void SetPhase(common::v1::LoadProgress::Phase phase, std::string detail = "");
+  void SetBytes(uint64_t done, uint64_t total);
+
+  common::v1::LoadProgress Get() const;
+  // Grows by one with every change: a stream sends when it differs from what it sent last.
+  uint64_t version() const;
+  // Returns when version() != seen or at the deadline; the current version.
+  uint64_t AwaitChange(uint64_t seen, absl::Time deadline) const;
+
+ private:
+  mutable absl::Mutex mutex_;
+  common::v1::LoadProgress progress_ ABSL_GUARDED_BY(mutex_);
+  uint64_t version_ ABSL_GUARDED_BY(mutex_) = 1;
+  const absl::Time start_;
+};
+
+}  // namespace banyan

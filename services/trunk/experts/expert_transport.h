@@ -1,0 +1,39 @@
+// Carries rows to the expert shards and brings back their sums.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace banyan::trunk {
+
+// Owned by the engine's thread, except WaitReady and Ready which any thread may call.
+class ExpertTransport {
+ public:
+  struct Batch {
+    int64_t step_id = 0;
+    int32_t layer = 0;
+    int32_t num_rows = 0;
+    int32_t top_k = 0;
+    const float* activations = nullptr;    // [num_rows, hidden_size]
+    const uint16_t* expert_ids = nullptr;  // [num_rows, top_k], distinct within a row
+    const float* weights = nullptr;        // [num_rows, top_k]
+  };
+  virtual ~ExpertTransport() = default;
+
+  // Sends the rows to the shards that own their experts and returns; the arrays stay borrowed until
+  // Combine has returned. One batch at a time.
+  virtual absl::Status Dispatch(const Batch& batch) = 0;
+
+  // Waits for all shards. out [num_rows, hidden_size] is overwritten with the sum of the shards'
+  // partial rows, added in shard order. kUnavailable names the shard and its addresses; the batch
+  // is then over.
+  virtual absl::Status Combine(float* out) = 0;
+
+  // OK when every shard has a usable replica; else kUnavailable saying for which one it waits.
+  virtual absl::Status Ready() const = 0;
+  virtual absl::Status WaitReady(absl::Time deadline) = 0;
+};
+
+}  // namespace banyan::trunk
