@@ -11,12 +11,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/io/mapped_file.h"
 #include "common/tensor/tensor_view.h"
 
 namespace banyan {
 
 // Immutable after Open; thread-safe. Views point into the mapped files and live as long as this
-// object.
+// object. Tensor bytes lie at any alignment.
 class Checkpoint {
  public:
   struct Entry {
@@ -25,33 +26,50 @@ class Checkpoint {
     int32_t file_idx;  // into files()
   };
 
-  // Maps every shard of `directory` (the sharded index's files, or model.safetensors) and reads all
-  // headers; no tensor byte is touched. Errors name file, tensor, expected and found: kNotFound (no
-  // directory, no weights, a listed shard absent), kDataLoss (header lies, holes, overlap,
-  // truncation, duplicates, index against headers), kUnimplemented (unknown dtype).
+  // Maps every shard of `directory` (those of model.safetensors.index.json, or model.safetensors)
+  // and reads all headers; no tensor byte is touched. Names in the headers are authoritative; an
+  // index that disagrees with them is an error. Errors name file, tensor, expected and found:
+  // kNotFound (no directory, no config.json, no weights, a listed shard absent), kDataLoss (header
+  // lies, holes, overlap, truncation, duplicates, index against headers, shards the index does not
+  // list), kUnimplemented (unknown dtype).
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& directory);
 
-  virtual ~Checkpoint() = default;
-
   // nullptr when there is no such tensor.
-  virtual const Entry* Find(std::string_view name) const = 0;
+  const Entry* Find(std::string_view name) const;
 
   // The tensor, which must have `shape` and one of `dtypes`. kNotFound or kDataLoss names tensor,
   // file, expected and found.
-  virtual absl::StatusOr<TensorView> Get(std::string_view name, const Shape& shape,
-                                         std::span<const DType> dtypes) const = 0;
+  absl::StatusOr<TensorView> Get(std::string_view name, const Shape& shape,
+                                 std::span<const DType> dtypes) const;
 
   // All tensors in name order.
-  virtual std::span<const Entry> entries() const = 0;
-  virtual std::span<const std::string> files() const = 0;  // base names
-  virtual const std::string& directory() const = 0;
+  std::span<const Entry> entries() const { return entries_; }
+  std::span<const std::string> files() const { return file_names_; }  // base names, sorted
+  const std::string& FileOf(const Entry& entry) const {
+    return file_names_[static_cast<size_t>(entry.file_idx)];
+  }
+  const std::string& directory() const { return directory_; }
 
-  // 32 hex digits over config.json's bytes and every shard's header bytes (names, shapes, offsets,
-  // file size): equal on hosts that hold equal copies, different after any change of a header.
-  virtual const std::string& fingerprint() const = 0;
+  // 32 hex digits over config.json's bytes and every shard's name, size and header bytes: equal on
+  // hosts that hold equal copies, different after any change of a header.
+  const std::string& fingerprint() const { return fingerprint_; }
 
   // Asks the kernel to read ahead the pages of a view (madvise); never fails.
-  virtual void Prefetch(const TensorView& view) const = 0;
+  void Prefetch(const TensorView& view) const;
+
+  // kDataLoss when a shard changed size or modification time since Open. For whoever copies tensors
+  // out: before (a truncated mapping faults when touched) and after (the copy is of one version).
+  absl::Status CheckFilesUnchanged() const;
+
+ private:
+  Checkpoint() = default;
+  absl::Status CheckUniqueNames() const;
+
+  std::string directory_;
+  std::string fingerprint_;
+  std::vector<std::string> file_names_;
+  std::vector<MappedFile> files_;  // as file_names_
+  std::vector<Entry> entries_;     // by name
 };
 
 }  // namespace banyan
