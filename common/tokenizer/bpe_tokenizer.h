@@ -19,6 +19,12 @@ enum class AddedTokens : uint8_t {
   kOrdinary,  // only those not marked special: text typed by users never becomes a control token
 };
 
+// A part of a text and which added tokens count in it.
+struct TextSpan {
+  std::string_view text;
+  AddedTokens added = AddedTokens::kAll;
+};
+
 // Immutable after Create; thread-safe.
 class BpeTokenizer {
  public:
@@ -34,6 +40,10 @@ class BpeTokenizer {
   // Appends the ids of `text`; invalid UTF-8 is read as U+FFFD. Never fails.
   virtual void Encode(std::string_view text, AddedTokens added,
                       std::vector<int32_t>& ids) const = 0;
+
+  // Appends the ids of the concatenation of `spans`: borders of spans split nothing, but a token
+  // marked special is recognised only where all of it lies in kAll spans.
+  virtual void EncodeSpans(std::span<const TextSpan> spans, std::vector<int32_t>& ids) const = 0;
 
   // The bytes of one token ("" for an id that is not in the vocabulary). A token may hold part of a
   // character.
