@@ -15,7 +15,9 @@ class WorkerPool {
     int num_threads = 1;  // the calling thread is one of them; 1: everything runs in the caller
     // How long an idle worker polls for the next loop before it sleeps in the kernel.
     absl::Duration spin = absl::Microseconds(200);
-    bool pin = false;  // worker i to the i-th CPU of the process's affinity mask
+    // Worker i (1, 2, ...) to the i-th CPU of the process's affinity mask, modulo its size; the
+    // calling thread, thread 0, stays as it is.
+    bool pin = false;
   };
 
   explicit WorkerPool(const Options& options);
@@ -27,9 +29,10 @@ class WorkerPool {
 
   // Calls body(tile, thread) once for each tile in [0, num_tiles), thread in [0, num_threads());
   // returns when all are done, with everything they wrote visible. Tiles are taken dynamically, so
-  // a thread that loses its CPU delays one tile only. Which thread runs a tile must not matter for
-  // the result. One loop at a time: owned by one calling thread. No allocation, no lock when
-  // workers are awake.
+  // a thread that loses its CPU delays one tile only, and a worker that wakes late is not waited
+  // for. Which thread runs a tile must not matter for the result. One loop at a time: owned by one
+  // calling thread, and `body` starts no loop. No allocation, no lock when workers are awake.
+  // num_tiles < 2^32.
   void ParallelFor(int64_t num_tiles, absl::FunctionRef<void(int64_t tile, int thread)> body);
 
  private:
