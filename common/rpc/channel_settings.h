@@ -4,19 +4,18 @@
 #include <grpcpp/server_builder.h>
 #include <grpcpp/support/channel_arguments.h>
 
-#include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
 
 namespace banyan {
 
-// First statement of main(), before any gRPC call: sets GRPC_EXPERIMENTS and switches abseil's
-// mutex deadlock detector off.
+// First statement of main(), before any gRPC call: sets gRPC's environment (GRPC_EXPERIMENTS,
+// GRPC_POLL_STRATEGY) and switches abseil's mutex deadlock detector off.
 void PrepareGrpcProcess();
 
-// Whole-message reads, large frames and windows, own connection per channel, quick reconnect,
-// keepalive that finds a hung host within 100 ms.
+// Whole-message reads, large frames, message limit, a connection of its own for every channel,
+// quick reconnect; keepalive for hosts that vanish while nothing is under way.
 grpc::ChannelArguments ExpertChannelArguments();
 void ApplyExpertServerSettings(grpc::ServerBuilder& builder);
 

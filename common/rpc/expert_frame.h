@@ -1,12 +1,15 @@
 // The bytes of ForwardRequest and ForwardResponse, written and read by hand without touching the
 // payload. A frame is exactly what generated code makes of the message with every field set
-// (proto/expert/v1/expert.proto), so any gRPC client can speak to an expert.
+// (proto/expert/v1/expert.proto), so any gRPC client can speak to an expert. Byte by byte:
+// docs/formats/expert_call.md.
 #pragma once
 
 #include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/slice.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 
 #include "absl/status/status.h"
@@ -14,6 +17,7 @@
 
 namespace banyan {
 
+inline constexpr uint32_t kForwardProtocolVersion = 1;  // DescribeResponse.protocol_version
 inline constexpr uint16_t kNoExpert = 0xffff;  // this place of the row belongs to another shard
 
 enum ForwardFlags : uint32_t {
@@ -39,20 +43,20 @@ struct ForwardResponseHeader {
   uint32_t compute_ns = 0;
 };
 
-// A frame whose payload slices refer to the caller's memory: it must stay unchanged until the write
-// has completed and the buffer is destroyed.
+// Frames of one or two slices. Ids and weights (60 bytes a row at top-10) are copied behind the
+// header; the large payload is the caller's slice, referenced. A reference-counted slice
+// (payload_buffer.h) may be released at once; memory under a static slice must stay unchanged until
+// gRPC has let go of the frame, which is later than the end of the write.
 //   expert_ids [num_rows, top_k], weights [num_rows, top_k], activations [num_rows, hidden] as
 //   flags say
 grpc::ByteBuffer MakeForwardRequest(const ForwardRequestHeader& header,
                                     std::span<const uint16_t> expert_ids,
-                                    std::span<const float> weights,
-                                    std::span<const std::byte> activations);
-grpc::ByteBuffer MakeForwardResponse(const ForwardResponseHeader& header,
-                                     std::span<const std::byte> partial_sums);
+                                    std::span<const float> weights, grpc::Slice activations);
+grpc::ByteBuffer MakeForwardResponse(const ForwardResponseHeader& header, grpc::Slice partial_sums);
 
 // Fields found in a frame. Payload spans point into the frame's own slices when they lie in one
-// slice, else into `storage` of the parser; any alignment. Valid until the next Parse or the
-// frame's end.
+// slice, else into memory of the parser; any alignment. Valid until the parser's next Parse or its
+// end, also after the frame has gone.
 struct ForwardRequestView {
   ForwardRequestHeader header;
   std::span<const std::byte> expert_ids;
@@ -64,20 +68,23 @@ struct ForwardResponseView {
   std::span<const std::byte> partial_sums;
 };
 
-// The exact frame is read by a fast path; any other valid encoding of the message by a general one.
-// Checks everything that can be checked without knowing the model: malformed bytes, missing
-// payloads, counts against payload sizes (hidden_size is given). kInvalidArgument says what was
-// expected and found. Thread-compatible; owns the slices of the frame it parsed last.
+// The exact frame is read by a fast path; any other valid encoding of the message by generated
+// code. Checks everything that can be checked without knowing the model: malformed bytes, counts of
+// zero, unknown flags, payload sizes against counts (hidden_size is given). kInvalidArgument says
+// what was expected and found. Thread-compatible; owns the slices of the frame it parsed last.
 class ForwardFrameParser {
  public:
   explicit ForwardFrameParser(int32_t hidden_size);
   ~ForwardFrameParser();
+  ForwardFrameParser(ForwardFrameParser&&) noexcept;
+  ForwardFrameParser& operator=(ForwardFrameParser&&) noexcept;
+
   absl::StatusOr<ForwardRequestView> ParseRequest(const grpc::ByteBuffer& frame);
   absl::StatusOr<ForwardResponseView> ParseResponse(const grpc::ByteBuffer& frame);
 
  private:
   class Impl;
-  Impl* impl_;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace banyan

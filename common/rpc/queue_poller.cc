@@ -1,0 +1,47 @@
+#include "common/rpc/queue_poller.h"
+
+#include <grpc/support/time.h>
+#include <sched.h>
+
+#include <algorithm>
+
+namespace banyan {
+namespace {
+
+using NextStatus = grpc::CompletionQueue::NextStatus;
+
+// A yield that takes longer has run somebody else.
+constexpr std::chrono::microseconds kForeignYield(15);
+
+gpr_timespec ToGpr(QueuePoller::Clock::time_point deadline) {
+  if (deadline == QueuePoller::Clock::time_point::max()) return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+  const auto left =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(deadline - QueuePoller::Clock::now());
+  return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                      gpr_time_from_nanos(std::max<int64_t>(left.count(), 0), GPR_TIMESPAN));
+}
+
+}  // namespace
+
+QueuePoller::QueuePoller(grpc::CompletionQueue* queue, Clock::duration spin)
+    : queue_(queue), spin_(spin) {}
+
+NextStatus QueuePoller::Poll(void** tag, bool* ok) {
+  return queue_->AsyncNext(tag, ok, gpr_inf_past(GPR_CLOCK_MONOTONIC));
+}
+
+NextStatus QueuePoller::Next(void** tag, bool* ok, Clock::time_point deadline) {
+  if (NextStatus status = Poll(tag, ok); status != grpc::CompletionQueue::TIMEOUT) return status;
+  Clock::time_point now = Clock::now();
+  const Clock::time_point spin_end = std::min(deadline, now + spin_);
+  while (now < spin_end) {
+    sched_yield();
+    if (NextStatus status = Poll(tag, ok); status != grpc::CompletionQueue::TIMEOUT) return status;
+    const Clock::time_point after = Clock::now();
+    if (after - now > kForeignYield) break;
+    now = after;
+  }
+  return queue_->AsyncNext(tag, ok, ToGpr(deadline));
+}
+
+}  // namespace banyan

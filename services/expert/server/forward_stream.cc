@@ -1,0 +1,399 @@
+#include "services/expert/server/forward_stream.h"
+
+#include <grpcpp/alarm.h>
+#include <grpcpp/completion_queue.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <limits>
+#include <optional>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/base/logging.h"
+#include "common/base/strings.h"
+#include "common/rpc/expert_frame.h"
+#include "common/rpc/grpc_status.h"
+#include "common/rpc/payload_buffer.h"
+#include "common/rpc/queue_poller.h"
+
+namespace banyan::expert {
+namespace {
+
+using SteadyClock = QueuePoller::Clock;
+using NextStatus = grpc::CompletionQueue::NextStatus;
+
+uint32_t ClampedNs(SteadyClock::duration duration) {
+  const int64_t ns = std::chrono::duration_cast<std::chrono::nanoseconds>(duration).count();
+  return static_cast<uint32_t>(std::clamp<int64_t>(ns, 0, std::numeric_limits<uint32_t>::max()));
+}
+
+double Seconds(SteadyClock::duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
+struct Metrics {
+  explicit Metrics(MetricsRegistry& registry)
+      : calls(registry.Counter("banyan_expert_calls_total", "Expert calls answered.")),
+        rows(registry.Counter("banyan_expert_rows_total", "Rows of the calls answered.")),
+        received_bytes(registry.Counter("banyan_expert_received_bytes_total",
+                                        "Bytes of the requests received on Forward streams.")),
+        sent_bytes(registry.Counter("banyan_expert_sent_bytes_total",
+                                    "Bytes of the replies sent on Forward streams.")),
+        refused(registry.Counter("banyan_expert_frames_refused_total",
+                                 "Frames that broke a rule and ended their stream.")),
+        streams_total(registry.Counter("banyan_expert_streams_total", "Forward streams taken.")),
+        streams(registry.Gauge("banyan_expert_streams", "Forward streams open.")),
+        queue(registry.Histogram("banyan_expert_call_queue_seconds",
+                                 "From a frame's arrival to the start of its computation.",
+                                 LatencyBuckets())),
+        compute(registry.Histogram("banyan_expert_call_compute_seconds",
+                                   "Computation of one expert call.", LatencyBuckets())) {}
+
+  prometheus::Counter& calls;
+  prometheus::Counter& rows;
+  prometheus::Counter& received_bytes;
+  prometheus::Counter& sent_bytes;
+  prometheus::Counter& refused;
+  prometheus::Counter& streams_total;
+  prometheus::Gauge& streams;
+  prometheus::Histogram& queue;
+  prometheus::Histogram& compute;
+};
+
+// One Forward stream. An operation in flight is a bit of `pending`; the object dies when none is
+// left after Finish.
+struct Stream {
+  enum Operation : uint32_t { kOpen = 1, kMetadata = 2, kRead = 4, kWrite = 8, kFinish = 16 };
+  struct Tag {
+    Stream* stream;
+    Operation operation;
+  };
+
+  grpc::ServerContext context;
+  ForwardStreamServer::RawStream rpc{&context};
+  Tag open{this, kOpen}, metadata{this, kMetadata}, read{this, kRead}, write{this, kWrite},
+      finish{this, kFinish};
+  uint32_t pending = 0;
+  bool finished = false;  // nothing is left but operations in flight
+
+  grpc::ByteBuffer request;
+  bool request_waits = false;  // for its turn
+  SteadyClock::time_point arrival;
+  std::optional<uint64_t> last_sequence;
+  std::optional<ForwardFrameParser> parser;
+  PayloadBuffer sums;
+  std::optional<grpc::ByteBuffer> held_reply;  // until the previous one has left
+  std::optional<grpc::Status> end;             // likewise
+};
+
+}  // namespace
+
+class ForwardStreamServer::Impl {
+ public:
+  Impl(const Options& options, grpc::ServerBuilder& builder, MetricsRegistry& metrics)
+      : options_(options),
+        metrics_(metrics),
+        queue_(builder.AddCompletionQueue()),
+        poller_(queue_.get(), absl::ToChronoNanoseconds(options.spin)) {}
+
+  ~Impl() { Stop(); }
+
+  void Start(RequestForward request) {
+    request_ = std::move(request);
+    thread_ = std::thread([this] { Loop(); });
+  }
+
+  void SetExecutor(ExpertExecutor* executor) {
+    executor_.store(executor, std::memory_order_release);
+  }
+
+  void Drain() {
+    // The alarm's tag is none of a stream's: it only wakes the thread.
+    if (!draining_.exchange(true) && thread_.joinable()) {
+      drain_alarm_.Set(queue_.get(), gpr_now(GPR_CLOCK_MONOTONIC), nullptr);
+    }
+  }
+
+  void Stop() {
+    if (std::exchange(stopped_, true)) return;
+    draining_ = true;
+    stopping_ = true;
+    queue_->Shutdown();
+    if (thread_.joinable()) {
+      thread_.join();
+    } else {
+      void* tag;
+      bool ok;
+      while (queue_->Next(&tag, &ok)) continue;
+    }
+  }
+
+ private:
+  void Loop() {
+    RequestStream();
+    void* tag = nullptr;
+    bool ok = false;
+    while (true) {
+      // With requests waiting only look: others that have arrived meanwhile take their place.
+      NextStatus status = waiting_.empty() ? poller_.Next(&tag, &ok, SteadyClock::time_point::max())
+                          : streams_.size() > 1 ? poller_.Poll(&tag, &ok)
+                                                : grpc::CompletionQueue::TIMEOUT;
+      if (status == grpc::CompletionQueue::SHUTDOWN) break;
+      if (status == grpc::CompletionQueue::GOT_EVENT) {
+        OnEvent(static_cast<Stream::Tag*>(tag), ok);
+      } else if (!waiting_.empty()) {
+        Stream* stream = waiting_.front();
+        waiting_.pop_front();
+        Run(stream);
+      }
+    }
+    CHECK(streams_.empty() && waiting_.empty());
+  }
+
+  void OnEvent(Stream::Tag* tag, bool ok) {
+    if (tag == nullptr) {
+      EndIdleStreams();
+      return;
+    }
+    Stream* stream = tag->stream;
+    stream->pending &= ~static_cast<uint32_t>(tag->operation);
+    switch (tag->operation) {
+      case Stream::kOpen:
+        OnOpen(stream, ok);
+        break;
+      case Stream::kRead:
+        OnRead(stream, ok);
+        break;
+      case Stream::kWrite:
+        OnWritten(stream);
+        break;
+      case Stream::kMetadata:
+        break;
+      case Stream::kFinish:
+        metrics_.streams.Decrement();
+        stream->finished = true;
+        break;
+    }
+    EraseIfOver(stream);
+  }
+
+  void EraseIfOver(Stream* stream) {
+    if (stream->finished && stream->pending == 0 && !stream->request_waits) {
+      streams_.erase(streams_.find(stream));
+    }
+  }
+
+  void RequestStream() {
+    auto stream = std::make_unique<Stream>();
+    Stream* raw = stream.get();
+    streams_.insert(std::move(stream));
+    raw->pending |= Stream::kOpen;
+    request_(&raw->context, &raw->rpc, queue_.get(), queue_.get(), &raw->open);
+  }
+
+  void OnOpen(Stream* stream, bool ok) {
+    if (!ok) {  // the server shuts down
+      stream->finished = true;
+      return;
+    }
+    metrics_.streams_total.Increment();
+    metrics_.streams.Increment();
+    if (!stopping_) RequestStream();
+    ExpertExecutor* executor = executor_.load(std::memory_order_acquire);
+    if (draining_) {
+      End(stream, Draining());
+    } else if (executor == nullptr) {
+      End(stream, absl::UnavailableError("this host is loading; WatchLoad tells how far it is"));
+    } else if (static_cast<int32_t>(streams_.size()) - 1 > options_.max_streams) {
+      End(stream,
+          StatusF(absl::StatusCode::kResourceExhausted,
+                  "{} Forward streams are open, the most this host serves", options_.max_streams));
+    } else {
+      stream->parser.emplace(executor->geometry().hidden_size);
+      // Tells the trunk that the stream is served, before its first call.
+      stream->pending |= Stream::kMetadata;
+      stream->rpc.SendInitialMetadata(&stream->metadata);
+      Read(stream);
+    }
+  }
+
+  void Read(Stream* stream) {
+    stream->pending |= Stream::kRead;
+    stream->rpc.Read(&stream->request, &stream->read);
+  }
+
+  void OnRead(Stream* stream, bool ok) {
+    if (stream->end.has_value()) return;
+    if (!ok) {  // the trunk closed the stream, or it broke; then the status reaches nobody
+      End(stream, absl::OkStatus());
+      return;
+    }
+    stream->arrival = SteadyClock::now();
+    stream->request_waits = true;
+    waiting_.push_back(stream);
+  }
+
+  void Run(Stream* stream) {
+    stream->request_waits = false;
+    if (stream->end.has_value()) {
+      EraseIfOver(stream);
+      return;
+    }
+    absl::StatusOr<grpc::ByteBuffer> reply = Answer(stream);
+    metrics_.received_bytes.Increment(static_cast<double>(stream->request.Length()));
+    stream->request.Clear();
+    if (!reply.ok()) {
+      metrics_.refused.Increment();
+      LogWarning("forward_refused peer={} reason=\"{}\"", Printable(stream->context.peer()),
+                 Printable(ToStd(reply.status().message()), 512));
+      End(stream, reply.status());
+      return;
+    }
+    metrics_.sent_bytes.Increment(static_cast<double>(reply->Length()));
+    if ((stream->pending & Stream::kWrite) != 0) {
+      stream->held_reply = *std::move(reply);
+    } else {
+      Write(stream, *reply);
+    }
+  }
+
+  // Write first, then Read: the window update for what was read then travels with the reply, while
+  // a Read posted first sends it in a packet of its own and wakes the peer for nothing.
+  void Write(Stream* stream, const grpc::ByteBuffer& reply) {
+    stream->pending |= Stream::kWrite;
+    stream->rpc.Write(reply, &stream->write);
+    if (draining_) {
+      End(stream, Draining());
+    } else {
+      Read(stream);
+    }
+  }
+
+  void OnWritten(Stream* stream) {
+    if (stream->held_reply.has_value()) {
+      const grpc::ByteBuffer reply = *std::exchange(stream->held_reply, std::nullopt);
+      Write(stream, reply);
+    } else if (stream->end.has_value()) {
+      Finish(stream);
+    }
+  }
+
+  absl::StatusOr<grpc::ByteBuffer> Answer(Stream* stream) {
+    absl::StatusOr<ForwardRequestView> parsed = stream->parser->ParseRequest(stream->request);
+    if (!parsed.ok()) return parsed.status();
+    const ForwardRequestHeader& header = parsed->header;
+    ExpertExecutor* executor = executor_.load(std::memory_order_acquire);
+    const ShardGeometry& geometry = executor->geometry();
+    if (stream->last_sequence.has_value() && header.sequence <= *stream->last_sequence) {
+      return InvalidArgumentF("ForwardRequest sequence {} after {}: expected it to grow",
+                              header.sequence, *stream->last_sequence);
+    }
+    stream->last_sequence = header.sequence;
+    // Checked here as well as in Run: the reply's memory follows from the row count.
+    if (header.num_rows > static_cast<uint32_t>(geometry.max_rows)) {
+      return InvalidArgumentF("ForwardRequest num_rows {}: expected 1 to {}", header.num_rows,
+                              geometry.max_rows);
+    }
+    if (header.layer > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
+      return InvalidArgumentF("ForwardRequest layer {}: expected 0 to {}", header.layer,
+                              geometry.num_layers - 1);
+    }
+    const bool reply_f32 = (header.flags & kReplyF32) != 0;
+    const size_t reply_bytes =
+        size_t{header.num_rows} * static_cast<size_t>(geometry.hidden_size) * (reply_f32 ? 4 : 2);
+    ExpertCall call{.layer = static_cast<int32_t>(header.layer),
+                    .num_rows = static_cast<int32_t>(header.num_rows),
+                    .top_k = static_cast<int32_t>(header.top_k),
+                    .expert_ids = parsed->expert_ids.data(),
+                    .weights = parsed->weights.data(),
+                    .activations = parsed->activations.data(),
+                    .activation_type = (header.flags & kActivationsF32) != 0
+                                           ? ActivationType::kF32
+                                           : ActivationType::kBF16,
+                    .out = stream->sums.Prepare(reply_bytes).data(),
+                    .reply_type = reply_f32 ? ActivationType::kF32 : ActivationType::kBF16};
+    const SteadyClock::time_point start = SteadyClock::now();
+    if (absl::Status status = executor->Run(call); !status.ok()) return status;
+    const SteadyClock::time_point done = SteadyClock::now();
+
+    metrics_.calls.Increment();
+    metrics_.rows.Increment(header.num_rows);
+    metrics_.queue.Observe(Seconds(start - stream->arrival));
+    metrics_.compute.Observe(Seconds(done - start));
+    return MakeForwardResponse({.sequence = header.sequence,
+                                .num_rows = header.num_rows,
+                                .flags = header.flags & kReplyF32,
+                                .queue_ns = ClampedNs(start - stream->arrival),
+                                .compute_ns = ClampedNs(done - start)},
+                               stream->sums.Share(reply_bytes));
+  }
+
+  // Ends the stream once its last reply has left.
+  void End(Stream* stream, const absl::Status& status) {
+    if (stream->end.has_value()) return;
+    stream->end = ToGrpc(status);
+    if ((stream->pending & Stream::kWrite) == 0) Finish(stream);
+  }
+
+  void Finish(Stream* stream) {
+    stream->pending |= Stream::kFinish;
+    stream->rpc.Finish(*stream->end, &stream->finish);
+  }
+
+  // Streams that wait for a request; the others end after the answer under way.
+  void EndIdleStreams() {
+    for (const std::unique_ptr<Stream>& stream : streams_) {
+      const bool open = stream->parser.has_value() && (stream->pending & Stream::kOpen) == 0;
+      if (open && !stream->request_waits && !stream->held_reply.has_value()) {
+        End(stream.get(), Draining());
+      }
+    }
+  }
+
+  static absl::Status Draining() {
+    return absl::UnavailableError("this host is draining: it takes no further calls");
+  }
+
+  struct ByAddress {
+    using is_transparent = void;
+    static const Stream* Address(const std::unique_ptr<Stream>& stream) { return stream.get(); }
+    static const Stream* Address(const Stream* stream) { return stream; }
+    template <typename A, typename B>
+    bool operator()(const A& a, const B& b) const {
+      return Address(a) < Address(b);
+    }
+  };
+
+  const Options options_;
+  Metrics metrics_;
+  std::unique_ptr<grpc::ServerCompletionQueue> queue_;
+  QueuePoller poller_;
+  grpc::Alarm drain_alarm_;
+  RequestForward request_;
+  std::atomic<ExpertExecutor*> executor_{nullptr};
+  std::atomic<bool> draining_{false};
+  std::atomic<bool> stopping_{false};
+  bool stopped_ = false;
+  std::thread thread_;
+
+  // Of the queue's thread:
+  std::set<std::unique_ptr<Stream>, ByAddress> streams_;  // one of them waits for its trunk
+  std::deque<Stream*> waiting_;                           // arrived requests, oldest first
+};
+
+ForwardStreamServer::ForwardStreamServer(const Options& options, grpc::ServerBuilder& builder,
+                                         MetricsRegistry& metrics)
+    : impl_(std::make_unique<Impl>(options, builder, metrics)) {}
+ForwardStreamServer::~ForwardStreamServer() = default;
+void ForwardStreamServer::Start(RequestForward request) { impl_->Start(std::move(request)); }
+void ForwardStreamServer::SetExecutor(ExpertExecutor* executor) { impl_->SetExecutor(executor); }
+void ForwardStreamServer::Drain() { impl_->Drain(); }
+void ForwardStreamServer::Stop() { impl_->Stop(); }
+
+}  // namespace banyan::expert
