@@ -102,12 +102,11 @@ class HeaderSax {
           DataLossF("{}: tensor '{}': unknown key '{}', expected dtype, shape, data_offsets",
                     source_, Printable(tensor_.name), Printable(name, 40)));
     }
-    const unsigned bit = 1u << static_cast<unsigned>(field_);
-    if ((seen_ & bit) != 0) {
+    if (Seen(field_)) {
       return Fail(DataLossF("{}: tensor '{}': key '{}' appears twice", source_,
                             Printable(tensor_.name), name));
     }
-    seen_ |= bit;
+    seen_ |= Bit(field_);
     return true;
   }
 
@@ -144,7 +143,9 @@ class HeaderSax {
  private:
   enum class Place { kOutside, kTop, kMetadata, kTensor, kShape, kOffsets };
   enum class Field : unsigned { kNone, kDType, kShape, kOffsets };
-  static constexpr unsigned kAllFields = 0b1110;
+
+  static unsigned Bit(Field field) { return 1u << static_cast<unsigned>(field); }
+  bool Seen(Field field) const { return (seen_ & Bit(field)) != 0; }
 
   bool Fail(absl::Status status) {
     status_ = std::move(status);
@@ -196,10 +197,10 @@ class HeaderSax {
   }
 
   bool FinishTensor() {
-    const std::string_view missing = (seen_ & 0b0010) == 0   ? "dtype"
-                                     : (seen_ & 0b0100) == 0 ? "shape"
-                                     : (seen_ & 0b1000) == 0 ? "data_offsets"
-                                                             : "";
+    const std::string_view missing = !Seen(Field::kDType)     ? "dtype"
+                                     : !Seen(Field::kShape)   ? "shape"
+                                     : !Seen(Field::kOffsets) ? "data_offsets"
+                                                              : "";
     if (!missing.empty()) {
       return Fail(DataLossF("{}: tensor '{}': key '{}' is missing", source_,
                             Printable(tensor_.name), missing));
