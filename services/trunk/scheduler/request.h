@@ -7,12 +7,13 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "services/trunk/sampling/logprobs.h"
 #include "services/trunk/sampling/sampling_params.h"
 
 namespace banyan::trunk {
 
 struct Request {
-  std::string request_id;
+  std::string request_id;           // for logs and messages
   std::vector<int32_t> prompt_ids;  // at least one
   SamplingParams sampling;
   int32_t max_new_tokens = 0;           // 0: the prompt is processed, nothing is generated
@@ -21,14 +22,6 @@ struct Request {
   bool logprobs = false;                // of the chosen tokens
   bool prompt_logprobs = false;
   absl::Time deadline = absl::InfiniteFuture();
-};
-
-// Of the model's own distribution, before temperature and penalties.
-struct TokenLogprobs {
-  int32_t token_id = 0;
-  float logprob = 0;
-  std::vector<int32_t> top_ids;  // descending, ties by lower id
-  std::vector<float> top_logprobs;
 };
 
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
@@ -40,12 +33,13 @@ struct RequestTimings {
 };
 
 struct FinishInfo {
-  absl::Status
-      status;  // not OK: kDeadlineExceeded, kUnavailable, kInternal...; reason is then kCancelled
+  // Not OK: kDeadlineExceeded, kUnavailable (experts gone too long, or shut down before the end),
+  // kInternal; `reason` is then kCancelled. Cancel() by the client: OK and kCancelled.
+  absl::Status status;
   FinishReason reason = FinishReason::kStop;
   int32_t stop_token_id = -1;  // the end token that was met, or -1
   int32_t prompt_tokens = 0;
-  int32_t completion_tokens = 0;
+  int32_t completion_tokens = 0;  // the end token counts
   RequestTimings timings;
 };
 
