@@ -10,28 +10,13 @@
 
 #include <cerrno>
 #include <cstdlib>
-#include <filesystem>
 #include <fstream>
-#include <system_error>
 
 #include "absl/time/clock.h"
 #include "common/base/check.h"
 #include "common/base/strings.h"
 
-namespace banyan::testing {
-
-TempDir::TempDir() {
-  const char* base = std::getenv("TMPDIR");
-  path_ = std::string(base != nullptr ? base : "/tmp") + "/banyan-test-XXXXXX";
-  CHECK(mkdtemp(path_.data()) != nullptr);
-}
-
-TempDir::~TempDir() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
-
-std::string TempDir::File(std::string_view name) const { return fmt::format("{}/{}", path_, name); }
+namespace banyan::test {
 
 std::string BinaryPath(std::string_view name) { return fmt::format("{}/{}", BANYAN_BIN_DIR, name); }
 
@@ -170,4 +155,4 @@ int64_t Process::ResidentBytes() const {
   return resident_pages * sysconf(_SC_PAGESIZE);
 }
 
-}  // namespace banyan::testing
+}  // namespace banyan::test

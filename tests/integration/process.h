@@ -15,21 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 
-namespace banyan::testing {
-
-// A directory under the system's temporary directory, removed with everything in it.
-class TempDir {
- public:
-  TempDir();
-  ~TempDir();
-  TempDir(const TempDir&) = delete;
-  TempDir& operator=(const TempDir&) = delete;
-  const std::string& path() const { return path_; }
-  std::string File(std::string_view name) const;
-
- private:
-  std::string path_;
-};
+namespace banyan::test {
 
 // The path of a program of this build: BANYAN_BIN_DIR/name.
 std::string BinaryPath(std::string_view name);
@@ -75,4 +61,4 @@ class Process {
   int exit_code_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-}  // namespace banyan::testing
+}  // namespace banyan::test

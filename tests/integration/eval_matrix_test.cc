@@ -1,0 +1,119 @@
+// The demo model's answers through the full path (files, trunk process, expert processes, gRPC):
+// the single-answer cases exactly, one at a time and sixteen at a time, and the perplexity of all
+// answers, for 1..4 shards, both splits, TCP and Unix sockets.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "common/base/strings.h"
+#include "tests/integration/cluster.h"
+#include "tests/integration/eval_cases.h"
+
+namespace banyan::test {
+namespace {
+
+using Config = std::tuple<int, std::string, bool>;  // shards, split, unix sockets
+
+class EvalMatrixTest : public ::testing::TestWithParam<Config> {
+ protected:
+  void SetUp() override {
+    const auto& [num_shards, split, unix_sockets] = GetParam();
+    ClusterOptions options;
+    options.model_dir = DemoModelDir();
+    options.num_shards = num_shards;
+    options.split = split;
+    options.unix_sockets = unix_sockets;
+    options.trunk_args = {"--max_sequences=16"};
+    cluster_ = std::make_unique<Cluster>(options);
+    ASSERT_TRUE(cluster_->Start().ok());
+    const absl::Status serving = cluster_->AwaitServing(absl::Seconds(60));
+    ASSERT_TRUE(serving.ok()) << serving;
+  }
+
+  static inference::v1::GenerateRequest GreedyRequest(const EvalCase& eval_case) {
+    inference::v1::GenerateRequest request;
+    request.mutable_token_ids()->mutable_ids()->Assign(eval_case.prompt_ids.begin(),
+                                                       eval_case.prompt_ids.end());
+    request.mutable_sampling()->set_temperature(0);
+    request.mutable_sampling()->set_max_new_tokens(256);
+    return request;
+  }
+
+  // The number of single-answer cases answered exactly with `concurrency` requests at a time.
+  int CountExact(int concurrency) {
+    std::atomic<size_t> next{0};
+    std::atomic<int> exact{0};
+    std::vector<std::thread> clients;
+    for (int i = 0; i < concurrency; ++i) {
+      clients.emplace_back([&] {
+        const auto stub = cluster_->NewStub();
+        for (size_t k = next++; k < set_.cases.size(); k = next++) {
+          const EvalCase& eval_case = set_.cases[k];
+          if (!eval_case.single_answer) continue;
+          const absl::StatusOr<Answer> answer = Generate(*stub, GreedyRequest(eval_case));
+          if (!answer.ok()) {
+            ADD_FAILURE() << "case " << k << ": " << answer.status();
+          } else if (answer->ids == eval_case.answer_ids) {
+            ++exact;
+          } else {
+            ADD_FAILURE() << "case " << k << ": answered " << answer->text;
+          }
+        }
+      });
+    }
+    for (std::thread& client : clients) client.join();
+    return exact;
+  }
+
+  const EvalSet set_ = LoadEvalSet();
+  std::unique_ptr<Cluster> cluster_;
+};
+
+TEST_P(EvalMatrixTest, AnswersExactlyAloneAndInCompany) {
+  EXPECT_EQ(CountExact(1), 214);
+  EXPECT_EQ(CountExact(16), 214);
+}
+
+TEST_P(EvalMatrixTest, AnswerPerplexity) {
+  const auto stub = cluster_->NewStub();
+  double negative_log_likelihood = 0;
+  int num_tokens = 0;
+  for (const EvalCase& eval_case : set_.cases) {
+    inference::v1::GenerateRequest request = GreedyRequest(eval_case);
+    for (int32_t id : eval_case.answer_ids) request.mutable_token_ids()->add_ids(id);
+    request.mutable_sampling()->set_max_new_tokens(0);
+    request.set_prompt_logprobs(true);
+    const absl::StatusOr<Answer> answer = Generate(*stub, request);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    const auto& logprobs = answer->started.prompt_logprobs();
+    const auto prompt_size = static_cast<int>(eval_case.prompt_ids.size());
+    ASSERT_EQ(logprobs.size(), prompt_size - 1 + static_cast<int>(eval_case.answer_ids.size()));
+    // Record i is that of prompt token i + 1.
+    for (size_t k = 0; k < eval_case.answer_ids.size(); ++k) {
+      const auto& record = logprobs[prompt_size - 1 + static_cast<int>(k)];
+      ASSERT_EQ(record.token_id(), eval_case.answer_ids[k]);
+      negative_log_likelihood -= record.logprob();
+      ++num_tokens;
+    }
+  }
+  EXPECT_NEAR(std::exp(negative_log_likelihood / num_tokens), set_.answer_perplexity, 0.0005);
+}
+
+std::string ConfigName(const ::testing::TestParamInfo<Config>& param_info) {
+  const auto& [num_shards, split, unix_sockets] = param_info.param;
+  return fmt::format("{}_{}_{}", num_shards, split, unix_sockets ? "unix" : "tcp");
+}
+
+INSTANTIATE_TEST_SUITE_P(Clusters, EvalMatrixTest,
+                         ::testing::Combine(::testing::Range(1, 5),
+                                            ::testing::Values("width", "experts"),
+                                            ::testing::Bool()),
+                         ConfigName);
+
+}  // namespace
+}  // namespace banyan::test
