@@ -1,52 +1,78 @@
 #include "common/metrics/registry.h"
 
-#include <exception>
+#include <algorithm>
+#include <functional>
+#include <string_view>
+#include <utility>
 
 #include "common/base/check.h"
-#include "common/base/logging.h"
 
 namespace banyan {
 namespace {
 
-// Merge: a family asked for again is the same family; one of another type throws.
-template <typename Builder, typename... Extra>
-auto& Get(prometheus::Registry& registry, Builder builder, const std::string& name,
-          const std::string& help, const MetricLabels& labels, const Extra&... extra) {
-  try {
-    return builder.Name(name).Help(help).Register(registry).Add(labels, extra...);
-  } catch (const std::exception& error) {
-    LogError("metric_name name={} error=\"{}\"", name, error.what());
-    CHECK(!"a metric's name, labels or type");
+bool IsName(std::string_view name, bool colon) {
+  if (name.empty() || (name[0] >= '0' && name[0] <= '9')) return false;
+  return std::all_of(name.begin(), name.end(), [colon](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
+           (colon && c == ':');
+  });
+}
+
+void CheckLabels(const MetricLabels& labels) {
+  for (const auto& [name, value] : labels) {
+    CHECK(IsName(name, /*colon=*/false) && name.compare(0, 2, "__") != 0);
   }
 }
 
 }  // namespace
 
-MetricsRegistry::MetricsRegistry()
-    : registry_(
-          std::make_shared<prometheus::Registry>(prometheus::Registry::InsertBehavior::Merge)) {}
+MetricsRegistry::MetricsRegistry() : registry_(std::make_shared<prometheus::Registry>()) {}
+
+void MetricsRegistry::Declare(const std::string& name, Declared declared) {
+  CHECK(IsName(name, /*colon=*/true));
+  CHECK(!declared.help.empty());
+  absl::MutexLock lock(&mutex_);
+  const auto [it, inserted] = declared_.try_emplace(name, declared);
+  if (inserted) return;
+  CHECK(it->second.type == declared.type);
+  CHECK(it->second.help == declared.help);
+  CHECK(it->second.bounds == declared.bounds);
+}
 
 prometheus::Counter& MetricsRegistry::Counter(const std::string& name, const std::string& help,
                                               const MetricLabels& labels) {
-  return Get(*registry_, prometheus::BuildCounter(), name, help, labels);
+  CheckLabels(labels);
+  Declare(name, {Type::kCounter, help, {}});
+  return prometheus::BuildCounter().Name(name).Help(help).Register(*registry_).Add(labels);
 }
 
 prometheus::Gauge& MetricsRegistry::Gauge(const std::string& name, const std::string& help,
                                           const MetricLabels& labels) {
-  return Get(*registry_, prometheus::BuildGauge(), name, help, labels);
+  CheckLabels(labels);
+  Declare(name, {Type::kGauge, help, {}});
+  return prometheus::BuildGauge().Name(name).Help(help).Register(*registry_).Add(labels);
 }
 
 prometheus::Histogram& MetricsRegistry::Histogram(const std::string& name, const std::string& help,
                                                   const std::vector<double>& bounds,
                                                   const MetricLabels& labels) {
-  return Get(*registry_, prometheus::BuildHistogram(), name, help, labels, bounds);
+  CheckLabels(labels);
+  CHECK(!bounds.empty());
+  CHECK(std::adjacent_find(bounds.begin(), bounds.end(), std::greater_equal<double>()) ==
+        bounds.end());
+  Declare(name, {Type::kHistogram, help, bounds});
+  return prometheus::BuildHistogram()
+      .Name(name)
+      .Help(help)
+      .Register(*registry_)
+      .Add(labels, bounds);
 }
 
 const std::vector<double>& LatencyBuckets() {
-  static const std::vector<double> bounds = {50e-6, 100e-6, 200e-6, 500e-6, 1e-3,   2e-3,   5e-3,
-                                             10e-3, 20e-3,  50e-3,  100e-3, 200e-3, 500e-3, 1,
-                                             2,     5,      10,     20,     50,     100};
-  return bounds;
+  static const auto* const bounds =
+      new std::vector<double>{50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3,
+                              0.1,   0.2,    0.5,    1,      2,    5,    10,   20,    50,    100};
+  return *bounds;
 }
 
 }  // namespace banyan

@@ -12,12 +12,16 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+
 namespace banyan {
 
 using MetricLabels = std::map<std::string, std::string>;
 
 // Thread-safe. Metrics live as long as the registry; asking again for the same name and labels
-// returns the same metric. A name used with another type or help is our own bug (CHECK).
+// returns the same metric. A malformed name, or one used with another type, help or bounds, is our
+// own bug (CHECK).
 class MetricsRegistry {
  public:
   MetricsRegistry();
@@ -34,7 +38,17 @@ class MetricsRegistry {
   const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
 
  private:
+  enum class Type { kCounter, kGauge, kHistogram };
+  struct Declared {
+    Type type;
+    std::string help;
+    std::vector<double> bounds;
+  };
+  void Declare(const std::string& name, Declared declared) ABSL_LOCKS_EXCLUDED(mutex_);
+
   std::shared_ptr<prometheus::Registry> registry_;
+  absl::Mutex mutex_;
+  std::map<std::string, Declared> declared_ ABSL_GUARDED_BY(mutex_);
 };
 
 // 50 us .. 100 s, about three bounds a decade: for calls, steps and requests.

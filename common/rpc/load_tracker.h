@@ -12,11 +12,17 @@
 
 namespace banyan {
 
-// Thread-safe.
+// Thread-safe. `elapsed_seconds` runs from construction and stands still at READY and FAILED.
 class LoadTracker {
  public:
   LoadTracker();
 
+  // READY and FAILED end the load.
+  static bool IsLast(common::v1::LoadProgress::Phase phase) {
+    return phase == common::v1::LoadProgress::READY || phase == common::v1::LoadProgress::FAILED;
+  }
+
+  // A new phase starts with both byte counts at 0.
   void SetPhase(common::v1::LoadProgress::Phase phase, std::string detail = "");
   void SetBytes(uint64_t done, uint64_t total);
 
@@ -30,6 +36,7 @@ class LoadTracker {
   mutable absl::Mutex mutex_;
   common::v1::LoadProgress progress_ ABSL_GUARDED_BY(mutex_);
   uint64_t version_ ABSL_GUARDED_BY(mutex_) = 1;
+  double finished_seconds_ ABSL_GUARDED_BY(mutex_) = -1;
   const absl::Time start_;
 };
 

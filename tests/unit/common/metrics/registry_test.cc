@@ -1,0 +1,61 @@
+#include "common/metrics/registry.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <prometheus/text_serializer.h>
+
+namespace banyan {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string Text(const MetricsRegistry& registry) {
+  return prometheus::TextSerializer().Serialize(registry.registry()->Collect());
+}
+
+TEST(MetricsRegistryTest, SameNameAndLabelsIsTheSameMetric) {
+  MetricsRegistry registry;
+  auto& first = registry.Counter("banyan_test_calls_total", "Calls", {{"shard", "0"}});
+  auto& again = registry.Counter("banyan_test_calls_total", "Calls", {{"shard", "0"}});
+  auto& other = registry.Counter("banyan_test_calls_total", "Calls", {{"shard", "1"}});
+  EXPECT_EQ(&first, &again);
+  EXPECT_NE(&first, &other);
+  first.Increment(2);
+  EXPECT_THAT(Text(registry), HasSubstr("# HELP banyan_test_calls_total Calls\n"
+                                        "# TYPE banyan_test_calls_total counter\n"));
+  EXPECT_THAT(Text(registry), HasSubstr("banyan_test_calls_total{shard=\"0\"} 2\n"));
+  EXPECT_THAT(Text(registry), HasSubstr("banyan_test_calls_total{shard=\"1\"} 0\n"));
+}
+
+TEST(MetricsRegistryTest, HistogramBucketsAreCumulativeAndClosedAbove) {
+  MetricsRegistry registry;
+  auto& histogram = registry.Histogram("banyan_test_seconds", "Time", {0.5, 2});
+  for (const double value : {0.1, 0.5, 1.0, 7.0}) histogram.Observe(value);
+  const std::string text = Text(registry);
+  EXPECT_THAT(text, HasSubstr("banyan_test_seconds_bucket{le=\"0.5\"} 2\n"));
+  EXPECT_THAT(text, HasSubstr("banyan_test_seconds_bucket{le=\"2\"} 3\n"));
+  EXPECT_THAT(text, HasSubstr("banyan_test_seconds_bucket{le=\"+Inf\"} 4\n"));
+  EXPECT_THAT(text, HasSubstr("banyan_test_seconds_count 4\n"));
+}
+
+TEST(MetricsRegistryTest, LatencyBucketsReachFrom50MicrosecondsTo100Seconds) {
+  const std::vector<double>& bounds = LatencyBuckets();
+  EXPECT_DOUBLE_EQ(bounds.front(), 50e-6);
+  EXPECT_DOUBLE_EQ(bounds.back(), 100);
+  EXPECT_TRUE(std::is_sorted(bounds.begin(), bounds.end()));
+}
+
+TEST(MetricsRegistryDeathTest, ContradictoryDeclarationsAreOurBug) {
+  MetricsRegistry registry;
+  registry.Counter("banyan_test_total", "Help");
+  registry.Histogram("banyan_test_seconds", "Time", {1, 2});
+  EXPECT_DEATH(registry.Gauge("banyan_test_total", "Help"), "CHECK failed");
+  EXPECT_DEATH(registry.Counter("banyan_test_total", "Other help"), "CHECK failed");
+  EXPECT_DEATH(registry.Histogram("banyan_test_seconds", "Time", {1, 3}), "CHECK failed");
+  EXPECT_DEATH(registry.Histogram("banyan_test_2", "Time", {2, 1}), "CHECK failed");
+  EXPECT_DEATH(registry.Counter("banyan test", "Help"), "CHECK failed");
+  EXPECT_DEATH(registry.Counter("banyan_test_3", "Help", {{"le gend", "x"}}), "CHECK failed");
+}
+
+}  // namespace
+}  // namespace banyan
