@@ -86,8 +86,8 @@ struct FfnKernels {
   bool fused;        // multiply and add round once
   void (*gate_up)(const GateUpArgs& args);
   void (*down)(const DownArgs& args);
-  // silu(x[i]) = x / (1 + exp(-x)), in place. Within 4 units in the last place wherever the result
-  // is a normal number; NaN stays NaN.
+  // silu(x[i]) = x / (1 + exp(-x)), in place. Within 4 units in the last place for x >= -88.7;
+  // below, where exp(-x) leaves f32's range, -0 for what is above -3e-37. NaN stays NaN.
   void (*silu)(float* x, int64_t n);
   // `in` at any byte address.
   void (*widen)(const std::byte* in, int64_t n, float* out);

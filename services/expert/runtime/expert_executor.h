@@ -5,22 +5,9 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "services/expert/runtime/shard.h"
 
 namespace banyan::expert {
-
-// Sizes and place of what this host serves, as Describe tells it.
-struct ShardGeometry {
-  int32_t num_layers = 0;
-  int32_t hidden_size = 0;
-  int32_t num_experts = 0;  // of the model
-  int32_t moe_intermediate_size = 0;
-  int32_t max_top_k = 0;
-  int32_t first_expert = 0;
-  int32_t num_shard_experts = 0;
-  int32_t first_width = 0;
-  int32_t num_shard_width = 0;
-  int32_t max_rows = 0;
-};
 
 enum class ActivationType : uint8_t { kBF16, kF32 };
 

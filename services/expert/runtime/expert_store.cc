@@ -1,0 +1,147 @@
+#include "services/expert/runtime/expert_store.h"
+
+#include <algorithm>
+#include <array>
+
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/config/tensor_inventory.h"
+#include "common/io/mapped_file.h"
+
+namespace banyan::expert {
+namespace {
+
+constexpr int64_t kPageBytes = 4096;
+// Experts brought in between two reports of progress.
+constexpr int64_t kExpertsPerReport = 16;
+
+WeightMatrix MatrixOf(const TensorView& view) {
+  CHECK(view.dtype == DType::kBF16 || view.dtype == DType::kF32);
+  const WeightType type = view.dtype == DType::kBF16 ? WeightType::kBF16 : WeightType::kF32;
+  return {view.data, view.shape.dim(1) * WeightBytes(type), type};
+}
+
+ExpertWeights SliceWidth(const ExpertTensors& tensors, int32_t first_width) {
+  ExpertWeights out{MatrixOf(tensors.gate_proj), MatrixOf(tensors.up_proj),
+                    MatrixOf(tensors.down_proj)};
+  out.gate_proj.data += first_width * out.gate_proj.row_stride_bytes;
+  out.up_proj.data += first_width * out.up_proj.row_stride_bytes;
+  out.down_proj.data += first_width * WeightBytes(out.down_proj.type);
+  return out;
+}
+
+// The part of a matrix that a shard reads: num_runs runs of run_bytes, stride_bytes apart.
+struct Runs {
+  const std::byte* data;
+  int64_t num_runs;
+  int64_t run_bytes;
+  int64_t stride_bytes;
+};
+
+std::array<Runs, 3> RunsOf(const ExpertWeights& w, const ShardGeometry& g) {
+  const auto rows = [&](const WeightMatrix& m) {
+    return Runs{m.data, 1, g.num_shard_width * m.row_stride_bytes, 0};
+  };
+  const WeightMatrix& down = w.down_proj;
+  const int64_t down_bytes = g.num_shard_width * WeightBytes(down.type);
+  return {rows(w.gate_proj), rows(w.up_proj),
+          g.num_shard_width == g.moe_intermediate_size
+              ? Runs{down.data, 1, g.hidden_size * down.row_stride_bytes, 0}
+              : Runs{down.data, g.hidden_size, down_bytes, down.row_stride_bytes}};
+}
+
+// Reads one byte of every page of a run.
+void Touch(const std::byte* data, int64_t bytes) {
+  const auto read = [](const std::byte* p) { (void)*static_cast<const volatile std::byte*>(p); };
+  for (int64_t i = 0; i < bytes; i += kPageBytes) read(data + i);
+  if (bytes > 0) read(data + bytes - 1);
+}
+
+void PrefetchExpert(const ExpertWeights& weights, const ShardGeometry& geometry) {
+  for (const Runs& runs : RunsOf(weights, geometry)) {
+    // Columns of a matrix: their rows share pages, so the kernel is asked for the whole stretch
+    // unless rows are pages apart.
+    if (runs.num_runs == 1 || runs.stride_bytes <= 2 * kPageBytes) {
+      const int64_t bytes = (runs.num_runs - 1) * runs.stride_bytes + runs.run_bytes;
+      MappedFile::Prefetch({runs.data, static_cast<size_t>(bytes)});
+    } else {
+      for (int64_t i = 0; i < runs.num_runs; ++i) {
+        MappedFile::Prefetch(
+            {runs.data + i * runs.stride_bytes, static_cast<size_t>(runs.run_bytes)});
+      }
+    }
+  }
+}
+
+void TouchExpert(const ExpertWeights& weights, const ShardGeometry& geometry) {
+  for (const Runs& runs : RunsOf(weights, geometry)) {
+    for (int64_t i = 0; i < runs.num_runs; ++i) {
+      Touch(runs.data + i * runs.stride_bytes, runs.run_bytes);
+    }
+  }
+}
+
+}  // namespace
+
+uint64_t ExpertSliceBytes(const ExpertWeights& weights, const ShardGeometry& geometry) {
+  uint64_t bytes = 0;
+  for (const Runs& runs : RunsOf(weights, geometry)) {
+    bytes += static_cast<uint64_t>(runs.num_runs * runs.run_bytes);
+  }
+  return bytes;
+}
+
+absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string& directory,
+                                                               const ShardSpec& shard) {
+  std::unique_ptr<ExpertStore> store(new ExpertStore);
+  store->shard_ = shard;
+  ASSIGN_OR_RETURN(store->checkpoint_, Checkpoint::Open(directory));
+  const Checkpoint& checkpoint = *store->checkpoint_;
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(directory));
+  RETURN_IF_ERROR(CheckComplete(checkpoint, config).status());
+  ASSIGN_OR_RETURN(store->table_.geometry, MakeShardGeometry(config, shard));
+  const ShardGeometry& geometry = store->table_.geometry;
+  store->table_.layers.resize(static_cast<size_t>(geometry.num_layers));
+  for (int32_t layer = 0; layer < geometry.num_layers; ++layer) {
+    if (config.mlps[static_cast<size_t>(layer)] != MlpKind::kMoe) continue;
+    store->moe_layers_.push_back(layer);
+    std::vector<ExpertWeights>& experts = store->table_.layers[static_cast<size_t>(layer)];
+    experts.reserve(static_cast<size_t>(geometry.num_shard_experts));
+    for (int32_t e = 0; e < geometry.num_shard_experts; ++e) {
+      ASSIGN_OR_RETURN(const ExpertTensors tensors,
+                       GetExpertTensors(checkpoint, config, layer, geometry.first_expert + e));
+      experts.push_back(SliceWidth(tensors, geometry.first_width));
+      store->pool_bytes_ += ExpertSliceBytes(experts.back(), geometry);
+    }
+  }
+  if (store->moe_layers_.empty()) {
+    return FailedPreconditionF("{}: no layer has routed experts, nothing for an expert host to do",
+                               directory);
+  }
+  return store;
+}
+
+absl::Status ExpertStore::Load(WorkerPool& pool,
+                               absl::FunctionRef<bool(uint64_t bytes_done)> progress) const {
+  RETURN_IF_ERROR(checkpoint_->CheckFilesUnchanged());
+  uint64_t done = 0;
+  if (!progress(done)) return absl::CancelledError("load stopped");
+  for (const std::vector<ExpertWeights>& experts : table_.layers) {
+    const auto num_experts = static_cast<int64_t>(experts.size());
+    for (int64_t first = 0; first < num_experts; first += kExpertsPerReport) {
+      const int64_t end = std::min(first + kExpertsPerReport, num_experts);
+      const auto expert = [&](int64_t e) -> const ExpertWeights& {
+        return experts[static_cast<size_t>(e)];
+      };
+      for (int64_t e = first; e < end; ++e) PrefetchExpert(expert(e), geometry());
+      pool.ParallelFor(end - first,
+                       [&](int64_t i, int) { TouchExpert(expert(first + i), geometry()); });
+      for (int64_t e = first; e < end; ++e) done += ExpertSliceBytes(expert(e), geometry());
+      if (!progress(done)) return absl::CancelledError("load stopped");
+    }
+  }
+  return checkpoint_->CheckFilesUnchanged();
+}
+
+}  // namespace banyan::expert

@@ -1,0 +1,63 @@
+// Maps a shard of the expert pool and lends views of its weights.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/config/model_config.h"
+#include "common/io/checkpoint.h"
+#include "common/parallel/worker_pool.h"
+#include "services/expert/kernels/expert_ffn.h"
+#include "services/expert/runtime/shard.h"
+
+namespace banyan::expert {
+
+// What an executor needs to know of the weights.
+struct ExpertTable {
+  ShardGeometry geometry;
+  // [num_layers][num_shard_experts]; empty for a layer without routed experts.
+  std::vector<std::vector<ExpertWeights>> layers;
+};
+
+// Immutable after Open, apart from Load; views live as long as the store. Weights stay where the
+// checkpoint's files are mapped: nothing is copied.
+class ExpertStore {
+ public:
+  // Reads config.json and every header; no weight is touched. Errors of Checkpoint::Open,
+  // LoadModelConfig and CheckComplete; kInvalidArgument when the shard does not fit the model;
+  // kFailedPrecondition when no layer has routed experts.
+  static absl::StatusOr<std::unique_ptr<ExpertStore>> Open(const std::string& directory,
+                                                           const ShardSpec& shard);
+
+  // Brings exactly this shard's bytes into memory (the page cache), on the pool's threads.
+  // `progress` is called from this thread with bytes done; it returns false to stop early.
+  // kCancelled then; kDataLoss when a file changed since Open.
+  absl::Status Load(WorkerPool& pool, absl::FunctionRef<bool(uint64_t bytes_done)> progress) const;
+
+  const ExpertTable& table() const { return table_; }
+  const ShardGeometry& geometry() const { return table_.geometry; }
+  const ShardSpec& shard() const { return shard_; }
+  std::span<const int32_t> moe_layers() const { return moe_layers_; }
+  uint64_t pool_bytes() const { return pool_bytes_; }  // of this shard
+  const std::string& fingerprint() const { return checkpoint_->fingerprint(); }
+
+ private:
+  ExpertStore() = default;
+
+  ShardSpec shard_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  ExpertTable table_;
+  std::vector<int32_t> moe_layers_;
+  uint64_t pool_bytes_ = 0;
+};
+
+// Bytes of one expert's slice: what a call that selects it reads.
+uint64_t ExpertSliceBytes(const ExpertWeights& weights, const ShardGeometry& geometry);
+
+}  // namespace banyan::expert

@@ -1,0 +1,48 @@
+// Rows of a call, grouped by expert.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "services/expert/runtime/expert_executor.h"
+
+namespace banyan::expert {
+
+// One expert that a block of rows selects; its pairs are consecutive.
+struct ExpertGroup {
+  int32_t expert = 0;  // counted from the shard's first
+  int32_t first_pair = 0;
+  int32_t num_pairs = 0;
+};
+
+// Thread-compatible. Reuses its memory: no allocation once the largest block was seen.
+class RowGrouping {
+ public:
+  // Experts [first_expert, first_expert + num_experts).
+  RowGrouping(int32_t first_expert, int32_t num_experts);
+
+  // The places of a whole call: every id is kNoExpert or of this shard and occurs once in its row,
+  // every weight beside an id is finite. kInvalidArgument names row, place, expected and found.
+  absl::Status Check(const ExpertCall& call);
+
+  // Groups rows [first_row, first_row + num_rows) of a checked call by counting sort: groups with
+  // ascending expert, pairs of a group with ascending row.
+  void Group(const ExpertCall& call, int32_t first_row, int32_t num_rows);
+
+  std::span<const ExpertGroup> groups() const { return groups_; }
+  std::span<const int32_t> rows() const { return rows_; }      // of each pair, less first_row
+  std::span<const float> weights() const { return weights_; }  // of each pair
+
+ private:
+  const int32_t first_expert_;
+  std::vector<int32_t> last_row_;  // [num_experts], of Check
+  std::vector<int32_t> next_;      // [num_experts + 1], of Group
+  std::vector<ExpertGroup> groups_;
+  std::vector<int32_t> rows_;
+  std::vector<float> weights_;
+};
+
+}  // namespace banyan::expert
