@@ -31,6 +31,10 @@ class ExpertTransport {
   // is then over.
   virtual absl::Status Combine(float* out) = 0;
 
+  // Time spent in Combine since the start, waiting for shards; for the split of the step time. Zero
+  // where it is not measured.
+  virtual absl::Duration CombineTime() const { return absl::ZeroDuration(); }
+
   // OK when every shard has a usable replica; else kUnavailable saying for which one it waits.
   virtual absl::Status Ready() const = 0;
   virtual absl::Status WaitReady(absl::Time deadline) = 0;
