@@ -18,6 +18,10 @@
 namespace banyan {
 
 inline constexpr uint32_t kForwardProtocolVersion = 1;  // DescribeResponse.protocol_version
+// Initial metadata by which a host tells that it has taken a stream, before the first call. A host
+// that refuses one sends only the final status.
+inline constexpr char kForwardMetadataKey[] = "banyan-forward";
+
 inline constexpr uint16_t kNoExpert = 0xffff;  // this place of the row belongs to another shard
 
 enum ForwardFlags : uint32_t {

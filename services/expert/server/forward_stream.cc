@@ -217,6 +217,8 @@ class ForwardStreamServer::Impl {
     } else {
       stream->parser.emplace(executor->geometry().hidden_size);
       // Tells the trunk that the stream is served, before its first call.
+      stream->context.AddInitialMetadata(kForwardMetadataKey,
+                                         std::to_string(kForwardProtocolVersion));
       stream->pending |= Stream::kMetadata;
       stream->rpc.SendInitialMetadata(&stream->metadata);
       Read(stream);

@@ -1,0 +1,112 @@
+#include "services/trunk/experts/expert_links.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/check.h"
+
+namespace banyan::trunk {
+namespace {
+using NextStatus = grpc::CompletionQueue::NextStatus;
+}  // namespace
+
+ExpertLinks::ExpertLinks(int32_t num_replicas, absl::Duration spin, Listener listener)
+    : listener_(std::move(listener)),
+      poller_(&queue_, absl::ToChronoNanoseconds(spin)),
+      streams_(static_cast<size_t>(num_replicas)) {}
+
+ExpertLinks::~ExpertLinks() {
+  const absl::Status stopped = absl::CancelledError("the trunk stops");
+  for (auto& stream : streams_) {
+    if (stream == nullptr) continue;
+    stream->Cancel(stopped);
+    buried_.push_back(std::move(stream));
+  }
+  void* tag;
+  bool ok;
+  // A stream starts its last operation while its first one is handled: shut down after all of them.
+  const auto is_quiet = [](const auto& stream) { return stream->quiet(); };
+  while (!std::all_of(buried_.begin(), buried_.end(), is_quiet) && queue_.Next(&tag, &ok)) {
+    const auto* event = static_cast<const ExpertStream::Event*>(tag);
+    event->stream->OnEvent(event->operation, ok);
+  }
+  queue_.Shutdown();
+  while (queue_.Next(&tag, &ok)) continue;
+}
+
+void ExpertLinks::Open(int32_t replica, std::shared_ptr<grpc::Channel> channel) {
+  absl::MutexLock lock(&requests_mutex_);
+  requests_.push_back({replica, std::move(channel)});
+  has_requests_.store(true, std::memory_order_release);
+}
+
+void ExpertLinks::Adopt() {
+  std::vector<Request> requests;
+  {
+    absl::MutexLock lock(&requests_mutex_);
+    requests.swap(requests_);
+    has_requests_.store(false, std::memory_order_relaxed);
+  }
+  for (const Request& request : requests) {
+    auto& stream = streams_[static_cast<size_t>(request.replica)];
+    CHECK(stream == nullptr);
+    stream = std::make_unique<ExpertStream>(request.replica, request.channel, &queue_);
+  }
+}
+
+ExpertStream* ExpertLinks::Next(Clock::time_point deadline, bool* any) {
+  if (has_requests_.load(std::memory_order_acquire)) Adopt();
+  void* tag = nullptr;
+  bool ok = false;
+  *any = poller_.Next(&tag, &ok, deadline) == grpc::CompletionQueue::GOT_EVENT;
+  return *any ? Handle(tag, ok) : nullptr;
+}
+
+ExpertStream* ExpertLinks::Poll(bool* any) {
+  if (has_requests_.load(std::memory_order_acquire)) Adopt();
+  void* tag = nullptr;
+  bool ok = false;
+  *any = poller_.Poll(&tag, &ok) == grpc::CompletionQueue::GOT_EVENT;
+  return *any ? Handle(tag, ok) : nullptr;
+}
+
+ExpertStream* ExpertLinks::Handle(void* tag, bool ok) {
+  const ExpertStream::Event event = *static_cast<const ExpertStream::Event*>(tag);
+  ExpertStream* stream = event.stream;
+  switch (stream->OnEvent(event.operation, ok)) {
+    case ExpertStream::News::kReply:
+      return stream;
+    case ExpertStream::News::kReady:
+      listener_(stream->replica(), absl::OkStatus());
+      return nullptr;
+    case ExpertStream::News::kOver: {
+      const int32_t replica = stream->replica();
+      const absl::Status status = stream->status();
+      Bury(replica);
+      listener_(replica, status);
+      break;
+    }
+    case ExpertStream::News::kNone:
+      break;
+  }
+  if (!buried_.empty()) {
+    buried_.erase(std::remove_if(buried_.begin(), buried_.end(),
+                                 [](const auto& buried) { return buried->quiet(); }),
+                  buried_.end());
+  }
+  return nullptr;
+}
+
+void ExpertLinks::Drop(int32_t replica, const absl::Status& status) {
+  ExpertStream* found = stream(replica);
+  if (found == nullptr) return;
+  found->Cancel(status);
+  Bury(replica);
+  listener_(replica, status);
+}
+
+void ExpertLinks::Bury(int32_t replica) {
+  buried_.push_back(std::move(streams_[static_cast<size_t>(replica)]));
+}
+
+}  // namespace banyan::trunk

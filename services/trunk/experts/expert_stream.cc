@@ -1,0 +1,77 @@
+#include "services/trunk/experts/expert_stream.h"
+
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/rpc/expert_frame.h"
+#include "common/rpc/grpc_status.h"
+
+namespace banyan::trunk {
+namespace {
+constexpr char kMethod[] = "/banyan.expert.v1.Experts/Forward";
+}  // namespace
+
+ExpertStream::ExpertStream(int32_t replica, const std::shared_ptr<grpc::Channel>& channel,
+                           grpc::CompletionQueue* queue)
+    : replica_(replica), stub_(channel), rpc_(stub_.PrepareCall(&context_, kMethod, queue)) {
+  for (int i = 0; i < 5; ++i) events_[i] = {this, static_cast<Operation>(i)};
+  rpc_->StartCall(Begin(Operation::kStart));
+}
+
+void* ExpertStream::Begin(Operation operation) {
+  DCHECK((pending_ & Bit(operation)) == 0);
+  pending_ |= Bit(operation);
+  return &events_[static_cast<size_t>(operation)];
+}
+
+void ExpertStream::Send(const grpc::ByteBuffer& frame, uint64_t sequence) {
+  CHECK(state_ == State::kReady && sequence > sequence_);
+  state_ = State::kBusy;
+  replied_ = false;
+  sequence_ = sequence;
+  rpc_->Write(frame, Begin(Operation::kWrite));
+  rpc_->Read(&reply_, Begin(Operation::kRead));
+}
+
+ExpertStream::News ExpertStream::OnEvent(Operation operation, bool ok) {
+  pending_ &= ~Bit(operation);
+  switch (operation) {
+    case Operation::kStart:
+      if (ok) rpc_->ReadInitialMetadata(Begin(Operation::kMetadata));
+      rpc_->Finish(&finish_status_, Begin(Operation::kFinish));
+      return News::kNone;
+    case Operation::kMetadata:
+      // A host that refuses the stream sends no metadata of its own, only the status that follows.
+      if (!ok || state_ != State::kOpening ||
+          context_.GetServerInitialMetadata().count(kForwardMetadataKey) == 0) {
+        return News::kNone;
+      }
+      state_ = State::kReady;
+      return News::kReady;
+    case Operation::kWrite:  // when it failed the status follows
+      if (replied_ && state_ == State::kBusy) state_ = State::kReady;
+      return News::kNone;
+    case Operation::kRead:
+      if (!ok || state_ != State::kBusy) return News::kNone;
+      replied_ = true;
+      // The Write's own event may come later; the next Send needs it gone.
+      if ((pending_ & Bit(Operation::kWrite)) == 0) state_ = State::kReady;
+      return News::kReply;
+    case Operation::kFinish:
+      break;
+  }
+  if (state_ == State::kOver) return News::kNone;
+  state_ = State::kOver;
+  status_ = finish_status_.ok() ? absl::UnavailableError("the host ended the stream")
+                                : FromGrpc(finish_status_);
+  return News::kOver;
+}
+
+void ExpertStream::Cancel(const absl::Status& status) {
+  if (state_ == State::kOver) return;
+  state_ = State::kOver;
+  status_ = status;
+  context_.TryCancel();
+}
+
+}  // namespace banyan::trunk

@@ -1,0 +1,43 @@
+// Expert calls over gRPC streams: sends to all shards, collects, resends to another replica of the
+// shard when a stream breaks or an answer is late.
+#pragma once
+
+#include <memory>
+
+#include "absl/time/time.h"
+#include "common/metrics/registry.h"
+#include "services/trunk/experts/expert_directory.h"
+#include "services/trunk/experts/expert_transport.h"
+
+namespace banyan::trunk {
+
+class GrpcTransport final : public ExpertTransport {
+ public:
+  struct Options {
+    // Types on the wire. They hold for every batch size: a row's bits must not depend on the rows
+    // beside it. f32 by default: docs/adr/0002-f32-on-the-wire.md.
+    bool activations_f32 = true;
+    bool reply_f32 = true;
+    // An answer later than this is asked of another replica as well; the first one counts.
+    absl::Duration resend_after = absl::Milliseconds(100);
+    absl::Duration resend_after_per_row = absl::Milliseconds(5);
+    // After this the replicas asked are given up: their streams end and are opened anew.
+    absl::Duration give_up_after = absl::Seconds(5);
+    absl::Duration give_up_after_per_row = absl::Milliseconds(50);
+  };
+
+  // `directory` and `metrics` are borrowed. One transport per directory.
+  GrpcTransport(const Options& options, ExpertDirectory* directory, MetricsRegistry* metrics);
+  ~GrpcTransport() override;
+
+  absl::Status Dispatch(const Batch& batch) override;
+  absl::Status Combine(float* out) override;
+  absl::Status Ready() const override;
+  absl::Status WaitReady(absl::Time deadline) override;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace banyan::trunk
