@@ -51,6 +51,19 @@ std::array<Runs, 3> RunsOf(const ExpertWeights& w, const ShardGeometry& g) {
               : Runs{down.data, g.hidden_size, down_bytes, down.row_stride_bytes}};
 }
 
+std::string_view PoolFormat(const ExpertTable& table) {
+  bool bf16 = false;
+  bool f32 = false;
+  for (const std::vector<ExpertWeights>& experts : table.layers) {
+    for (const ExpertWeights& w : experts) {
+      for (const WeightMatrix* m : {&w.gate_proj, &w.up_proj, &w.down_proj}) {
+        (m->type == WeightType::kBF16 ? bf16 : f32) = true;
+      }
+    }
+  }
+  return bf16 && f32 ? "mixed" : bf16 ? "bf16" : "f32";
+}
+
 // Reads one byte of every page of a run.
 void Touch(const std::byte* data, int64_t bytes) {
   const auto read = [](const std::byte* p) { (void)*static_cast<const volatile std::byte*>(p); };
@@ -115,6 +128,7 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string
       store->pool_bytes_ += ExpertSliceBytes(experts.back(), geometry);
     }
   }
+  store->pool_format_ = PoolFormat(store->table_);
   if (store->moe_layers_.empty()) {
     return FailedPreconditionF("{}: no layer has routed experts, nothing for an expert host to do",
                                directory);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -45,6 +46,8 @@ class ExpertStore {
   const ShardSpec& shard() const { return shard_; }
   std::span<const int32_t> moe_layers() const { return moe_layers_; }
   uint64_t pool_bytes() const { return pool_bytes_; }  // of this shard
+  // "bf16" or "f32", or "mixed" when the shard has matrices of both.
+  std::string_view pool_format() const { return pool_format_; }
   const std::string& fingerprint() const { return checkpoint_->fingerprint(); }
 
  private:
@@ -55,6 +58,7 @@ class ExpertStore {
   ExpertTable table_;
   std::vector<int32_t> moe_layers_;
   uint64_t pool_bytes_ = 0;
+  std::string_view pool_format_;
 };
 
 // Bytes of one expert's slice: what a call that selects it reads.

@@ -1,0 +1,28 @@
+// Flags of banyan-expert, validated once.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "services/expert/runtime/shard.h"
+
+namespace banyan::expert {
+
+struct ExpertOptions {
+  std::string model_dir;
+  std::string listen = "127.0.0.1:50061";
+  std::string metrics_listen = "127.0.0.1:9111";  // empty: no metrics port
+  ShardSpec shard;
+  std::string pool_format = "auto";  // auto or bf16
+  int num_threads = 0;               // 0: as many as this process may use CPUs
+  std::string cpu_tier = "auto";
+  bool insecure_listen = false;
+  std::string log_level = "info";
+};
+
+// kInvalidArgument: what is wrong with which flag. nullopt: --help or --version was asked for and
+// printed to standard output.
+absl::StatusOr<std::optional<ExpertOptions>> ParseExpertOptions(int argc, const char* const* argv);
+
+}  // namespace banyan::expert

@@ -1,0 +1,241 @@
+#include "services/expert/server/expert_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <atomic>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/base/logging.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/metrics/http_exposer.h"
+#include "common/metrics/registry.h"
+#include "common/parallel/topology.h"
+#include "common/parallel/worker_pool.h"
+#include "common/rpc/channel_settings.h"
+#include "common/rpc/listen_address.h"
+#include "common/rpc/load_tracker.h"
+#include "common/rpc/load_watchers.h"
+#include "services/expert/kernels/cpu_features.h"
+#include "services/expert/kernels/kernel_table.h"
+#include "services/expert/runtime/cpu_executor.h"
+#include "services/expert/runtime/expert_store.h"
+#include "services/expert/server/expert_service.h"
+#include "services/expert/server/forward_stream.h"
+#include "services/expert/server/metered_executor.h"
+
+namespace banyan::expert {
+namespace {
+
+using common::v1::LoadProgress;
+
+// What clients of a stopping host get: the answers under way, then the end of their streams.
+constexpr absl::Duration kStopGrace = absl::Seconds(3);
+// How long a host whose load failed waits for WatchLoad streams to say so.
+constexpr absl::Duration kFailureGrace = absl::Seconds(1);
+
+struct LoadMetrics {
+  explicit LoadMetrics(MetricsRegistry& metrics)
+      : pool_bytes(metrics.Gauge("banyan_expert_pool_bytes", "Bytes of weights of this shard.")),
+        loaded_bytes(metrics.Gauge("banyan_expert_loaded_bytes",
+                                   "Bytes of this shard brought into memory so far.")),
+        seconds(metrics.Gauge("banyan_expert_load_seconds", "How long the load took.")),
+        ready(metrics.Gauge("banyan_expert_ready", "1 while calls are taken, else 0.")) {}
+  prometheus::Gauge& pool_bytes;
+  prometheus::Gauge& loaded_bytes;
+  prometheus::Gauge& seconds;
+  prometheus::Gauge& ready;
+};
+
+}  // namespace
+
+class ExpertServer::Impl {
+ public:
+  Impl(const ExpertOptions& options, const FfnKernels* kernels)
+      : options_(options),
+        kernels_(kernels),
+        load_metrics_(metrics_),
+        watchers_(tracker_),
+        service_(&watchers_, kernels->name, [this] {
+          LogInfo("draining");
+          Drain();
+        }) {}
+
+  ~Impl() { Stop(absl::Now()); }
+
+  absl::Status Listen() {
+    if (!options_.metrics_listen.empty()) {
+      ASSIGN_OR_RETURN(exposer_,
+                       HttpExposer::Create(options_.metrics_listen, "banyan-expert", &metrics_));
+    }
+    RETURN_IF_ERROR(CheckUnixSocketFree(options_.listen));
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ServerBuilder builder;
+    ApplyExpertServerSettings(builder);
+    int port = -1;
+    builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(&service_);
+    forward_.emplace(ForwardStreamServer::Options{}, builder, metrics_);
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr) return ExplainListenFailure(options_.listen);
+    SetServing(false);
+    forward_->Start(
+        [this](grpc::ServerContext* context, ForwardStreamServer::RawStream* stream,
+               grpc::CompletionQueue* queue, grpc::ServerCompletionQueue* notification,
+               void* tag) { service_.RequestForward(context, stream, queue, notification, tag); });
+    address_ = options_.listen;
+    if (address_.compare(0, 5, "unix:") != 0) {
+      address_ = fmt::format("{}:{}", address_.substr(0, address_.rfind(':')), port);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Run(StopSignals& stop) {
+    absl::Status loaded;
+    std::thread loader([&] {
+      loaded = Load();
+      if (loaded.ok()) return;
+      if (!stopping_) {
+        tracker_.SetPhase(LoadProgress::FAILED, std::string(loaded.message()));
+        watchers_.WaitUntilTold(absl::Now() + kFailureGrace);
+      }
+      stop.Notify();
+    });
+    const int signal = stop.Wait();
+    stopping_ = true;
+    loader.join();
+    stop.RestoreDefault();
+    if (signal != 0) {
+      LogInfo("draining signal={}", signal);
+    } else if (!loaded.ok()) {
+      return loaded;
+    }
+    Stop(absl::Now() + kStopGrace);
+    LogInfo("stopped");
+    return absl::OkStatus();
+  }
+
+  const std::string& address() const { return address_; }
+
+ private:
+  absl::Status Load() {
+    const absl::Time start = absl::Now();
+    tracker_.SetPhase(LoadProgress::HEADERS, options_.model_dir);
+    ASSIGN_OR_RETURN(store_, ExpertStore::Open(options_.model_dir, options_.shard));
+    RETURN_IF_ERROR(CheckPoolFormat());
+    const uint64_t total = store_->pool_bytes();
+    load_metrics_.pool_bytes.Set(static_cast<double>(total));
+    service_.SetStore(*store_);
+    const int num_threads = options_.num_threads > 0 ? options_.num_threads : UsableCpuCount();
+    pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
+
+    tracker_.SetPhase(LoadProgress::READ);
+    RETURN_IF_ERROR(store_->Load(*pool_, [&](uint64_t done) {
+      tracker_.SetBytes(done, total);
+      load_metrics_.loaded_bytes.Set(static_cast<double>(done));
+      return !stopping_;
+    }));
+    executor_.emplace(CpuExecutor::Options{}, store_->table(), *kernels_, *pool_);
+    metered_.emplace(*executor_, metrics_);
+    forward_->SetExecutor(&*metered_);
+
+    const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+    load_metrics_.seconds.Set(seconds);
+    const ShardGeometry& geometry = store_->geometry();
+    LogInfo(
+        "ready shard={}/{} split={} experts={}+{} width={}+{} moe_layers={} pool_format={} "
+        "pool_bytes={} tier={} threads={} seconds={:.3f} fingerprint={}",
+        options_.shard.index, options_.shard.num_shards,
+        options_.shard.split == ShardSplit::kWidth ? "width" : "experts", geometry.first_expert,
+        geometry.num_shard_experts, geometry.first_width, geometry.num_shard_width,
+        store_->moe_layers().size(), store_->pool_format(), total, kernels_->name, num_threads,
+        seconds, store_->fingerprint());
+    absl::MutexLock lock(&serving_mutex_);
+    if (!draining_) {
+      SetServing(true);
+      load_metrics_.ready.Set(1);
+    }
+    tracker_.SetPhase(LoadProgress::READY);
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckPoolFormat() const {
+    if (options_.pool_format == "auto" || options_.pool_format == store_->pool_format()) {
+      return absl::OkStatus();
+    }
+    return StatusF(absl::StatusCode::kUnimplemented,
+                   "--pool_format {}: the experts of {} are {}, and converting them is not "
+                   "supported yet; use auto",
+                   options_.pool_format, options_.model_dir, store_->pool_format());
+  }
+
+  void SetServing(bool serving) {
+    grpc::HealthCheckServiceInterface* const health = server_->GetHealthCheckService();
+    health->SetServingStatus("", serving);
+    health->SetServingStatus(v1::Experts::service_full_name(), serving);
+  }
+
+  // Of the Drain RPC and of a stop; any thread, any number of times.
+  void Drain() {
+    absl::MutexLock lock(&serving_mutex_);
+    if (std::exchange(draining_, true)) return;
+    SetServing(false);
+    load_metrics_.ready.Set(0);
+    forward_->Drain();
+  }
+
+  void Stop(absl::Time deadline) {
+    if (server_ == nullptr || std::exchange(stopped_, true)) return;
+    stopping_ = true;
+    Drain();
+    watchers_.Stop();
+    server_->Shutdown(absl::ToChronoTime(deadline));
+    forward_->Stop();
+    RemoveUnixSocket(address_);
+  }
+
+  const ExpertOptions options_;
+  const FfnKernels* const kernels_;
+  MetricsRegistry metrics_;
+  LoadMetrics load_metrics_;
+  LoadTracker tracker_;
+  LoadWatchers watchers_;
+  ExpertService service_;
+  std::unique_ptr<HttpExposer> exposer_;
+  std::string address_;
+
+  std::atomic<bool> stopping_{false};
+  bool stopped_ = false;
+  absl::Mutex serving_mutex_;
+  bool draining_ ABSL_GUARDED_BY(serving_mutex_) = false;
+
+  // Made by the loading thread, used by the Forward thread; gone after it.
+  std::unique_ptr<ExpertStore> store_;
+  std::optional<WorkerPool> pool_;
+  std::optional<CpuExecutor> executor_;
+  std::optional<MeteredExecutor> metered_;
+
+  std::optional<ForwardStreamServer> forward_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Create(const ExpertOptions& options) {
+  const KernelChoice choice = ChooseKernels(options.cpu_tier, ReadCpuFeatures());
+  if (choice.kernels == nullptr) return absl::UnimplementedError(choice.error);
+  auto impl = std::make_unique<Impl>(options, choice.kernels);
+  RETURN_IF_ERROR(impl->Listen());
+  return std::unique_ptr<ExpertServer>(new ExpertServer(std::move(impl)));
+}
+
+ExpertServer::ExpertServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+ExpertServer::~ExpertServer() = default;
+const std::string& ExpertServer::address() const { return impl_->address(); }
+absl::Status ExpertServer::Run(StopSignals& stop) { return impl_->Run(stop); }
+
+}  // namespace banyan::expert

@@ -1,0 +1,82 @@
+#include "services/expert/server/expert_service.h"
+
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/base/version.h"
+#include "common/rpc/channel_settings.h"
+
+namespace banyan::expert {
+namespace {
+
+constexpr uint32_t kProtocolVersion = 1;  // of the Forward frames
+
+v1::DescribeResponse DescriptionOf(const ExpertStore& store, const std::string& kernel_tier) {
+  const ShardGeometry& geometry = store.geometry();
+  const auto u32 = [](int32_t value) { return static_cast<uint32_t>(value); };
+  v1::DescribeResponse out;
+  out.set_protocol_version(kProtocolVersion);
+  out.set_server_version(std::string(Version()));
+  out.set_model_fingerprint(store.fingerprint());
+  out.set_num_layers(u32(geometry.num_layers));
+  for (const int32_t layer : store.moe_layers()) out.add_moe_layers(u32(layer));
+  out.set_num_experts(u32(geometry.num_experts));
+  out.set_hidden_size(u32(geometry.hidden_size));
+  out.set_moe_intermediate_size(u32(geometry.moe_intermediate_size));
+  out.set_max_top_k(u32(geometry.max_top_k));
+  out.set_split(store.shard().split == ShardSplit::kWidth ? v1::WIDTH : v1::EXPERTS);
+  out.set_shard_index(u32(store.shard().index));
+  out.set_num_shards(u32(store.shard().num_shards));
+  out.set_first_expert(u32(geometry.first_expert));
+  out.set_num_shard_experts(u32(geometry.num_shard_experts));
+  out.set_first_width(u32(geometry.first_width));
+  out.set_num_shard_width(u32(geometry.num_shard_width));
+  out.set_pool_format(std::string(store.pool_format()));
+  out.set_kernel_tier(kernel_tier);
+  out.set_pool_bytes(store.pool_bytes());
+  out.set_max_rows(u32(geometry.max_rows));
+  out.set_max_message_bytes(kMaxMessageBytes);
+  return out;
+}
+
+}  // namespace
+
+ExpertService::ExpertService(LoadWatchers* watchers, std::string kernel_tier,
+                             std::function<void()> drain)
+    : watchers_(watchers), kernel_tier_(std::move(kernel_tier)), drain_(std::move(drain)) {}
+
+void ExpertService::SetStore(const ExpertStore& store) {
+  CHECK(!described_);
+  description_ = DescriptionOf(store, kernel_tier_);
+  described_.store(true, std::memory_order_release);
+}
+
+grpc::ServerUnaryReactor* ExpertService::Describe(grpc::CallbackServerContext* context,
+                                                  const v1::DescribeRequest*,
+                                                  v1::DescribeResponse* response) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  if (described_.load(std::memory_order_acquire)) {
+    *response = description_;
+    reactor->Finish(grpc::Status::OK);
+  } else {
+    reactor->Finish(grpc::Status(grpc::StatusCode::UNAVAILABLE,
+                                 "this host is reading the checkpoint's headers; WatchLoad tells "
+                                 "how far it is"));
+  }
+  return reactor;
+}
+
+grpc::ServerWriteReactor<common::v1::LoadProgress>* ExpertService::WatchLoad(
+    grpc::CallbackServerContext*, const v1::WatchLoadRequest*) {
+  return watchers_->NewStream();
+}
+
+grpc::ServerUnaryReactor* ExpertService::Drain(grpc::CallbackServerContext* context,
+                                               const v1::DrainRequest*, v1::DrainResponse*) {
+  drain_();
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
+}
+
+}  // namespace banyan::expert

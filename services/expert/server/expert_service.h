@@ -1,0 +1,45 @@
+// RPC adapter of the Experts service: Describe, WatchLoad and Drain on the callback API. Forward is
+// raw and served by ForwardStreamServer.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <string>
+
+#include "common/rpc/load_watchers.h"
+#include "proto/expert/v1/expert.grpc.pb.h"
+#include "services/expert/runtime/expert_store.h"
+
+namespace banyan::expert {
+
+using ExpertServiceBase = v1::Experts::WithRawMethod_Forward<
+    v1::Experts::WithCallbackMethod_Describe<v1::Experts::WithCallbackMethod_WatchLoad<
+        v1::Experts::WithCallbackMethod_Drain<v1::Experts::Service>>>>;
+
+// Thread-safe; handlers do not block.
+class ExpertService final : public ExpertServiceBase {
+ public:
+  // `watchers` is borrowed; `drain` is called by every Drain RPC.
+  ExpertService(LoadWatchers* watchers, std::string kernel_tier, std::function<void()> drain);
+
+  // Describe answers from now on; before it is UNAVAILABLE.
+  void SetStore(const ExpertStore& store);
+
+  grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,
+                                     const v1::DescribeRequest* request,
+                                     v1::DescribeResponse* response) override;
+  grpc::ServerWriteReactor<common::v1::LoadProgress>* WatchLoad(
+      grpc::CallbackServerContext* context, const v1::WatchLoadRequest* request) override;
+  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context,
+                                  const v1::DrainRequest* request,
+                                  v1::DrainResponse* response) override;
+
+ private:
+  LoadWatchers* const watchers_;
+  const std::string kernel_tier_;
+  const std::function<void()> drain_;
+  v1::DescribeResponse description_;  // complete once described_ is set
+  std::atomic<bool> described_{false};
+};
+
+}  // namespace banyan::expert
