@@ -78,6 +78,8 @@ void PrepareGrpcProcess() {
     if (!experiments.empty()) experiments.push_back(',');
     setenv("GRPC_EXPERIMENTS", experiments.append(kExperiment).c_str(), 1);
   }
+  // Errors reach us as statuses; gRPC's own lines would stand between ours. The user may ask.
+  setenv("GRPC_VERBOSITY", "NONE", 0);
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
 }
 
