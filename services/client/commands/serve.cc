@@ -1,0 +1,232 @@
+// `banyan serve`: a trunk and its experts on this machine, supervised.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/base/strings.h"
+#include "common/parallel/topology.h"
+#include "services/client/commands/command.h"
+#include "services/client/connection/server_connection.h"
+#include "services/client/supervisor/run_directory.h"
+#include "services/client/supervisor/supervisor.h"
+#include "services/client/supervisor/thread_shares.h"
+
+namespace banyan::client {
+namespace {
+
+constexpr int kFirstExpertMetricsOffset = 10;  // trunk 9101, experts 9111 + i
+constexpr int kMaxShards = 64;
+
+struct Options {
+  std::string model;
+  int32_t shards = 2;
+  std::string split = "width";
+  std::string listen = kDefaultServer;
+  std::string metrics_listen = "127.0.0.1:9101";
+  std::string log_file = "server.log";
+  std::string run_dir;
+  int32_t threads = 0;
+  double drain_timeout_seconds = 20;
+  // Handed on as they are.
+  std::vector<std::pair<const char*, std::optional<std::string>>> to_trunk = {
+      {"--backend", {}},          {"--max_context_tokens", {}}, {"--max_sequences", {}},
+      {"--max_batch_tokens", {}}, {"--host_budget", {}},        {"--vram_budget", {}}};
+  std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--load_format", {}},
+                                                                             {"--log_level", {}}};
+  std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
+      {"--pool_format", {}}, {"--pool_dir", {}}, {"--pool_memory", {}}};
+  bool insecure_listen = false;
+  std::vector<std::string> trunk_options;
+};
+
+// "127.0.0.1:9101" and 11 gives "127.0.0.1:9112"; port 0 and "" (no metrics) stay.
+absl::StatusOr<std::string> ShiftPort(const std::string& address, int by) {
+  if (address.empty()) return address;
+  const size_t colon = address.rfind(':');
+  char* end = nullptr;
+  const long port =
+      colon == std::string::npos ? -1 : std::strtol(address.c_str() + colon + 1, &end, 10);
+  if (port < 0 || *end != '\0' || end == address.c_str() + colon + 1 || port + by > 65535) {
+    return InvalidArgumentF("--metrics_listen '{}': expected host:port", Printable(address));
+  }
+  return port == 0 ? address : fmt::format("{}:{}", address.substr(0, colon), port + by);
+}
+
+void Append(std::vector<std::string>& argv,
+            const std::vector<std::pair<const char*, std::optional<std::string>>>& flags) {
+  for (const auto& [name, value] : flags) {
+    if (value) argv.insert(argv.end(), {name, *value});
+  }
+}
+
+std::string ProgramDirectory() {
+  std::error_code error;
+  return std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
+}
+
+// Where sockets may live: short paths, writable, this user's own if there is such a place.
+std::string RunParent(const Options& options) {
+  if (!options.run_dir.empty()) return options.run_dir;
+  for (const char* name : {"XDG_RUNTIME_DIR", "TMPDIR"}) {
+    const char* value = std::getenv(name);
+    if (value != nullptr && *value == '/' && access(value, W_OK) == 0) return value;
+  }
+  return "/tmp";
+}
+
+absl::Status AddServices(const Options& options, const RunDirectory& run,
+                         SupervisorOptions& supervised) {
+  const std::string bin = ProgramDirectory();
+  const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
+  const ThreadShares shares = ShareThreads(cpus, options.shards);
+  nlohmann::ordered_json cluster = {{"shards", nlohmann::ordered_json::array()}};
+  for (int32_t i = 0; i < options.shards; ++i) {
+    SupervisorOptions::Service expert;
+    expert.name = fmt::format("expert {}", i);
+    expert.kind = ServiceKind::kExpert;
+    expert.address = "unix:" + run.File(fmt::format("e{}.sock", i));
+    auto metrics = ShiftPort(options.metrics_listen, kFirstExpertMetricsOffset + i);
+    if (!metrics.ok()) return metrics.status();
+    expert.argv = {bin + "/banyan-expert",
+                   "--model",
+                   options.model,
+                   "--shard",
+                   fmt::format("{}/{}", i, options.shards),
+                   "--split",
+                   options.split,
+                   "--listen",
+                   expert.address,
+                   "--metrics_listen",
+                   *metrics,
+                   "--threads",
+                   std::to_string(shares.expert)};
+    Append(expert.argv, options.to_both);
+    Append(expert.argv, options.to_experts);
+    cluster["shards"].push_back({{"replicas", {expert.address}}});
+    supervised.services.push_back(std::move(expert));
+  }
+  absl::Status written = run.Write("cluster.json", cluster.dump(1) + "\n");
+  if (!written.ok()) return written;
+
+  SupervisorOptions::Service trunk;
+  trunk.name = "trunk";
+  trunk.kind = ServiceKind::kTrunk;
+  trunk.address = options.listen;
+  trunk.argv = {bin + "/banyan-trunk",
+                "--model",
+                options.model,
+                "--listen",
+                options.listen,
+                "--metrics_listen",
+                options.metrics_listen,
+                "--cluster_config",
+                run.File("cluster.json"),
+                "--threads",
+                std::to_string(shares.trunk)};
+  Append(trunk.argv, options.to_both);
+  Append(trunk.argv, options.to_trunk);
+  if (options.insecure_listen) trunk.argv.push_back("--insecure_listen");
+  trunk.argv.insert(trunk.argv.end(), options.trunk_options.begin(), options.trunk_options.end());
+  supervised.services.push_back(std::move(trunk));
+  return absl::OkStatus();
+}
+
+std::vector<std::string> ReadyLines(const Options& options) {
+  const std::string server =
+      options.listen == kDefaultServer ? "" : fmt::format(" --server {}", options.listen);
+  std::vector<std::string> lines = {
+      fmt::format("ready: {} answers on {}", options.model, options.listen),
+      fmt::format("  talk to it   banyan chat{}", server),
+      fmt::format("  look at it   banyan status{}", server)};
+  if (!options.metrics_listen.empty()) {
+    lines.push_back(fmt::format("  metrics      http://{}/metrics", options.metrics_listen));
+  }
+  lines.push_back(fmt::format("  log          {}", options.log_file));
+  lines.push_back("  end it       Ctrl-C");
+  return lines;
+}
+
+int Run(const Options& options) {
+  if (absl::Status status = CheckServerAddress(options.listen); !status.ok()) {
+    return FailUsage(
+        fmt::format("--listen: {} (a port of its own, not 0)", ToStd(status.message())));
+  }
+  if (!std::filesystem::exists(options.model)) {
+    return Fail(StatusF(absl::StatusCode::kNotFound, "--model {}: no such directory",
+                        Printable(options.model)));
+  }
+  BlockSupervisorSignals();
+  auto run = RunDirectory::Create(RunParent(options));
+  if (!run.ok()) return Fail(run.status());
+
+  SupervisorOptions supervised;
+  supervised.log_path = options.log_file;
+  supervised.drain_limit = absl::Seconds(options.drain_timeout_seconds);
+  supervised.when_ready = ReadyLines(options);
+  if (absl::Status status = AddServices(options, **run, supervised); !status.ok()) {
+    return status.code() == absl::StatusCode::kInvalidArgument ? FailUsage(ToStd(status.message()))
+                                                               : Fail(status);
+  }
+  auto supervisor = Supervisor::Create(std::move(supervised), stdout, isatty(STDOUT_FILENO) == 1);
+  if (!supervisor.ok()) return Fail(supervisor.status());
+  const absl::Status status = (*supervisor)->Run();
+  // Where the trunk had to be killed its socket is still there.
+  constexpr std::string_view kUnix = "unix:";
+  if (options.listen.rfind(kUnix, 0) == 0) unlink(options.listen.c_str() + kUnix.size());
+  return status.ok() ? kExitOk : Fail(status);
+}
+
+}  // namespace
+
+void AddServe(CLI::App& app, Action& action) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb =
+      app.add_subcommand("serve", "Run a trunk and its experts on this machine until Ctrl-C");
+  verb->add_option("--model", options->model, "Checkpoint directory")->required();
+  verb->add_option("--shards", options->shards, "Expert services to start")
+      ->check(CLI::Range(1, kMaxShards))
+      ->capture_default_str();
+  verb->add_option("--split", options->split,
+                   "What a shard holds: a slice of every expert's "
+                   "width, or whole experts")
+      ->check(CLI::IsMember({"width", "experts"}))
+      ->capture_default_str();
+  verb->add_option("--listen", options->listen, "Where the trunk listens: host:port or unix:/path")
+      ->capture_default_str();
+  verb->add_flag("--insecure_listen", options->insecure_listen,
+                 "Allow an address outside loopback without TLS");
+  verb->add_option("--metrics_listen", options->metrics_listen,
+                   "Metrics of the trunk; expert i gets this port + 10 + i; \"\": none")
+      ->capture_default_str();
+  verb->add_option("--threads", options->threads,
+                   "CPUs to share out among the services; 0: all this process may use")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  verb->add_option("--log_file", options->log_file, "Log of all services, appended to")
+      ->capture_default_str();
+  verb->add_option(
+      "--run_dir", options->run_dir,
+      "Parent of the directory for sockets (default: XDG_RUNTIME_DIR, TMPDIR or /tmp)");
+  verb->add_option("--drain_timeout", options->drain_timeout_seconds,
+                   "Seconds that answers under way get at the end")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  for (auto* flags : {&options->to_trunk, &options->to_both, &options->to_experts}) {
+    for (auto& [name, value] : *flags) {
+      verb->add_option(name, value, "Handed on")->group("Options of the services");
+    }
+  }
+  verb->add_option("trunk_options", options->trunk_options,
+                   "After --: further options of banyan-trunk, handed on as they are");
+  verb->callback([options, &action] { action = [options] { return Run(*options); }; });
+}
+
+}  // namespace banyan::client

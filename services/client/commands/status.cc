@@ -1,0 +1,319 @@
+// `banyan status`: is it up, what does it serve, which shards are there, how busy is it.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/rpc/grpc_status.h"
+#include "proto/health/v1/health.grpc.pb.h"
+#include "proto/inference/v1/inference.grpc.pb.h"
+#include "services/client/commands/command.h"
+#include "services/client/connection/load_watcher.h"
+#include "services/client/connection/metrics_scrape.h"
+#include "services/client/connection/request_flags.h"
+#include "services/client/connection/server_connection.h"
+#include "services/client/terminal/table.h"
+
+namespace banyan::client {
+namespace {
+
+using inference::v1::GetModelInfoResponse;
+using nlohmann::ordered_json;
+
+constexpr absl::Duration kExpertPatience = absl::Milliseconds(500);
+constexpr absl::Duration kRateWindow = absl::Seconds(1);
+constexpr absl::Duration kPollInterval = absl::Milliseconds(100);
+
+struct Options {
+  ServerFlags server;
+  std::string metrics = "127.0.0.1:9101";
+  std::string output = "text";
+  double watch_seconds = 0;
+  double wait_seconds = 0;
+};
+
+struct ReplicaStatus {
+  std::string address;
+  std::string state;  // as the trunk sees it
+  std::string load;   // asked from here; "" when it cannot be reached from here
+};
+
+struct Rate {
+  std::string name;  // "generated tokens"
+  double total = 0;
+  double per_second = 0;
+};
+
+struct ServerStatus {
+  bool serving = false;
+  std::string phase;
+  common::v1::LoadProgress progress;
+  std::optional<GetModelInfoResponse> info;  // absent while it loads
+  std::vector<std::vector<ReplicaStatus>> shards;
+  std::vector<Rate> rates;  // empty where the metrics cannot be read
+};
+
+// A family such as banyan_trunk_generated_tokens_total by its words, if it belongs in an overview.
+std::optional<std::string> RateName(const std::string& family) {
+  constexpr std::string_view kPrefix = "banyan_trunk_", kSuffix = "_total";
+  if (family.rfind(kPrefix, 0) != 0 || family.size() <= kPrefix.size() + kSuffix.size() ||
+      family.compare(family.size() - kSuffix.size(), kSuffix.size(), kSuffix) != 0) {
+    return std::nullopt;
+  }
+  std::string name = family.substr(kPrefix.size(), family.size() - kPrefix.size() - kSuffix.size());
+  if (name.find("tokens") == std::string::npos && name.find("requests") == std::string::npos) {
+    return std::nullopt;
+  }
+  for (char& c : name) c = c == '_' ? ' ' : c;
+  return name;
+}
+
+std::vector<Rate> ReadRates(const std::string& address) {
+  std::vector<Rate> rates;
+  const auto before = ScrapeMetrics(address, kExpertPatience);
+  if (!before.ok()) return rates;
+  const absl::Time begin = absl::Now();
+  absl::SleepFor(kRateWindow);
+  const auto after = ScrapeMetrics(address, kExpertPatience);
+  if (!after.ok()) return rates;
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - begin);
+  for (const auto& [family, value] : *after) {
+    const auto name = RateName(family);
+    if (!name) continue;
+    const auto old = before->find(family);
+    const double gained = value - (old == before->end() ? 0 : old->second);
+    rates.push_back({*name, value, std::max(0.0, gained) / seconds});
+  }
+  return rates;
+}
+
+ReplicaStatus ReadReplica(const std::string& address, const std::string& state) {
+  ReplicaStatus replica{address, state, ""};
+  const auto channel = Connect(address, kExpertPatience);
+  if (!channel.ok()) return replica;
+  const auto progress = ReadLoad(*channel, ServiceKind::kExpert, absl::Now() + kExpertPatience);
+  if (progress.ok()) replica.load = LoadPhaseName(progress->phase());
+  return replica;
+}
+
+absl::StatusOr<ServerStatus> ReadStatus(const Options& options,
+                                        const std::shared_ptr<grpc::Channel>& channel) {
+  const auto deadline = options.server.Deadline();
+  ServerStatus status;
+  {
+    auto stub = grpc::health::v1::Health::NewStub(channel);
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(deadline));
+    grpc::health::v1::HealthCheckResponse response;
+    const absl::Status called =
+        FromGrpc(stub->Check(&context, grpc::health::v1::HealthCheckRequest(), &response));
+    if (!called.ok()) return ExplainCall(called, options.server.address);
+    status.serving = response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
+  }
+  const auto progress = ReadLoad(channel, ServiceKind::kTrunk, deadline);
+  if (!progress.ok()) return ExplainCall(progress.status(), options.server.address);
+  status.progress = *progress;
+  status.phase = LoadPhaseName(progress->phase());
+  auto stub = inference::v1::Inference::NewStub(channel);
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(deadline));
+  GetModelInfoResponse info;
+  const absl::Status called =
+      FromGrpc(stub->GetModelInfo(&context, inference::v1::GetModelInfoRequest(), &info));
+  if (called.ok()) {
+    for (const auto& shard : info.shards()) {
+      auto& replicas = status.shards.emplace_back();
+      for (int i = 0; i < shard.replicas_size(); ++i) {
+        replicas.push_back(
+            ReadReplica(shard.replicas(i), i < shard.states_size() ? shard.states(i) : ""));
+      }
+    }
+    status.info = std::move(info);
+  } else if (called.code() != absl::StatusCode::kUnavailable) {
+    return ExplainCall(called, options.server.address);
+  }
+  if (!options.metrics.empty()) status.rates = ReadRates(options.metrics);
+  return status;
+}
+
+std::string ToText(const Options& options, const ServerStatus& status) {
+  const auto& progress = status.progress;
+  std::string out = fmt::format("trunk {}: {}", options.server.address,
+                                status.serving ? "serving" : "not serving");
+  if (status.phase != "ready") {
+    out += fmt::format(", load: {}", status.phase);
+    if (progress.bytes_total() > 0) {
+      out += fmt::format(" {} of {}", HumanBytes(static_cast<double>(progress.bytes_done())),
+                         HumanBytes(static_cast<double>(progress.bytes_total())));
+    }
+    if (!progress.detail().empty()) out += ": " + progress.detail();
+  }
+  out += "\n";
+  if (status.info) {
+    const GetModelInfoResponse& info = *status.info;
+    out += fmt::format(
+        "model: {}, {} layers, hidden {}, {} experts top-{}, vocabulary {}, fingerprint {}\n",
+        info.model_type(), info.num_hidden_layers(), info.hidden_size(), info.num_experts(),
+        info.num_experts_per_tok(), info.vocab_size(), info.fingerprint().substr(0, 16));
+    out += fmt::format(
+        "limits: {} context tokens, {} sequences, {} tokens a step; backend {}, server {}\n\n",
+        info.max_context_tokens(), info.max_sequences(), info.max_batch_tokens(), info.backend(),
+        info.server_version());
+    Table table({"shard", "replica", "state", "load", "split", "format", "kernels", "pool"});
+    for (int i = 0; i < info.shards_size(); ++i) {
+      const auto& shard = info.shards(i);
+      for (const ReplicaStatus& replica : status.shards[static_cast<size_t>(i)]) {
+        table.AddRow({std::to_string(shard.index()), replica.address, replica.state,
+                      replica.load.empty() ? "?" : replica.load, shard.split(), shard.pool_format(),
+                      shard.kernel_tier(), HumanBytes(static_cast<double>(shard.pool_bytes()))});
+      }
+    }
+    out += table.ToText();
+  }
+  if (!status.rates.empty()) {
+    Table table({"rate", "per second", "total"});
+    for (const Rate& rate : status.rates) {
+      table.AddRow(
+          {rate.name, fmt::format("{:.1f}", rate.per_second), fmt::format("{:.0f}", rate.total)});
+    }
+    out += "\n" + table.ToText();
+  }
+  return out;
+}
+
+ordered_json ToJson(const Options& options, const ServerStatus& status) {
+  ordered_json json = {{"server", options.server.address},
+                       {"serving", status.serving},
+                       {"load",
+                        {{"phase", status.phase},
+                         {"bytes_done", status.progress.bytes_done()},
+                         {"bytes_total", status.progress.bytes_total()},
+                         {"elapsed_seconds", status.progress.elapsed_seconds()},
+                         {"detail", status.progress.detail()}}}};
+  if (status.info) {
+    const GetModelInfoResponse& info = *status.info;
+    json["model"] = {{"model_type", info.model_type()},
+                     {"fingerprint", info.fingerprint()},
+                     {"server_version", info.server_version()},
+                     {"num_hidden_layers", info.num_hidden_layers()},
+                     {"hidden_size", info.hidden_size()},
+                     {"vocab_size", info.vocab_size()},
+                     {"num_experts", info.num_experts()},
+                     {"num_experts_per_tok", info.num_experts_per_tok()},
+                     {"max_context_tokens", info.max_context_tokens()},
+                     {"max_sequences", info.max_sequences()},
+                     {"max_batch_tokens", info.max_batch_tokens()},
+                     {"has_tokenizer", info.has_tokenizer()},
+                     {"has_chat_template", info.has_chat_template()},
+                     {"backend", info.backend()}};
+    json["shards"] = ordered_json::array();
+    for (int i = 0; i < info.shards_size(); ++i) {
+      const auto& shard = info.shards(i);
+      ordered_json replicas = ordered_json::array();
+      for (const ReplicaStatus& replica : status.shards[static_cast<size_t>(i)]) {
+        replicas.push_back(
+            {{"address", replica.address}, {"state", replica.state}, {"load", replica.load}});
+      }
+      json["shards"].push_back({{"index", shard.index()},
+                                {"split", shard.split()},
+                                {"pool_format", shard.pool_format()},
+                                {"kernel_tier", shard.kernel_tier()},
+                                {"pool_bytes", shard.pool_bytes()},
+                                {"replicas", std::move(replicas)}});
+    }
+  }
+  json["rates"] = ordered_json::array();
+  for (const Rate& rate : status.rates) {
+    json["rates"].push_back(
+        {{"name", rate.name}, {"per_second", rate.per_second}, {"total", rate.total}});
+  }
+  return json;
+}
+
+// Until the server says that it serves; the last reason why not.
+absl::Status WaitUntilServing(const Options& options) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(options.wait_seconds);
+  for (;;) {
+    absl::Status why;
+    const auto channel = Connect(options.server.address, deadline - absl::Now());
+    if (channel.ok()) {
+      auto stub = grpc::health::v1::Health::NewStub(*channel);
+      grpc::ClientContext context;
+      context.set_deadline(absl::ToChronoTime(deadline));
+      grpc::health::v1::HealthCheckResponse response;
+      const absl::Status called =
+          FromGrpc(stub->Check(&context, grpc::health::v1::HealthCheckRequest(), &response));
+      if (called.ok() && response.status() == grpc::health::v1::HealthCheckResponse::SERVING) {
+        return absl::OkStatus();
+      }
+      why = called.ok() ? StatusF(absl::StatusCode::kUnavailable, "{} does not serve yet",
+                                  options.server.address)
+                        : ExplainCall(called, options.server.address);
+    } else {
+      why = channel.status();
+    }
+    if (absl::Now() + kPollInterval >= deadline) {
+      return Annotate(why, fmt::format("not ready after {:g} s", options.wait_seconds));
+    }
+    absl::SleepFor(kPollInterval);
+  }
+}
+
+int Run(const Options& options) {
+  if (absl::Status status = CheckServerAddress(options.server.address); !status.ok()) {
+    return FailUsage(ToStd(status.message()));
+  }
+  if (options.wait_seconds > 0) {
+    if (absl::Status status = WaitUntilServing(options); !status.ok()) return Fail(status);
+  }
+  for (;;) {
+    const auto channel = Connect(options.server.address, kConnectPatience);
+    const auto status = channel.ok() ? ReadStatus(options, *channel)
+                                     : absl::StatusOr<ServerStatus>(channel.status());
+    if (options.watch_seconds <= 0 && !status.ok()) return Fail(status.status());
+    std::string text;
+    if (!status.ok()) {
+      text = fmt::format("{}\n", ToStd(status.status().message()));
+    } else if (options.output == "json") {
+      text = ToJson(options, *status).dump(options.watch_seconds > 0 ? -1 : 1) + "\n";
+    } else {
+      text = ToText(options, *status);
+    }
+    const bool redraw = options.watch_seconds > 0 && isatty(STDOUT_FILENO) == 1;
+    fmt::print("{}{}", redraw ? "\x1b[H\x1b[2J" : "", text);
+    std::fflush(stdout);
+    if (options.watch_seconds <= 0) return kExitOk;
+    absl::SleepFor(absl::Seconds(options.watch_seconds));
+  }
+}
+
+}  // namespace
+
+void AddStatus(CLI::App& app, Action& action) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("status", "The trunk, its shards, their load, its rates");
+  verb->add_option("--output", options->output, "text or json")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->capture_default_str();
+  verb->add_option("--watch", options->watch_seconds, "Show it again every N seconds")
+      ->check(CLI::PositiveNumber);
+  verb->add_option("--wait", options->wait_seconds, "First wait up to N seconds until it serves")
+      ->check(CLI::PositiveNumber);
+  verb->add_option("--metrics", options->metrics,
+                   "Metrics address of the trunk, for the rates; \"\": none")
+      ->capture_default_str();
+  AddServerFlags(*verb, options->server, 5);
+  verb->callback([options, &action] { action = [options] { return Run(*options); }; });
+}
+
+}  // namespace banyan::client

@@ -1,0 +1,17 @@
+#include "services/client/supervisor/thread_shares.h"
+
+#include <algorithm>
+
+#include "common/base/check.h"
+
+namespace banyan::client {
+
+ThreadShares ShareThreads(int32_t num_cpus, int32_t num_experts) {
+  CHECK(num_experts >= 1);
+  ThreadShares shares;
+  shares.trunk = std::max(1, num_cpus / 4);
+  shares.expert = std::max(1, (num_cpus - shares.trunk) / num_experts);
+  return shares;
+}
+
+}  // namespace banyan::client
