@@ -12,3 +12,16 @@ if(BANYAN_BUILD_FUZZERS)
 endif()
 target_compile_options(banyan_sanitizers INTERFACE ${_flags})
 target_link_options(banyan_sanitizers INTERFACE ${_flags})
+
+# ThreadSanitizer does not see into Debian's abseil: our calls of its mutex go through wrappers that tell
+# it what they order. One list: the symbols that the source names.
+if(BANYAN_SANITIZER STREQUAL "thread")
+  set(_mutex_source ${PROJECT_SOURCE_DIR}/cmake/tsan_absl_mutex.cc)
+  file(STRINGS ${_mutex_source} _lines REGEX "\"_Z[A-Za-z0-9_]+\"")
+  string(REGEX MATCHALL "_ZN?K?[0-9][A-Za-z0-9_]+" _symbols "${_lines}")
+  list(REMOVE_DUPLICATES _symbols)
+  list(TRANSFORM _symbols PREPEND "LINKER:--wrap=")
+  add_library(banyan_tsan_absl_mutex STATIC ${_mutex_source})
+  target_link_libraries(banyan_sanitizers INTERFACE banyan_tsan_absl_mutex)
+  target_link_options(banyan_sanitizers INTERFACE ${_symbols})
+endif()

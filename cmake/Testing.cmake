@@ -12,6 +12,22 @@ endif()
 set(BANYAN_REFERENCE_DATA "${_reference}" CACHE PATH
   "Other people's reference data (full-size tokenizer, chat templates); suites that need it are registered only where it exists")
 
+# banyan_unregistered(NAME "why"): a suite that this tree cannot run; `run.sh test` names it.
+set(BANYAN_UNREGISTERED_FILE ${PROJECT_BINARY_DIR}/unregistered-tests.txt)
+file(WRITE ${BANYAN_UNREGISTERED_FILE} "")
+function(banyan_unregistered NAME WHY)
+  file(APPEND ${BANYAN_UNREGISTERED_FILE} "${NAME}: ${WHY}\n")
+endfunction()
+
+# What the sanitizers' run time reads, for the tests and for the programs they start.
+set(BANYAN_TEST_ENVIRONMENT "")
+if(BANYAN_SANITIZER STREQUAL "thread")
+  list(APPEND BANYAN_TEST_ENVIRONMENT
+    "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp second_deadlock_stack=1")
+elseif(BANYAN_SANITIZER STREQUAL "address")
+  list(APPEND BANYAN_TEST_ENVIRONMENT "UBSAN_OPTIONS=print_stacktrace=1")
+endif()
+
 function(banyan_test NAME)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS;ARGS" ${ARGN})
   add_executable(${NAME} ${ARG_SOURCES})
@@ -24,7 +40,8 @@ function(banyan_test NAME)
     set(ARG_TIMEOUT 120)
   endif()
   add_test(NAME ${NAME} COMMAND ${NAME} ${ARG_ARGS})
-  set_tests_properties(${NAME} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+  set_tests_properties(${NAME} PROPERTIES
+    LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${BANYAN_TEST_ENVIRONMENT}")
 endfunction()
 
 # banyan_benchmark(NAME SOURCES ... DEPS ...): a program in bin/; run by hand, never by ctest.
@@ -53,6 +70,7 @@ function(banyan_fuzzer NAME)
     target_include_directories(${NAME}_corpus PRIVATE ${PROJECT_SOURCE_DIR})
     target_link_libraries(${NAME}_corpus PRIVATE ${ARG_DEPS} banyan_warnings banyan_sanitizers)
     add_test(NAME ${NAME}_corpus COMMAND ${NAME}_corpus ${ARG_CORPUS})
-    set_tests_properties(${NAME}_corpus PROPERTIES LABELS "unit" TIMEOUT 60)
+    set_tests_properties(${NAME}_corpus PROPERTIES
+      LABELS "unit" TIMEOUT 60 ENVIRONMENT "${BANYAN_TEST_ENVIRONMENT}")
   endif()
 endfunction()

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <string>
 
+#include "common/base/version.h"
 #include "common/rpc/channel_settings.h"
 #include "services/client/commands/command.h"
 
@@ -10,6 +11,7 @@ int main(int argc, char** argv) {
   using namespace banyan::client;
   banyan::PrepareGrpcProcess();
 
+  const std::string version = "banyan " + std::string(banyan::Version());
   Action action;
   CLI::App app{"Serve Qwen3-Next-class models from a trunk and expert services, and talk to them."};
   app.name("banyan");
@@ -20,9 +22,9 @@ int main(int argc, char** argv) {
   AddTokenize(app, action);
   AddStatus(app, action);
   AddBench(app, action);
-  app.set_version_flag("--version", "banyan " BANYAN_VERSION, "Print the version and exit");
+  app.set_version_flag("--version", version, "Print the version and exit");
   for (CLI::App* verb : app.get_subcommands({})) {
-    verb->set_version_flag("--version", "banyan " BANYAN_VERSION, "Print the version and exit");
+    verb->set_version_flag("--version", version, "Print the version and exit");
   }
 
   try {
