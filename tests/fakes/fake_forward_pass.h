@@ -1,0 +1,61 @@
+// A model of hashes: logits depend on the sequence's own tokens and on the form (chunked or
+// recurrent) each went through, and every clause of the step contract is checked on the way.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "services/trunk/engine/forward_pass.h"
+
+namespace banyan::trunk {
+
+// A broken contract is a CHECK; state mixed up between sequences is a wrong token. Keeps what real
+// state would hold: tokens by slot and by page. Not thread-safe, as ForwardPass.
+class FakeForwardPass final : public ForwardPass {
+ public:
+  explicit FakeForwardPass(const Limits& limits);
+
+  const Limits& limits() const override { return limits_; }
+  absl::Status Forward(const Step& step) override;
+  absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
+
+  // The logits for the token after `tokens`, of which the first `prompt_tokens` are the prompt.
+  static void Logits(std::span<const int32_t> tokens, int32_t prompt_tokens,
+                     std::span<float> logits);
+
+  // Called on the engine's thread before the step is looked at; an error fails the step, leaving
+  // the state of its sequences undefined. Set before the engine starts.
+  std::function<absl::Status(const Step&)> on_forward;
+  // May change the logits of a row, whose sequence's tokens are given, or fail the call.
+  std::function<absl::Status(std::span<const int32_t> tokens, std::span<float> logits)> on_logits;
+
+  int64_t num_steps() const { return num_steps_; }
+  int32_t most_logits_rows() const { return most_logits_rows_; }
+
+ private:
+  struct SlotState {
+    std::vector<int32_t> tokens;
+    std::vector<uint64_t> hashes;  // after each token
+    bool defined = false;
+    bool prompt_over = false;  // nothing chunked may follow
+  };
+
+  void CheckStep(const Step& step);
+  void CheckContinues(const StepSegment& segment);
+
+  const Limits limits_;
+  std::vector<SlotState> slots_;
+  std::vector<std::vector<int32_t>> pages_;  // [num_pages][kPageTokens], -1: nothing
+  int64_t last_step_id_ = -1;
+  int64_t num_steps_ = 0;
+  int32_t most_logits_rows_ = 0;
+  // Of the last step, by row.
+  std::vector<int32_t> row_slots_;
+  std::vector<int32_t> row_positions_;
+};
+
+}  // namespace banyan::trunk
