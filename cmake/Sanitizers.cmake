@@ -20,8 +20,12 @@ if(BANYAN_SANITIZER STREQUAL "thread")
   file(STRINGS ${_mutex_source} _lines REGEX "\"_Z[A-Za-z0-9_]+\"")
   string(REGEX MATCHALL "_ZN?K?[0-9][A-Za-z0-9_]+" _symbols "${_lines}")
   list(REMOVE_DUPLICATES _symbols)
+  list(GET _symbols 0 _first_symbol)
   list(TRANSFORM _symbols PREPEND "LINKER:--wrap=")
   add_library(banyan_tsan_absl_mutex STATIC ${_mutex_source})
+  target_link_libraries(banyan_tsan_absl_mutex PUBLIC absl::synchronization)
   target_link_libraries(banyan_sanitizers INTERFACE banyan_tsan_absl_mutex)
-  target_link_options(banyan_sanitizers INTERFACE ${_symbols})
+  # Abseil's own libraries refer to the wrapped names too, after the archive has been passed by: take its
+  # only member in any case.
+  target_link_options(banyan_sanitizers INTERFACE ${_symbols} LINKER:--undefined=__wrap_${_first_symbol})
 endif()
