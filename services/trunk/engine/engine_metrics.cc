@@ -81,7 +81,7 @@ EngineMetrics::EngineMetrics(MetricsRegistry* registry)
       preemptions_for_pages(Preemptions(registry, "pages")),
       preemptions_for_experts(Preemptions(registry, "experts")),
       waiting_for_experts(registry->Gauge("banyan_trunk_waiting_for_experts",
-                                          "1 while a lost shard keeps the step loop waiting.")),
+                                          "1 from the loss of a shard until a step runs again.")),
       expert_outage_seconds(registry->Counter("banyan_trunk_expert_outage_seconds_total",
                                               "Time without a usable replica of some shard.")),
       schedule_seconds(Phase(registry, "schedule")),

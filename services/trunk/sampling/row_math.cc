@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <cstring>
 #include <limits>
 
 #include "common/base/check.h"
@@ -10,56 +11,78 @@
 namespace banyan::trunk {
 namespace {
 
-// Independent accumulators: lets four-wide SSE run without reordering a sum or a maximum.
-constexpr size_t kLanes = 16;
+// Four lanes of the compilers' vector extension: plain SSE2 on every x86-64. GCC 12 leaves the same
+// loops over floats scalar (log-probabilities of 151,936 ids: 1,047 us against 317 us, AMD EPYC).
+using F4 = float __attribute__((vector_size(16)));
+using I4 = int32_t __attribute__((vector_size(16)));
+
+constexpr size_t kWidth = 4;
+constexpr size_t kChains = 4;                // independent accumulators hide the latency
+constexpr size_t kLanes = kWidth * kChains;  // floats of one round
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
+inline F4 Broadcast(float x) { return F4{x, x, x, x}; }
+
+inline F4 Load(const float* data) {
+  F4 value;
+  std::memcpy(&value, data, sizeof(value));
+  return value;
+}
+
 // Cody-Waite reduction and a degree-6 polynomial (coefficients of Cephes expf).
-inline float ExpLane(float x) {
+inline F4 Exp(F4 x) {
   constexpr float kLog2E = 1.44269504088896341f;
   constexpr float kLn2High = 0.693359375f;
   constexpr float kLn2Low = -2.12194440e-4f;
-  constexpr float kSmallest = -87.3f;       // exp of it is just above 2^-126
-  constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float clamped = x < kSmallest ? kSmallest : x;
-  const float shifted = clamped * kLog2E + kRounding;
-  const float n = shifted - kRounding;
-  const float r = (clamped - n * kLn2High) - n * kLn2Low;
-  float p = 1.9875691500e-4f;
+  const F4 smallest = Broadcast(-87.3f);       // exp of it is just above 2^-126
+  const F4 rounding = Broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const I4 vanishes = x < smallest;
+  const F4 clamped = vanishes ? smallest : x;
+  const F4 shifted = clamped * kLog2E + rounding;
+  const F4 n = shifted - rounding;
+  const F4 r = (clamped - n * kLn2High) - n * kLn2Low;
+  F4 p = Broadcast(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(kRounding);
-  const float scale = std::bit_cast<float>((exponent + 127) << 23);
-  return x < kSmallest ? 0.0f : p * scale;
+  const I4 exponent = std::bit_cast<I4>(shifted) - std::bit_cast<I4>(rounding);
+  const F4 scale = std::bit_cast<F4>((exponent + 127) << 23);
+  return std::bit_cast<F4>(std::bit_cast<I4>(p * scale) & ~vanishes);
 }
 
 }  // namespace
 
 RowSummary SummarizeRow(std::span<const float> row) {
-  float max[kLanes];
-  float poison[kLanes];  // 0 while everything is finite: inf * 0 and NaN * 0 are NaN
-  std::fill(max, max + kLanes, kLowest);
-  std::fill(poison, poison + kLanes, 0.0f);
+  F4 max[kChains];
+  F4 poison[kChains];  // 0 while everything is finite: inf * 0 and NaN * 0 are NaN
+  std::fill(max, max + kChains, Broadcast(kLowest));
+  std::fill(poison, poison + kChains, Broadcast(0.0f));
   const size_t whole = row.size() / kLanes * kLanes;
   const float* const data = row.data();
   for (size_t i = 0; i < whole; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) {
-      const float x = data[i + j];
+    for (size_t j = 0; j < kChains; ++j) {
+      const F4 x = Load(data + i + j * kWidth);
       max[j] = x > max[j] ? x : max[j];
       poison[j] += x * 0.0f;
     }
   }
-  for (size_t i = whole; i < row.size(); ++i) {
-    max[0] = std::max(max[0], data[i]);
-    poison[0] += data[i] * 0.0f;
-  }
   RowSummary summary;
-  summary.max = *std::max_element(max, max + kLanes);
-  for (const float p : poison) summary.finite = summary.finite && p == 0.0f;
+  summary.max = kLowest;
+  float doubt = 0;
+  for (size_t i = whole; i < row.size(); ++i) {
+    summary.max = std::max(summary.max, data[i]);
+    doubt += data[i] * 0.0f;
+  }
+  for (size_t j = 0; j < kChains; ++j) {
+    for (size_t lane = 0; lane < kWidth; ++lane) {
+      summary.max = std::max(summary.max, max[j][lane]);
+      doubt += poison[j][lane];
+    }
+  }
+  summary.finite = doubt == 0.0f;
   return summary;
 }
 
@@ -69,25 +92,30 @@ int32_t FirstIndexOf(std::span<const float> row, float value) {
   return static_cast<int32_t>(found - row.begin());
 }
 
-float ExpNonPositive(float x) { return ExpLane(x); }
+float ExpNonPositive(float x) { return Exp(Broadcast(x))[0]; }
 
 double ExpRow(std::span<const float> row, float max, float scale, std::span<float> out) {
   CHECK(out.empty() || out.size() == row.size());
   constexpr size_t kBlock = 256;  // summed in f32, blocks in f64
-  float scratch[kBlock];
   double total = 0;
   for (size_t begin = 0; begin < row.size(); begin += kBlock) {
-    const size_t count = std::min(kBlock, row.size() - begin);
-    const float* const in = row.data() + begin;
-    float* const exps = out.empty() ? scratch : out.data() + begin;
-    for (size_t i = 0; i < count; ++i) exps[i] = ExpLane((in[i] - max) * scale);
-    float lanes[kLanes] = {};
-    const size_t whole = count / kLanes * kLanes;
-    for (size_t i = 0; i < whole; i += kLanes) {
-      for (size_t j = 0; j < kLanes; ++j) lanes[j] += exps[i + j];
+    const size_t end = std::min(begin + kBlock, row.size());
+    F4 sums[kChains] = {};
+    for (size_t i = begin; i < end; i += kWidth) {
+      const size_t count = std::min(kWidth, end - i);
+      F4 exps;
+      if (count == kWidth) {
+        exps = Exp((Load(row.data() + i) - max) * scale);
+      } else {
+        exps = Broadcast(0.0f);
+        for (size_t j = 0; j < count; ++j) exps[j] = ExpNonPositive((row[i + j] - max) * scale);
+      }
+      if (!out.empty()) std::memcpy(out.data() + i, &exps, count * sizeof(float));
+      sums[(i - begin) / kWidth % kChains] += exps;
     }
-    for (size_t i = whole; i < count; ++i) lanes[i - whole] += exps[i];
-    for (const float lane : lanes) total += static_cast<double>(lane);
+    for (const F4& sum : sums) {
+      for (size_t lane = 0; lane < kWidth; ++lane) total += static_cast<double>(sum[lane]);
+    }
   }
   return total;
 }
@@ -113,14 +141,9 @@ void SelectTop(std::span<const float> row, int32_t count, std::vector<ScoredId>*
   for (size_t begin = 0; begin < row.size(); begin += kBlock) {
     const size_t end = std::min(begin + kBlock, row.size());
     if (full && end - begin == kBlock) {
-      float max[kLanes];
-      std::copy(data + begin, data + begin + kLanes, max);
-      for (size_t i = begin + kLanes; i < end; i += kLanes) {
-        for (size_t j = 0; j < kLanes; ++j) max[j] = data[i + j] > max[j] ? data[i + j] : max[j];
-      }
-      bool any = false;
-      for (const float lane : max) any |= lane > threshold;
-      if (!any) continue;
+      I4 above = {};
+      for (size_t i = begin; i < end; i += kWidth) above |= Load(data + i) > threshold;
+      if ((above[0] | above[1] | above[2] | above[3]) == 0) continue;
     }
     for (size_t i = begin; i < end; ++i) {
       if (!full || data[i] > threshold) top->push_back({data[i], static_cast<int32_t>(i)});
