@@ -1,0 +1,212 @@
+#include "services/trunk/ops/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/quant/bf16.h"
+#include "services/trunk/ops/cpu/cpu_tier.h"
+#include "services/trunk/ops/cpu/delta_net.h"
+#include "services/trunk/ops/cpu/host_memory.h"
+#include "services/trunk/ops/cpu/linear.h"
+#include "services/trunk/ops/cpu/paged_attention.h"
+#include "services/trunk/ops/cpu/parallel.h"
+#include "services/trunk/ops/cpu/router_topk.h"
+
+namespace banyan::trunk {
+namespace cpu {
+namespace {
+
+// An element of a norm or an activation function costs about as much as this many multiply-adds.
+constexpr int64_t kNormCost = 8;
+constexpr int64_t kExpCost = 24;
+
+// Rows of one tile of element-wise work.
+constexpr int64_t kRowsPerTile = 8;
+
+class CpuBackend : public Backend {
+ public:
+  CpuBackend(const KernelTable& kernels, WorkerPool* pool) : kernels_(kernels), parallel_(pool) {}
+
+  std::string_view name() const override { return kernels_.name; }
+
+  absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) override {
+    return memory_.Allocate(bytes);
+  }
+  absl::StatusOr<std::byte*> AllocateShared(size_t bytes) override {
+    return memory_.Allocate(bytes);
+  }
+
+  absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) override {
+    if (view.dtype != DType::kBF16 && view.dtype != DType::kF32) {
+      return StatusF(absl::StatusCode::kUnimplemented, "matrix of {}: expected BF16 or F32",
+                     DTypeName(view.dtype));
+    }
+    CHECK(view.shape.rank() == 2);
+    return Matrix{view.dtype, static_cast<int32_t>(view.shape.dim(0)),
+                  static_cast<int32_t>(view.shape.dim(1)), view.data};
+  }
+
+  absl::StatusOr<const float*> PlaceVector(std::span<const float> values) override {
+    ASSIGN_OR_RETURN(std::byte * memory, memory_.Allocate(values.size_bytes()));
+    std::memcpy(memory, values.data(), values.size_bytes());
+    return reinterpret_cast<const float*>(memory);
+  }
+
+  size_t ScratchBytes(const OpLimits& limits) const override {
+    const auto threads = static_cast<size_t>(parallel_.num_threads());
+    return static_cast<size_t>(ScratchFloats(limits)) * sizeof(float) * threads +
+           PagedAttention::ScratchBytes(limits, parallel_.num_threads());
+  }
+
+  absl::Status Reserve(const OpLimits& limits) override {
+    scratch_floats_ = ScratchFloats(limits);
+    const auto threads = static_cast<size_t>(parallel_.num_threads());
+    ASSIGN_OR_RETURN(std::byte * memory, memory_.Allocate(static_cast<size_t>(scratch_floats_) *
+                                                          sizeof(float) * threads));
+    scratch_ = reinterpret_cast<float*>(memory);
+    attention_.Reserve(limits, parallel_.num_threads());
+    return absl::OkStatus();
+  }
+
+  void BeginStep(const StepPlan& plan) override {
+    plan_ = plan;
+    attention_.BeginStep(plan_);
+  }
+
+  absl::Status Synchronize() override { return absl::OkStatus(); }
+
+  void Embed(const Matrix& table, float* out) override {
+    const int64_t n = table.cols;
+    const int64_t row_bytes = n * static_cast<int64_t>(DTypeSizeBytes(table.dtype));
+    for (int64_t row = 0; row < plan_.num_rows; ++row) {
+      const std::byte* from = table.data + plan_.token_ids[static_cast<size_t>(row)] * row_bytes;
+      float* to = out + row * n;
+      if (table.dtype == DType::kF32) {
+        std::memcpy(to, from, static_cast<size_t>(row_bytes));
+        continue;
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        BF16 value;
+        std::memcpy(&value, from + i * 2, sizeof(value));
+        to[i] = ToFloat(value);
+      }
+    }
+  }
+
+  void Linear(int32_t num_rows, std::span<const LinearArgs> calls) override {
+    cpu::Linear(kernels_, parallel_, num_rows, calls);
+  }
+
+  void RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight, const float* addend,
+               float* x, float* out) override {
+    ForRows(num_rows, n * kNormCost, [&](int64_t row, int) {
+      const int64_t at = row * n;
+      kernels_.norm_row({.x = x + at,
+                         .addend = addend == nullptr ? nullptr : addend + at,
+                         .weight = weight,
+                         .n = n,
+                         .eps = eps,
+                         .out = out + at});
+    });
+  }
+
+  void CausalConv(const CausalConvArgs& args) override {
+    cpu::CausalConv(kernels_, parallel_, plan_, args);
+  }
+
+  void DeltaNet(const DeltaNetArgs& args) override {
+    cpu::DeltaNet(kernels_, parallel_, plan_, args, scratch_, scratch_floats_);
+  }
+
+  void PrepareAttention(const AttentionArgs& args) override {
+    attention_.Prepare(kernels_, parallel_, plan_, args);
+  }
+
+  void PagedAttention(const AttentionArgs& args) override {
+    attention_.Run(kernels_, parallel_, plan_, args);
+  }
+
+  void RouterTopK(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
+                  const float* logits, uint16_t* ids, float* weights) override {
+    CHECK(num_experts <= scratch_floats_ && top_k <= num_experts);
+    ForRows(num_rows, num_experts * kExpCost, [&](int64_t row, int thread) {
+      RouterTopKRow(logits + row * num_experts, num_experts, top_k, renormalize,
+                    scratch_ + thread * scratch_floats_, ids + row * top_k, weights + row * top_k);
+    });
+  }
+
+  void Swiglu(int32_t num_rows, int32_t n, const float* gate, const float* up,
+              float* out) override {
+    ForRows(num_rows, n * kExpCost, [&](int64_t row, int) {
+      kernels_.swiglu(gate + row * n, up + row * n, n, out + row * n);
+    });
+  }
+
+  void MoeCombine(int32_t num_rows, int32_t n, const float* routed, const float* shared,
+                  const float* gate_logit, float* hidden) override {
+    ForRows(num_rows, n * 4, [&](int64_t row, int) {
+      kernels_.combine_row(routed + row * n, shared + row * n, gate_logit[row], n,
+                           hidden + row * n);
+    });
+  }
+
+  void AddRows(int32_t num_rows, int32_t n, const float* addend, float* hidden) override {
+    ForRows(num_rows, n * 4, [&](int64_t row, int) {
+      for (int64_t i = row * n; i < (row + 1) * n; ++i) hidden[i] += addend[i];
+    });
+  }
+
+  void GatherRows(std::span<const int32_t> rows, int32_t n, const float* x, float* out) override {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      std::copy_n(x + int64_t{rows[i]} * n, n, out + static_cast<int64_t>(i) * n);
+    }
+  }
+
+  absl::Status ReadBack(const void* device, size_t bytes, void* host) override {
+    std::memcpy(host, device, bytes);
+    return absl::OkStatus();
+  }
+
+ private:
+  static int64_t ScratchFloats(const OpLimits& limits) {
+    const DeltaNetShape& shape = limits.delta_net;
+    int64_t floats = limits.num_experts;
+    if (shape.num_value_heads > 0) {
+      floats = std::max(floats, DeltaScratchFloats(shape.key_head_dim, shape.value_head_dim));
+    }
+    return (floats + 15) / 16 * 16;  // whole cache lines: threads do not share one
+  }
+
+  template <typename Body>
+  void ForRows(int64_t num_rows, int64_t cost_per_row, const Body& body) {
+    const int64_t tiles = (num_rows + kRowsPerTile - 1) / kRowsPerTile;
+    parallel_.For(tiles, num_rows * cost_per_row, [&](int64_t tile, int thread) {
+      const int64_t end = std::min(num_rows, (tile + 1) * kRowsPerTile);
+      for (int64_t row = tile * kRowsPerTile; row < end; ++row) body(row, thread);
+    });
+  }
+
+  const KernelTable& kernels_;
+  const Parallel parallel_;
+  HostMemory memory_;
+  cpu::PagedAttention attention_;
+  StepPlan plan_;
+  float* scratch_ = nullptr;  // scratch_floats_ for each thread
+  int64_t scratch_floats_ = 0;
+};
+
+}  // namespace
+}  // namespace cpu
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOptions& options,
+                                                          WorkerPool* pool) {
+  ASSIGN_OR_RETURN(const cpu::KernelTable* kernels, cpu::FindKernels(options.cpu_tier));
+  return std::make_unique<cpu::CpuBackend>(*kernels, pool);
+}
+
+}  // namespace banyan::trunk

@@ -1,0 +1,22 @@
+// The operations on CPUs: exact f32, vectorised, threaded.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/parallel/worker_pool.h"
+#include "services/trunk/ops/ops.h"
+
+namespace banyan::trunk {
+
+struct CpuBackendOptions {
+  std::string cpu_tier = "auto";  // auto, scalar, avx2, avx512
+};
+
+// `pool` is borrowed, outlives the backend and is used by its owner's thread only.
+// kInvalidArgument: no such tier; kUnimplemented: this CPU lacks it.
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOptions& options,
+                                                          WorkerPool* pool);
+
+}  // namespace banyan::trunk

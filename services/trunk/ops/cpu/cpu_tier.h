@@ -1,0 +1,17 @@
+// Which instruction set the CPU operations use: chosen once, from CPUID and what the operating
+// system saves.
+#pragma once
+
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "services/trunk/ops/cpu/kernel_table.h"
+
+namespace banyan::trunk::cpu {
+
+// `name`: "scalar", "avx2" (with FMA), "avx512" (F, BW, DQ, VL), or "auto" for the best this
+// machine runs. kInvalidArgument: another name; kUnimplemented: this CPU lacks it. Results of
+// different tiers differ in rounding.
+absl::StatusOr<const KernelTable*> FindKernels(std::string_view name);
+
+}  // namespace banyan::trunk::cpu

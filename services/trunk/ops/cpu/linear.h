@@ -1,0 +1,18 @@
+// Shares matrix products between threads by outputs. Contract: Backend::Linear.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "services/trunk/ops/cpu/kernel_table.h"
+#include "services/trunk/ops/cpu/parallel.h"
+#include "services/trunk/ops/ops.h"
+
+namespace banyan::trunk::cpu {
+
+// At most kMaxLinearCalls calls.
+inline constexpr size_t kMaxLinearCalls = 8;
+void Linear(const KernelTable& kernels, const Parallel& parallel, int32_t num_rows,
+            std::span<const LinearArgs> calls);
+
+}  // namespace banyan::trunk::cpu

@@ -1,0 +1,140 @@
+// y[r, n] = sum over k of x[r, k] * w[n, k] for a range of outputs n and all rows.
+//
+// Vectors run along k. Each (row, output) has one accumulator of kLanes lanes, filled in ascending
+// k and then summed by one fixed tree, whatever the register tile: so a row's bits depend neither
+// on the rows beside it nor on how outputs were split between threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "services/trunk/ops/cpu/kernel_table.h"
+
+namespace banyan::trunk::cpu {
+
+struct Bf16Weights {
+  static constexpr int64_t kBytes = 2;
+  template <typename V>
+  static typename V::F Load(const std::byte* p) {
+    return V::LoadBf16(p);
+  }
+  template <typename V>
+  static typename V::F LoadN(const std::byte* p, int n) {
+    return V::LoadBf16N(p, n);
+  }
+};
+
+struct F32Weights {
+  static constexpr int64_t kBytes = 4;
+  template <typename V>
+  static typename V::F Load(const std::byte* p) {
+    return V::Load(p);
+  }
+  template <typename V>
+  static typename V::F LoadN(const std::byte* p, int n) {
+    return V::LoadN(p, n);
+  }
+};
+
+// R rows x N outputs in registers.
+template <typename V, typename W, int R, int N>
+inline void LinearRegisterTile(const float* x, int64_t ldx, const std::byte* w, int64_t k, float* y,
+                               int64_t ldy) {
+  using F = typename V::F;
+  F acc[R][N];
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) acc[r][n] = V::Zero();
+  }
+  const int64_t row_bytes = k * W::kBytes;
+  int64_t i = 0;
+  for (; i + V::kLanes <= k; i += V::kLanes) {
+    F xv[R];
+    for (int r = 0; r < R; ++r) xv[r] = V::Load(x + r * ldx + i);
+    for (int n = 0; n < N; ++n) {
+      const F wv = W::template Load<V>(w + n * row_bytes + i * W::kBytes);
+      for (int r = 0; r < R; ++r) acc[r][n] = V::Fma(xv[r], wv, acc[r][n]);
+    }
+  }
+  if (const int rest = static_cast<int>(k - i); rest > 0) {
+    F xv[R];
+    for (int r = 0; r < R; ++r) xv[r] = V::LoadN(x + r * ldx + i, rest);
+    for (int n = 0; n < N; ++n) {
+      const F wv = W::template LoadN<V>(w + n * row_bytes + i * W::kBytes, rest);
+      for (int r = 0; r < R; ++r) acc[r][n] = V::Fma(xv[r], wv, acc[r][n]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    int n = 0;
+    for (; n + 4 <= N; n += 4) {
+      V::ReduceAdd4(acc[r][n], acc[r][n + 1], acc[r][n + 2], acc[r][n + 3], y + r * ldy + n);
+    }
+    for (; n < N; ++n) y[r * ldy + n] = V::ReduceAdd(acc[r][n]);
+  }
+}
+
+// Outputs per register tile for R rows: R * N accumulators and R vectors of x, plus one of w, must
+// fit the register file.
+template <typename V, int R>
+inline constexpr int kLinearOutputs = V::kRegisters == 32 ? (R <= 3 ? 8 : 4)
+                                                          : (R == 1 ? 8 : (R <= 3 ? 4 : 2));
+
+template <typename V, typename W, int R>
+inline void LinearRows(const LinearTile& t, const float* x, float* y, int64_t begin, int64_t end) {
+  constexpr int kN = kLinearOutputs<V, R>;
+  const int64_t row_bytes = t.k * W::kBytes;
+  int64_t n = begin;
+  for (; n + kN <= end; n += kN) {
+    LinearRegisterTile<V, W, R, kN>(x, t.ldx, t.w + n * row_bytes, t.k, y + n, t.ldy);
+  }
+  for (; n < end; ++n) {
+    LinearRegisterTile<V, W, R, 1>(x, t.ldx, t.w + n * row_bytes, t.k, y + n, t.ldy);
+  }
+}
+
+template <typename V, typename W>
+inline void LinearSomeRows(const LinearTile& t, int64_t row, int64_t num_rows, int64_t begin,
+                           int64_t end) {
+  const float* x = t.x + row * t.ldx;
+  float* y = t.y + row * t.ldy;
+  switch (num_rows) {
+    case 1:
+      return LinearRows<V, W, 1>(t, x, y, begin, end);
+    case 2:
+      return LinearRows<V, W, 2>(t, x, y, begin, end);
+    case 3:
+      return LinearRows<V, W, 3>(t, x, y, begin, end);
+    case 4:
+      return LinearRows<V, W, 4>(t, x, y, begin, end);
+    case 5:
+      return LinearRows<V, W, 5>(t, x, y, begin, end);
+    default:
+      return LinearRows<V, W, 6>(t, x, y, begin, end);
+  }
+}
+
+template <typename V, typename W>
+void LinearKernel(const LinearTile& t) {
+  constexpr int64_t kRowsPerTile = 6;
+  if (t.num_rows <= kRowsPerTile) {
+    LinearSomeRows<V, W>(t, 0, t.num_rows, t.begin, t.end);
+    return;
+  }
+  // Rows in blocks whose activations stay in the second-level cache (half a megabyte), outputs four
+  // or eight at a time so that their weights stay in the first-level cache while the block's rows
+  // go by.
+  constexpr int64_t kBlockFloats = 128 * 1024;
+  constexpr int64_t kOutputs = 8;
+  int64_t block = kBlockFloats / (t.k > 0 ? t.k : 1) / kRowsPerTile * kRowsPerTile;
+  if (block < kRowsPerTile) block = kRowsPerTile;
+  for (int64_t first = 0; first < t.num_rows; first += block) {
+    const int64_t last = first + block < t.num_rows ? first + block : t.num_rows;
+    for (int64_t n = t.begin; n < t.end; n += kOutputs) {
+      const int64_t n_end = n + kOutputs < t.end ? n + kOutputs : t.end;
+      for (int64_t r = first; r < last; r += kRowsPerTile) {
+        LinearSomeRows<V, W>(t, r, last - r < kRowsPerTile ? last - r : kRowsPerTile, n, n_end);
+      }
+    }
+  }
+}
+
+}  // namespace banyan::trunk::cpu

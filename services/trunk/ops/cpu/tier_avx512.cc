@@ -1,0 +1,8 @@
+#include "services/trunk/ops/cpu/tier_table.h"
+#include "services/trunk/ops/cpu/vec_avx512.h"
+
+namespace banyan::trunk::cpu {
+
+const KernelTable kAvx512Kernels = MakeKernelTable<VecAvx512>("avx512");
+
+}  // namespace banyan::trunk::cpu

@@ -1,0 +1,8 @@
+#include "services/trunk/ops/cpu/tier_table.h"
+#include "services/trunk/ops/cpu/vec_scalar.h"
+
+namespace banyan::trunk::cpu {
+
+const KernelTable kScalarKernels = MakeKernelTable<VecScalar>("scalar");
+
+}  // namespace banyan::trunk::cpu

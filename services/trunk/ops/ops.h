@@ -1,0 +1,220 @@
+// Every operation the forward pass needs, as one table with an implementation per kind of device.
+//
+// Pointers are device pointers: what AllocateDevice, AllocateShared, PlaceMatrix and PlaceVector
+// returned. On the CPU all memory is host memory; elsewhere only AllocateShared's may be touched by
+// the host, and only between Synchronize and the next operation that writes it. Arrays are f32,
+// row-major, without gaps between rows, 64-byte aligned, borrowed for the call; inputs and outputs
+// do not overlap unless said.
+//
+// A step is planned once on the host (StepPlan), made known to the device by BeginStep and then
+// used by the operations of every layer. Operations are queued in order; none allocates, none
+// looks at device data from the host. Their arguments are checked by whoever builds the model
+// (shapes against config.json), so they return nothing; a device that fails says so in Synchronize
+// and from then on.
+//
+// A row's result is a function of that row and of its sequence's state alone: not of the other
+// rows, the number of threads, or how rows were spread over steps. Sources: model spec section 3.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/tensor/dtype.h"
+#include "common/tensor/tensor_view.h"
+
+namespace banyan::trunk {
+
+inline constexpr int32_t kOpsPageTokens = 64;   // tokens of one KV page
+inline constexpr int32_t kOpsChunkTokens = 64;  // grid of the chunked DeltaNet
+
+// [rows, cols], bf16 or f32, as it lies in the checkpoint: y = W x.
+struct Matrix {
+  DType dtype = DType::kF32;
+  int32_t rows = 0;
+  int32_t cols = 0;
+  const std::byte* data = nullptr;  // any alignment on the CPU
+};
+
+// One sequence's consecutive rows of a step.
+struct PlanSegment {
+  int32_t first_row = 0;
+  int32_t num_rows = 0;
+  int32_t first_position = 0;
+  int32_t slot = 0;
+  int32_t first_page = 0;  // into StepPlan::page_ids
+  bool chunked = false;    // DeltaNet in chunks; first_position lies on the grid of kOpsChunkTokens
+};
+
+// Host arrays, valid until the next BeginStep.
+struct StepPlan {
+  int32_t num_rows = 0;
+  std::span<const PlanSegment> segments;  // cover the rows, ascending
+  std::span<const int32_t> token_ids;     // [num_rows]
+  std::span<const int32_t> positions;     // [num_rows]
+  std::span<const int32_t> page_ids;      // pages of every segment, from its sequence's start
+  std::span<const float> rope_cos;        // [num_rows, rotary_dim / 2]
+  std::span<const float> rope_sin;
+};
+
+struct AttentionShape {
+  int32_t num_heads = 0;
+  int32_t num_kv_heads = 0;  // divides num_heads; head n reads kv head n / (num_heads / kv_heads)
+  int32_t head_dim = 0;
+  int32_t rotary_dim = 0;  // even, <= head_dim
+  float eps = 0;
+};
+
+struct DeltaNetShape {
+  int32_t num_key_heads = 0;
+  int32_t num_value_heads = 0;  // a multiple of num_key_heads; head h reads key head h / ratio
+  int32_t key_head_dim = 0;
+  int32_t value_head_dim = 0;
+  int32_t conv_taps = 0;
+  float eps = 0;
+
+  int32_t ratio() const { return num_value_heads / num_key_heads; }
+  int32_t key_dim() const { return num_key_heads * key_head_dim; }
+  int32_t value_dim() const { return num_value_heads * value_head_dim; }
+  int32_t conv_dim() const { return 2 * key_dim() + value_dim(); }
+  int32_t qkvz_dim() const { return 2 * key_dim() + 2 * value_dim(); }
+  int64_t state_floats() const { return int64_t{num_value_heads} * key_head_dim * value_head_dim; }
+  int64_t conv_state_floats() const { return int64_t{conv_taps - 1} * conv_dim(); }
+};
+
+// What a backend must know before the first step, to set its scratch aside.
+struct OpLimits {
+  int32_t max_rows = 0;
+  int32_t max_segments = 0;
+  int32_t max_position = 0;
+  int32_t num_experts = 0;
+  AttentionShape attention;  // num_heads 0: no such layer
+  DeltaNetShape delta_net;   // num_value_heads 0: no such layer
+};
+
+struct LinearArgs {
+  const float* x = nullptr;  // [num_rows, w->cols]
+  const Matrix* w = nullptr;
+  float* y = nullptr;  // [num_rows, w->rows]
+};
+
+struct CausalConvArgs {
+  DeltaNetShape shape;
+  // Packed by key head g: q (key_head_dim), k (key_head_dim), v of its value heads, z of its value
+  // heads. And b of its value heads, a of its value heads.
+  const float* qkvz = nullptr;            // [num_rows, qkvz_dim]
+  const float* ba = nullptr;              // [num_rows, 2 * num_value_heads]
+  const float* weight = nullptr;          // [taps, conv_dim], the last tap meets the current token
+  const float* neg_decay_rate = nullptr;  // -exp(A_log) [num_value_heads]
+  const float* dt_bias = nullptr;         // [num_value_heads]
+  float* conv_states = nullptr;  // [slots, taps - 1, conv_dim]: last columns, oldest first; in, out
+  float* qkv = nullptr;          // out [num_rows, conv_dim]: q, k, v head by head
+  float* log_decay = nullptr;    // out [num_rows, num_value_heads]
+  float* beta = nullptr;         // out [num_rows, num_value_heads]
+};
+
+struct DeltaNetArgs {
+  DeltaNetShape shape;
+  const float* qkv = nullptr;   // of CausalConv
+  const float* qkvz = nullptr;  // for z
+  const float* log_decay = nullptr;
+  const float* beta = nullptr;
+  const float* norm_weight = nullptr;  // [value_head_dim]
+  float* states = nullptr;  // [slots, num_value_heads, key_head_dim, value_head_dim]; in, out
+  float* out = nullptr;     // [num_rows, value_dim]
+};
+
+struct AttentionArgs {
+  AttentionShape shape;
+  float* q_gate = nullptr;        // [num_rows, num_heads, 2, head_dim]: query, then its output gate
+  float* k = nullptr;             // [num_rows, num_kv_heads, head_dim]; overwritten
+  const float* v = nullptr;       // [num_rows, num_kv_heads, head_dim]
+  const float* q_norm = nullptr;  // [head_dim]
+  const float* k_norm = nullptr;  // [head_dim]
+  float* key_pages = nullptr;     // num_pages * page_floats(); the layout is the backend's
+  float* value_pages = nullptr;
+  float* out = nullptr;  // [num_rows, num_heads * head_dim]
+
+  int64_t page_floats() const {
+    return int64_t{shape.num_kv_heads} * shape.head_dim * kOpsPageTokens;
+  }
+};
+
+// Owned by one thread, the engine's.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string_view name() const = 0;
+
+  // Memory, zeroed, 64-byte aligned, freed with the backend. kResourceExhausted.
+  virtual absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) = 0;
+  virtual absl::StatusOr<std::byte*> AllocateShared(size_t bytes) = 0;
+  // Weights where operations can read them; the CPU keeps the view, which must outlive the backend.
+  virtual absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) = 0;
+  virtual absl::StatusOr<const float*> PlaceVector(std::span<const float> values) = 0;
+
+  // Sets scratch aside; once, before the first step.
+  virtual absl::Status Reserve(const OpLimits& limits) = 0;
+  virtual size_t ScratchBytes(const OpLimits& limits) const = 0;
+
+  virtual void BeginStep(const StepPlan& plan) = 0;
+  // Waits until everything queued is done and visible to the host.
+  virtual absl::Status Synchronize() = 0;
+
+  // out [plan rows, table.cols] = rows of the table at the plan's token ids.
+  virtual void Embed(const Matrix& table, float* out) = 0;
+
+  // y = W x for several matrices over the same number of rows; f32 accumulation.
+  virtual void Linear(int32_t num_rows, std::span<const LinearArgs> calls) = 0;
+
+  // x += addend unless that is null; out = x * rsqrt(mean(x^2) + eps) * (1 + weight).
+  //   x [num_rows, n] in, out   addend [num_rows, n]   weight [n]   out [num_rows, n]
+  virtual void RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight,
+                       const float* addend, float* x, float* out) = 0;
+
+  // Depthwise convolution, SiLU, l2 norm of q and k (q also by 1 / sqrt(key_head_dim)), and the
+  // decay and write strength of each row: log_decay = neg_decay_rate * softplus(a + dt_bias),
+  // beta = sigmoid(b). Moves the slots' convolution states on; those of segments at position 0
+  // count as zero.
+  virtual void CausalConv(const CausalConvArgs& args) = 0;
+
+  // The recurrence, in chunks or token by token as the segments say, and the gated norm. Moves the
+  // slots' states on; those of segments at position 0 count as zero.
+  virtual void DeltaNet(const DeltaNetArgs& args) = 0;
+
+  // Norm and rotation of q (in place) and k; k and v go to their pages.
+  virtual void PrepareAttention(const AttentionArgs& args) = 0;
+
+  // Softmax attention of each row over positions 0 to its own, times sigmoid(gate).
+  virtual void PagedAttention(const AttentionArgs& args) = 0;
+
+  // Softmax over num_experts logits, the top_k largest in descending order (ties: lowest id),
+  // renormalised to sum 1 if asked.
+  //   logits [num_rows, num_experts]   ids, weights [num_rows, top_k]; top_k <= num_experts <=
+  //   kMaxExperts
+  virtual void RouterTopK(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
+                          const float* logits, uint16_t* ids, float* weights) = 0;
+
+  // out = silu(gate) * up over num_rows * n values; out may be gate.
+  virtual void Swiglu(int32_t num_rows, int32_t n, const float* gate, const float* up,
+                      float* out) = 0;
+
+  // hidden += routed + sigmoid(gate_logit) * shared.
+  //   hidden, routed, shared [num_rows, n]   gate_logit [num_rows]
+  virtual void MoeCombine(int32_t num_rows, int32_t n, const float* routed, const float* shared,
+                          const float* gate_logit, float* hidden) = 0;
+
+  // hidden += addend, [num_rows, n].
+  virtual void AddRows(int32_t num_rows, int32_t n, const float* addend, float* hidden) = 0;
+
+  // out [rows.size(), n] = the given rows of x; `rows` is a host array.
+  virtual void GatherRows(std::span<const int32_t> rows, int32_t n, const float* x, float* out) = 0;
+
+  // Copies to host memory and waits.
+  virtual absl::Status ReadBack(const void* device, size_t bytes, void* host) = 0;
+};
+
+}  // namespace banyan::trunk
