@@ -1,0 +1,60 @@
+// The buffers a step works in, for max_rows rows. One description counts their bytes and places
+// them, so size and layout agree.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "common/config/model_config.h"
+#include "services/trunk/ops/ops.h"
+
+namespace banyan::trunk {
+
+struct Activations {
+  // All f32 [max_rows, ...]; widths as in ops.h.
+  float* hidden = nullptr;       // residual stream
+  float* mixer_out = nullptr;    // [hidden_size]
+  float* final_out = nullptr;    // [hidden_size], after the final norm
+  float* logits_rows = nullptr;  // [max_logits_rows, hidden_size]
+  float* logits = nullptr;       // [max_logits_rows, vocab_size]
+
+  // Gated DeltaNet.
+  float* qkvz = nullptr;
+  float* ba = nullptr;
+  float* qkv = nullptr;
+  float* log_decay = nullptr;
+  float* beta = nullptr;
+  float* delta_out = nullptr;
+
+  // Gated attention.
+  float* q_gate = nullptr;
+  float* k = nullptr;
+  float* v = nullptr;
+  float* attention_out = nullptr;
+
+  // MLP. Those marked shared are read or written by the expert transport on the host.
+  float* normed = nullptr;          // [hidden_size], shared: input of mixer and experts
+  uint16_t* expert_ids = nullptr;   // [top_k], shared
+  float* expert_weights = nullptr;  // [top_k], shared
+  float* routed = nullptr;          // [hidden_size], shared
+  float* router_logits = nullptr;
+  float* shared_gate_logit = nullptr;  // [1]
+  float* ffn_gate = nullptr;           // [width]: shared expert or dense layer
+  float* ffn_up = nullptr;             // [width]
+  float* ffn_out = nullptr;            // [hidden_size]
+};
+
+struct ActivationLimits {
+  int32_t max_rows = 0;
+  int32_t max_logits_rows = 0;
+};
+
+// Bytes that PlaceActivations will allocate.
+size_t ActivationBytes(const ModelConfig& config, const ActivationLimits& limits);
+
+// kResourceExhausted.
+absl::Status PlaceActivations(const ModelConfig& config, const ActivationLimits& limits,
+                              Backend* backend, Activations* out);
+
+}  // namespace banyan::trunk

@@ -1,0 +1,271 @@
+#include "services/trunk/model/decoder.h"
+
+#include <algorithm>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "services/trunk/model/activations.h"
+#include "services/trunk/model/gated_attention.h"
+#include "services/trunk/model/gated_delta_net.h"
+#include "services/trunk/model/moe_block.h"
+#include "services/trunk/model/step_planner.h"
+#include "services/trunk/model/weights.h"
+#include "services/trunk/state/kv_cache.h"
+#include "services/trunk/state/recurrent_state.h"
+
+namespace banyan::trunk {
+namespace {
+
+int32_t CountMixers(const ModelConfig& config, MixerKind kind) {
+  return static_cast<int32_t>(std::count(config.mixers.begin(), config.mixers.end(), kind));
+}
+
+AttentionShape AttentionShapeOf(const ModelConfig& config) {
+  if (CountMixers(config, MixerKind::kFullAttention) == 0) return {};
+  return {.num_heads = config.num_attention_heads,
+          .num_kv_heads = config.num_key_value_heads,
+          .head_dim = config.head_dim,
+          .rotary_dim = config.rotary_dim,
+          .eps = config.rms_norm_eps};
+}
+
+DeltaNetShape DeltaNetShapeOf(const ModelConfig& config) {
+  if (CountMixers(config, MixerKind::kLinearAttention) == 0) return {};
+  return {.num_key_heads = config.linear_num_key_heads,
+          .num_value_heads = config.linear_num_value_heads,
+          .key_head_dim = config.linear_key_head_dim,
+          .value_head_dim = config.linear_value_head_dim,
+          .conv_taps = config.linear_conv_kernel_dim,
+          .eps = config.rms_norm_eps};
+}
+
+int32_t MaxPosition(const ModelConfig& config, const DecoderOptions& options) {
+  return options.max_context_tokens > 0 ? options.max_context_tokens
+                                        : config.max_position_embeddings;
+}
+
+OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
+  return {.max_rows = options.max_rows,
+          .max_segments = std::min(options.max_rows, options.num_slots),
+          .max_position = MaxPosition(config, options),
+          .num_experts = config.num_experts,
+          .attention = AttentionShapeOf(config),
+          .delta_net = DeltaNetShapeOf(config)};
+}
+
+StepPlanner::Options PlannerOptionsOf(const ModelConfig& config, const DecoderOptions& options) {
+  return {.max_rows = options.max_rows,
+          .num_slots = options.num_slots,
+          .num_pages = options.num_pages,
+          .max_position = MaxPosition(config, options),
+          .vocab_size = config.vocab_size,
+          .rotary_dim = config.rotary_dim,
+          .rope_theta = config.rope_theta};
+}
+
+ActivationLimits ActivationLimitsOf(const DecoderOptions& options) {
+  return {.max_rows = options.max_rows, .max_logits_rows = options.max_logits_rows};
+}
+
+absl::Status CheckOptions(const ModelConfig& config, const DecoderOptions& options) {
+  const std::pair<const char*, int32_t> positive[] = {{"max_rows", options.max_rows},
+                                                      {"num_slots", options.num_slots},
+                                                      {"num_pages", options.num_pages},
+                                                      {"max_logits_rows", options.max_logits_rows}};
+  for (const auto& [name, value] : positive) {
+    if (value < 1) return InvalidArgumentF("decoder: {} is {}, expected at least 1", name, value);
+  }
+  if (options.max_context_tokens < 0 ||
+      options.max_context_tokens > config.max_position_embeddings) {
+    return InvalidArgumentF(
+        "decoder: max_context_tokens is {}, expected 0 to {} (max_position_embeddings)",
+        options.max_context_tokens, config.max_position_embeddings);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+class Decoder::Impl {
+ public:
+  Impl(const ModelConfig& config, const DecoderOptions& options, Backend* backend,
+       ExpertTransport* experts, DecoderObserver* observer)
+      : config_(config),
+        router_{.num_experts = config.num_experts,
+                .top_k = config.num_experts_per_tok,
+                .norm_topk_prob = config.norm_topk_prob},
+        attention_(AttentionShapeOf(config)),
+        delta_net_(DeltaNetShapeOf(config)),
+        planner_(PlannerOptionsOf(config, options)),
+        backend_(backend),
+        experts_(experts),
+        observer_(observer) {
+    limits_ = {.max_rows = options.max_rows,
+               .num_slots = options.num_slots,
+               .num_pages = options.num_pages,
+               .max_logits_rows = options.max_logits_rows,
+               .vocab_size = config.vocab_size,
+               .max_position = MaxPosition(config, options)};
+  }
+
+  absl::Status Allocate(const DecoderOptions& options, const Checkpoint& checkpoint) {
+    ASSIGN_OR_RETURN(weights_, LoadTrunkWeights(checkpoint, config_, backend_));
+    ASSIGN_OR_RETURN(kv_cache_,
+                     KvCache::Create(attention_, CountMixers(config_, MixerKind::kFullAttention),
+                                     options.num_pages, backend_));
+    ASSIGN_OR_RETURN(
+        recurrent_state_,
+        RecurrentState::Create(delta_net_, CountMixers(config_, MixerKind::kLinearAttention),
+                               options.num_slots, backend_));
+    RETURN_IF_ERROR(
+        PlaceActivations(config_, ActivationLimitsOf(options), backend_, &activations_));
+    if (observer_ != nullptr) {
+      observed_.resize(static_cast<size_t>(options.max_rows) *
+                       static_cast<size_t>(config_.hidden_size));
+    }
+    return backend_->Reserve(OpLimitsOf(config_, options));
+  }
+
+  const Limits& limits() const { return limits_; }
+
+  absl::Status Forward(const Step& step) {
+    const StepPlan& plan = planner_.Build(step);
+    num_rows_ = plan.num_rows;
+    if (num_rows_ == 0) return absl::OkStatus();
+    backend_->BeginStep(plan);
+    const Activations& a = activations_;
+    backend_->Embed(weights_.embed_tokens, a.hidden);
+    if (observer_ != nullptr) {
+      ASSIGN_OR_RETURN(const auto hidden, Observe(a.hidden));
+      observer_->OnEmbeddings(hidden);
+    }
+    int32_t linear_layer = 0;
+    int32_t full_layer = 0;
+    for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+      const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+      Norm(weights.input_norm, nullptr, a.normed);
+      if (const auto* mixer = std::get_if<LinearAttentionWeights>(&weights.mixer)) {
+        RunGatedDeltaNet(delta_net_, *mixer, recurrent_state_.layer(linear_layer++), num_rows_, a,
+                         backend_);
+      } else {
+        RunGatedAttention(attention_, std::get<FullAttentionWeights>(weights.mixer),
+                          kv_cache_.layer(full_layer++), num_rows_, a, backend_);
+      }
+      Norm(weights.post_attention_norm, a.mixer_out, a.normed);
+      if (observer_ != nullptr) {
+        ASSIGN_OR_RETURN(const auto hidden, Observe(a.hidden));
+        observer_->OnMixer(layer, hidden);
+      }
+      if (const auto* moe = std::get_if<MoeWeights>(&weights.mlp)) {
+        RETURN_IF_ERROR(
+            RunMoeBlock(router_, *moe, step.step_id, layer, num_rows_, a, backend_, experts_));
+      } else {
+        RunDenseMlp(std::get<FfnWeights>(weights.mlp), num_rows_, a, backend_);
+      }
+      if (observer_ != nullptr) RETURN_IF_ERROR(ObserveLayer(layer));
+    }
+    Norm(weights_.final_norm, nullptr, a.final_out);
+    if (observer_ != nullptr) {
+      ASSIGN_OR_RETURN(const auto hidden, Observe(a.final_out));
+      observer_->OnFinalNorm(hidden);
+    }
+    return backend_->Synchronize();
+  }
+
+  absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) {
+    const auto num_rows = static_cast<int32_t>(rows.size());
+    CHECK(num_rows <= limits_.max_logits_rows);
+    CHECK(logits.size() == rows.size() * static_cast<size_t>(limits_.vocab_size));
+    for (int32_t row : rows) CHECK(row >= 0 && row < num_rows_);
+    if (num_rows == 0) return absl::OkStatus();
+    const Activations& a = activations_;
+    backend_->GatherRows(rows, config_.hidden_size, a.final_out, a.logits_rows);
+    const LinearArgs head[] = {{.x = a.logits_rows, .w = &weights_.lm_head, .y = a.logits}};
+    backend_->Linear(num_rows, head);
+    return backend_->ReadBack(a.logits, logits.size_bytes(), logits.data());
+  }
+
+ private:
+  void Norm(const float* weight, const float* addend, float* out) {
+    backend_->RmsNorm(num_rows_, config_.hidden_size, config_.rms_norm_eps, weight, addend,
+                      activations_.hidden, out);
+  }
+
+  // A host copy of [num_rows, hidden_size].
+  absl::StatusOr<std::span<const float>> Observe(const float* x) {
+    const std::span<float> out(observed_.data(), static_cast<size_t>(num_rows_) *
+                                                     static_cast<size_t>(config_.hidden_size));
+    RETURN_IF_ERROR(backend_->ReadBack(x, out.size_bytes(), out.data()));
+    return std::span<const float>(out);
+  }
+
+  absl::Status ObserveLayer(int32_t layer) {
+    if (config_.mlps[static_cast<size_t>(layer)] == MlpKind::kMoe) {
+      const auto count =
+          static_cast<size_t>(num_rows_) * static_cast<size_t>(config_.num_experts_per_tok);
+      observer_->OnRouting(layer, {activations_.expert_ids, count},
+                           {activations_.expert_weights, count});
+    }
+    ASSIGN_OR_RETURN(const auto hidden, Observe(activations_.hidden));
+    observer_->OnLayer(layer, hidden);
+    return absl::OkStatus();
+  }
+
+  const ModelConfig config_;
+  const Router::Options router_;
+  const AttentionShape attention_;
+  const DeltaNetShape delta_net_;
+  StepPlanner planner_;
+  Backend* const backend_;
+  ExpertTransport* const experts_;
+  DecoderObserver* const observer_;
+  Limits limits_;
+  TrunkWeights weights_;
+  KvCache kv_cache_;
+  RecurrentState recurrent_state_;
+  Activations activations_;
+  std::vector<float> observed_;
+  int32_t num_rows_ = 0;  // of the last step
+};
+
+Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Decoder::~Decoder() = default;
+
+DecoderMemory Decoder::Plan(const ModelConfig& config, const DecoderOptions& options,
+                            const Backend& backend) {
+  return {.weight_bytes = TrunkWeightBytes(config, DType::kBF16),
+          .kv_cache_bytes =
+              KvCache::Bytes(AttentionShapeOf(config),
+                             CountMixers(config, MixerKind::kFullAttention), options.num_pages),
+          .recurrent_state_bytes = RecurrentState::Bytes(
+              DeltaNetShapeOf(config), CountMixers(config, MixerKind::kLinearAttention),
+              options.num_slots),
+          .activation_bytes = ActivationBytes(config, ActivationLimitsOf(options)),
+          .scratch_bytes = backend.ScratchBytes(OpLimitsOf(config, options)) +
+                           StepPlanner::Bytes(PlannerOptionsOf(config, options))};
+}
+
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const ModelConfig& config,
+                                                         const DecoderOptions& options,
+                                                         const Checkpoint& checkpoint,
+                                                         Backend* backend, ExpertTransport* experts,
+                                                         DecoderObserver* observer) {
+  RETURN_IF_ERROR(CheckOptions(config, options));
+  auto impl = std::make_unique<Impl>(config, options, backend, experts, observer);
+  RETURN_IF_ERROR(impl->Allocate(options, checkpoint));
+  return std::unique_ptr<Decoder>(new Decoder(std::move(impl)));
+}
+
+const ForwardPass::Limits& Decoder::limits() const { return impl_->limits(); }
+
+absl::Status Decoder::Forward(const Step& step) { return impl_->Forward(step); }
+
+absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) {
+  return impl_->ComputeLogits(rows, logits);
+}
+
+}  // namespace banyan::trunk

@@ -1,0 +1,165 @@
+#include "services/trunk/model/weights.h"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/config/tensor_inventory.h"
+#include "common/quant/bf16.h"
+
+namespace banyan::trunk {
+namespace {
+
+std::vector<float> WidenToF32(const TensorView& view) {
+  std::vector<float> values(static_cast<size_t>(view.shape.num_elements()));
+  if (view.dtype == DType::kF32) {
+    std::memcpy(values.data(), view.data, view.size_bytes());
+    return values;
+  }
+  for (size_t i = 0; i < values.size(); ++i) {
+    BF16 value;
+    std::memcpy(&value, view.data + i * sizeof(value), sizeof(value));
+    values[i] = ToFloat(value);
+  }
+  return values;
+}
+
+class Loader {
+ public:
+  Loader(const Checkpoint& checkpoint, const ModelConfig& config, Backend* backend)
+      : checkpoint_(checkpoint), config_(config), backend_(backend) {}
+
+  absl::StatusOr<TrunkWeights> Load() {
+    TrunkWeights out;
+    const int64_t hidden = config_.hidden_size;
+    RETURN_IF_ERROR(
+        Place("model.embed_tokens.weight", config_.vocab_size, hidden, &out.embed_tokens));
+    for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
+      RETURN_IF_ERROR(LoadLayer(i, &out.layers.emplace_back()));
+    }
+    RETURN_IF_ERROR(Vector("model.norm.weight", {hidden}, &out.final_norm));
+    out.lm_head = out.embed_tokens;
+    if (!config_.tie_word_embeddings) {
+      RETURN_IF_ERROR(Place("lm_head.weight", config_.vocab_size, hidden, &out.lm_head));
+    }
+    return out;
+  }
+
+ private:
+  absl::Status LoadLayer(int32_t layer, LayerWeights* out) {
+    const std::string p = fmt::format("model.layers.{}.", layer);
+    const int64_t hidden = config_.hidden_size;
+    RETURN_IF_ERROR(Vector(p + "input_layernorm.weight", {hidden}, &out->input_norm));
+    RETURN_IF_ERROR(
+        Vector(p + "post_attention_layernorm.weight", {hidden}, &out->post_attention_norm));
+    const auto i = static_cast<size_t>(layer);
+    if (config_.mixers[i] == MixerKind::kLinearAttention) {
+      RETURN_IF_ERROR(
+          LoadLinearAttention(p + "linear_attn.", &out->mixer.emplace<LinearAttentionWeights>()));
+    } else {
+      RETURN_IF_ERROR(
+          LoadFullAttention(p + "self_attn.", &out->mixer.emplace<FullAttentionWeights>()));
+    }
+    if (config_.mlps[i] == MlpKind::kDense) {
+      return LoadFfn(p + "mlp.", config_.intermediate_size, &out->mlp.emplace<FfnWeights>());
+    }
+    auto& moe = out->mlp.emplace<MoeWeights>();
+    RETURN_IF_ERROR(Place(p + "mlp.gate.weight", config_.num_experts, hidden, &moe.router));
+    RETURN_IF_ERROR(Place(p + "mlp.shared_expert_gate.weight", 1, hidden, &moe.shared_expert_gate));
+    return LoadFfn(p + "mlp.shared_expert.", config_.shared_expert_intermediate_size,
+                   &moe.shared_expert);
+  }
+
+  absl::Status LoadLinearAttention(const std::string& p, LinearAttentionWeights* out) {
+    const int64_t hidden = config_.hidden_size;
+    const int64_t heads = config_.linear_num_value_heads;
+    const int64_t channels = config_.linear_conv_dim();
+    const int64_t taps = config_.linear_conv_kernel_dim;
+    const int64_t qkvz = channels + config_.linear_value_dim();
+    RETURN_IF_ERROR(Place(p + "in_proj_qkvz.weight", qkvz, hidden, &out->in_proj_qkvz));
+    RETURN_IF_ERROR(Place(p + "in_proj_ba.weight", 2 * heads, hidden, &out->in_proj_ba));
+    RETURN_IF_ERROR(
+        Place(p + "out_proj.weight", hidden, config_.linear_value_dim(), &out->out_proj));
+
+    std::vector<float> conv;
+    RETURN_IF_ERROR(Read(p + "conv1d.weight", {channels, 1, taps}, &conv));
+    std::vector<float> transposed(conv.size());
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t j = 0; j < taps; ++j) {
+        transposed[static_cast<size_t>(j * channels + c)] = conv[static_cast<size_t>(c * taps + j)];
+      }
+    }
+    ASSIGN_OR_RETURN(out->conv, backend_->PlaceVector(transposed));
+
+    std::vector<float> rate;
+    RETURN_IF_ERROR(Read(p + "A_log", {heads}, &rate));
+    for (float& value : rate) value = -std::exp(value);
+    ASSIGN_OR_RETURN(out->neg_decay_rate, backend_->PlaceVector(rate));
+    RETURN_IF_ERROR(Vector(p + "dt_bias", {heads}, &out->dt_bias));
+    return Vector(p + "norm.weight", {config_.linear_value_head_dim}, &out->norm);
+  }
+
+  absl::Status LoadFullAttention(const std::string& p, FullAttentionWeights* out) {
+    const int64_t hidden = config_.hidden_size;
+    const int64_t q_dim = int64_t{config_.num_attention_heads} * config_.head_dim;
+    const int64_t kv_dim = int64_t{config_.num_key_value_heads} * config_.head_dim;
+    RETURN_IF_ERROR(Place(p + "q_proj.weight", 2 * q_dim, hidden, &out->q_proj));
+    RETURN_IF_ERROR(Place(p + "k_proj.weight", kv_dim, hidden, &out->k_proj));
+    RETURN_IF_ERROR(Place(p + "v_proj.weight", kv_dim, hidden, &out->v_proj));
+    RETURN_IF_ERROR(Place(p + "o_proj.weight", hidden, q_dim, &out->o_proj));
+    RETURN_IF_ERROR(Vector(p + "q_norm.weight", {config_.head_dim}, &out->q_norm));
+    return Vector(p + "k_norm.weight", {config_.head_dim}, &out->k_norm);
+  }
+
+  absl::Status LoadFfn(const std::string& p, int64_t width, FfnWeights* out) {
+    const int64_t hidden = config_.hidden_size;
+    RETURN_IF_ERROR(Place(p + "gate_proj.weight", width, hidden, &out->gate_proj));
+    RETURN_IF_ERROR(Place(p + "up_proj.weight", width, hidden, &out->up_proj));
+    return Place(p + "down_proj.weight", hidden, width, &out->down_proj);
+  }
+
+  absl::Status Place(const std::string& name, int64_t rows, int64_t cols, Matrix* out) {
+    ASSIGN_OR_RETURN(const TensorView view,
+                     checkpoint_.Get(name, Shape{rows, cols}, kWeightDTypes));
+    ASSIGN_OR_RETURN(*out, backend_->PlaceMatrix(view));
+    return absl::OkStatus();
+  }
+
+  absl::Status Read(const std::string& name, const Shape& shape, std::vector<float>* out) {
+    ASSIGN_OR_RETURN(const TensorView view, checkpoint_.Get(name, shape, kWeightDTypes));
+    *out = WidenToF32(view);
+    return absl::OkStatus();
+  }
+
+  absl::Status Vector(const std::string& name, const Shape& shape, const float** out) {
+    std::vector<float> values;
+    RETURN_IF_ERROR(Read(name, shape, &values));
+    ASSIGN_OR_RETURN(*out, backend_->PlaceVector(values));
+    return absl::OkStatus();
+  }
+
+  const Checkpoint& checkpoint_;
+  const ModelConfig& config_;
+  Backend* backend_;
+};
+
+}  // namespace
+
+absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
+                                              const ModelConfig& config, Backend* backend) {
+  return Loader(checkpoint, config, backend).Load();
+}
+
+size_t TrunkWeightBytes(const ModelConfig& config, DType matrix_dtype) {
+  size_t bytes = 0;
+  for (const TensorSpec& spec : TrunkTensors(config)) {
+    const auto elements = static_cast<size_t>(spec.shape.num_elements());
+    bytes += elements * (spec.shape.rank() == 2 ? DTypeSizeBytes(matrix_dtype) : sizeof(float));
+  }
+  return bytes;
+}
+
+}  // namespace banyan::trunk

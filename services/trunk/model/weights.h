@@ -1,0 +1,70 @@
+// The trunk's tensors, ready for the operations. Matrices stay where the checkpoint has them; small
+// vectors are widened to f32, which is exact.
+#pragma once
+
+#include <cstdint>
+#include <variant>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/config/model_config.h"
+#include "common/io/checkpoint.h"
+#include "services/trunk/ops/ops.h"
+
+namespace banyan::trunk {
+
+// Packed as in the checkpoint: model spec 2.5.
+struct LinearAttentionWeights {
+  Matrix in_proj_qkvz;
+  Matrix in_proj_ba;
+  Matrix out_proj;
+  const float* conv = nullptr;            // [taps, conv_dim]: the checkpoint's, transposed
+  const float* neg_decay_rate = nullptr;  // -exp(A_log) [value heads]
+  const float* dt_bias = nullptr;
+  const float* norm = nullptr;  // [value_head_dim], plain
+};
+
+struct FullAttentionWeights {
+  Matrix q_proj;  // per head: query rows, then gate rows
+  Matrix k_proj;
+  Matrix v_proj;
+  Matrix o_proj;
+  const float* q_norm = nullptr;  // zero-centred
+  const float* k_norm = nullptr;
+};
+
+struct FfnWeights {
+  Matrix gate_proj;
+  Matrix up_proj;
+  Matrix down_proj;
+};
+
+struct MoeWeights {
+  Matrix router;              // [num_experts, hidden_size]
+  Matrix shared_expert_gate;  // [1, hidden_size]
+  FfnWeights shared_expert;
+};
+
+struct LayerWeights {
+  const float* input_norm = nullptr;           // zero-centred
+  const float* post_attention_norm = nullptr;  // zero-centred
+  std::variant<LinearAttentionWeights, FullAttentionWeights> mixer;
+  std::variant<MoeWeights, FfnWeights> mlp;  // FfnWeights: a dense layer
+};
+
+struct TrunkWeights {
+  Matrix embed_tokens;
+  std::vector<LayerWeights> layers;
+  const float* final_norm = nullptr;
+  Matrix lm_head;  // embed_tokens when the word embeddings are tied
+};
+
+// `checkpoint` and `backend` outlive the weights. Errors as Checkpoint::Get: they name tensor,
+// file, expected and found.
+absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
+                                              const ModelConfig& config, Backend* backend);
+
+// Bytes of the trunk's tensors that a step may read: matrices as stored, vectors as f32.
+size_t TrunkWeightBytes(const ModelConfig& config, DType matrix_dtype);
+
+}  // namespace banyan::trunk
