@@ -1,0 +1,114 @@
+#include "tests/fakes/local_transport.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/config/tensor_inventory.h"
+#include "common/quant/bf16.h"
+
+namespace banyan::test {
+namespace {
+
+std::vector<float> Transposed(const TensorView& view) {
+  const auto rows = static_cast<size_t>(view.shape.dim(0));
+  const auto cols = static_cast<size_t>(view.shape.dim(1));
+  std::vector<float> out(rows * cols);
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t c = 0; c < cols; ++c) {
+      float& to = out[c * rows + r];
+      const size_t at = r * cols + c;
+      if (view.dtype == DType::kF32) {
+        std::memcpy(&to, view.data + at * sizeof(float), sizeof(float));
+      } else {
+        BF16 value;
+        std::memcpy(&value, view.data + at * sizeof(value), sizeof(value));
+        to = ToFloat(value);
+      }
+    }
+  }
+  return out;
+}
+
+// y[j] = sum over i of x[i] * w[i, j], i ascending.
+void MatVec(const std::vector<float>& w, const float* x, size_t n, std::vector<float>* y) {
+  std::fill(y->begin(), y->end(), 0.0f);
+  const size_t m = y->size();
+  for (size_t i = 0; i < n; ++i) {
+    const float* row = w.data() + i * m;
+    for (size_t j = 0; j < m; ++j) (*y)[j] += x[i] * row[j];
+  }
+}
+
+}  // namespace
+
+LocalTransport::LocalTransport(const Checkpoint& checkpoint, const ModelConfig& config)
+    : checkpoint_(checkpoint), config_(config) {
+  layers_.resize(static_cast<size_t>(config.num_hidden_layers));
+  for (auto& layer : layers_) layer.resize(static_cast<size_t>(config.num_experts));
+  gate_.resize(static_cast<size_t>(config.moe_intermediate_size));
+  up_.resize(gate_.size());
+  down_.resize(static_cast<size_t>(config.hidden_size));
+}
+
+LocalTransport::~LocalTransport() = default;
+
+const LocalTransport::Expert& LocalTransport::Load(int32_t layer, int32_t expert) {
+  auto& slot = layers_[static_cast<size_t>(layer)][static_cast<size_t>(expert)];
+  if (slot == nullptr) {
+    const auto tensors = GetExpertTensors(checkpoint_, config_, layer, expert);
+    CHECK(tensors.ok());
+    slot = std::make_unique<Expert>();
+    slot->gate_proj = Transposed(tensors->gate_proj);
+    slot->up_proj = Transposed(tensors->up_proj);
+    slot->down_proj = Transposed(tensors->down_proj);
+  }
+  return *slot;
+}
+
+absl::Status LocalTransport::Dispatch(const Batch& batch) {
+  CHECK(!busy_);
+  CHECK(batch.layer >= 0 && batch.layer < config_.num_hidden_layers);
+  CHECK(batch.top_k == config_.num_experts_per_tok && batch.num_rows > 0);
+  for (int32_t row = 0; row < batch.num_rows; ++row) {
+    const uint16_t* ids = batch.expert_ids + row * batch.top_k;
+    for (int32_t i = 0; i < batch.top_k; ++i) {
+      CHECK(ids[i] < config_.num_experts);
+      CHECK(std::find(ids, ids + i, ids[i]) == ids + i);
+    }
+  }
+  batch_ = batch;
+  busy_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status LocalTransport::Combine(float* out) {
+  CHECK(busy_);
+  busy_ = false;
+  if (!failure_.ok()) return std::exchange(failure_, absl::OkStatus());
+  const auto hidden = static_cast<size_t>(config_.hidden_size);
+  std::fill_n(out, static_cast<size_t>(batch_.num_rows) * hidden, 0.0f);
+  for (int32_t row = 0; row < batch_.num_rows; ++row) {
+    const auto r = static_cast<size_t>(row);
+    for (int32_t i = 0; i < batch_.top_k; ++i) {
+      const size_t at = r * static_cast<size_t>(batch_.top_k) + static_cast<size_t>(i);
+      AddExpert(Load(batch_.layer, batch_.expert_ids[at]), batch_.activations + r * hidden,
+                batch_.weights[at], out + r * hidden);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void LocalTransport::AddExpert(const Expert& expert, const float* x, float weight, float* out) {
+  MatVec(expert.gate_proj, x, down_.size(), &gate_);
+  MatVec(expert.up_proj, x, down_.size(), &up_);
+  for (size_t i = 0; i < gate_.size(); ++i) {
+    gate_[i] = gate_[i] / (1.0f + std::exp(-gate_[i])) * up_[i];
+  }
+  MatVec(expert.down_proj, gate_.data(), gate_.size(), &down_);
+  for (size_t i = 0; i < down_.size(); ++i) out[i] += weight * down_[i];
+}
+
+}  // namespace banyan::test

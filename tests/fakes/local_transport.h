@@ -1,0 +1,52 @@
+// The routed experts in this process, in plain f32: what shards behind gRPC compute, without them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/config/model_config.h"
+#include "common/io/checkpoint.h"
+#include "services/trunk/experts/expert_transport.h"
+
+namespace banyan::test {
+
+// Weights are widened to f32 when a layer is first used. A row's result depends on that row alone:
+// experts in the order of its ids, one accumulator per value. Checks what it is given (CHECK):
+// distinct ids in range, one batch at a time.
+class LocalTransport : public trunk::ExpertTransport {
+ public:
+  // `checkpoint` outlives the transport.
+  LocalTransport(const Checkpoint& checkpoint, const ModelConfig& config);
+  ~LocalTransport() override;
+
+  absl::Status Dispatch(const Batch& batch) override;
+  absl::Status Combine(float* out) override;
+  absl::Status Ready() const override { return absl::OkStatus(); }
+  absl::Status WaitReady(absl::Time) override { return absl::OkStatus(); }
+
+  // The next Combine fails with this status, and only that one.
+  void FailOnce(absl::Status status) { failure_ = std::move(status); }
+
+ private:
+  // Transposed, so that the inner loops run over outputs.
+  struct Expert {
+    std::vector<float> gate_proj;  // [hidden_size, width]
+    std::vector<float> up_proj;    // [hidden_size, width]
+    std::vector<float> down_proj;  // [width, hidden_size]
+  };
+
+  const Expert& Load(int32_t layer, int32_t expert);
+  void AddExpert(const Expert& expert, const float* x, float weight, float* out);
+
+  const Checkpoint& checkpoint_;
+  const ModelConfig config_;
+  std::vector<std::vector<std::unique_ptr<Expert>>> layers_;  // [layer][expert], null: not loaded
+  std::vector<float> gate_, up_, down_;                       // of one row
+  Batch batch_;
+  bool busy_ = false;
+  absl::Status failure_;
+};
+
+}  // namespace banyan::test

@@ -1,0 +1,132 @@
+#include "tests/fakes/model_harness.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <numeric>
+#include <utility>
+
+#include "common/base/check.h"
+#include "services/trunk/ops/cpu/cpu_backend.h"
+
+namespace banyan::test {
+namespace {
+
+void CheckOk(const absl::Status& status) {
+  if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  CHECK(status.ok());
+}
+
+template <typename T>
+T ValueOf(absl::StatusOr<T> value) {
+  CheckOk(value.status());
+  return *std::move(value);
+}
+
+template <typename T>
+void Append(std::span<const T> values, std::vector<T>* to) {
+  to->insert(to->end(), values.begin(), values.end());
+}
+
+}  // namespace
+
+void RecordingObserver::Clear() { *this = RecordingObserver(static_cast<int32_t>(layers.size())); }
+void RecordingObserver::OnEmbeddings(std::span<const float> hidden) { Append(hidden, &embeddings); }
+void RecordingObserver::OnMixer(int32_t layer, std::span<const float> hidden) {
+  Append(hidden, &layers[static_cast<size_t>(layer)].mixer);
+}
+void RecordingObserver::OnLayer(int32_t layer, std::span<const float> hidden) {
+  Append(hidden, &layers[static_cast<size_t>(layer)].hidden);
+}
+void RecordingObserver::OnRouting(int32_t layer, std::span<const uint16_t> expert_ids,
+                                  std::span<const float> weights) {
+  Append(expert_ids, &layers[static_cast<size_t>(layer)].expert_ids);
+  Append(weights, &layers[static_cast<size_t>(layer)].expert_weights);
+}
+void RecordingObserver::OnFinalNorm(std::span<const float> hidden) { Append(hidden, &final_norm); }
+
+ModelHarness::ModelHarness(const Options& options)
+    : config_(ValueOf(LoadModelConfig(options.directory))),
+      checkpoint_(ValueOf(Checkpoint::Open(options.directory))),
+      pool_({.num_threads = options.num_threads}),
+      backend_(ValueOf(trunk::CreateCpuBackend({.cpu_tier = options.cpu_tier}, &pool_))),
+      transport_(std::make_unique<LocalTransport>(*checkpoint_, config_)),
+      observer_(options.observe ? std::make_unique<RecordingObserver>(config_.num_hidden_layers)
+                                : nullptr),
+      random_(options.page_seed) {
+  const trunk::DecoderOptions decoder_options = {.max_rows = options.max_rows,
+                                                 .num_slots = options.num_slots,
+                                                 .num_pages = options.num_pages,
+                                                 .max_logits_rows = 64};
+  decoder_ = ValueOf(trunk::Decoder::Create(config_, decoder_options, *checkpoint_, backend_.get(),
+                                            transport_.get(), observer_.get()));
+  free_pages_.resize(static_cast<size_t>(options.num_pages));
+  std::iota(free_pages_.begin(), free_pages_.end(), 0);
+  std::shuffle(free_pages_.begin(), free_pages_.end(), random_);
+  free_slots_.resize(static_cast<size_t>(options.num_slots));
+  std::iota(free_slots_.begin(), free_slots_.end(), 0);
+  std::shuffle(free_slots_.begin(), free_slots_.end(), random_);
+}
+
+TestSequence ModelHarness::NewSequence() {
+  CHECK(!free_slots_.empty());
+  TestSequence sequence;
+  sequence.slot = free_slots_.back();
+  free_slots_.pop_back();
+  return sequence;
+}
+
+void ModelHarness::Release(TestSequence* sequence) {
+  free_slots_.insert(free_slots_.begin(), sequence->slot);
+  free_pages_.insert(free_pages_.begin(), sequence->pages.begin(), sequence->pages.end());
+  *sequence = TestSequence();
+}
+
+absl::Status ModelHarness::Forward(const std::vector<Piece>& pieces) {
+  std::vector<int32_t> tokens;
+  std::vector<trunk::StepSegment> segments;
+  for (const Piece& piece : pieces) {
+    TestSequence& sequence = *piece.sequence;
+    const auto num_rows = static_cast<int32_t>(piece.tokens.size());
+    while (static_cast<int32_t>(sequence.pages.size()) * trunk::kPageTokens <
+           sequence.position + num_rows) {
+      CHECK(!free_pages_.empty());
+      sequence.pages.push_back(free_pages_.back());
+      free_pages_.pop_back();
+    }
+    segments.push_back({.first_row = static_cast<int32_t>(tokens.size()),
+                        .num_rows = num_rows,
+                        .first_position = sequence.position,
+                        .slot = sequence.slot,
+                        .pages = sequence.pages,
+                        .chunked = piece.chunked});
+    tokens.insert(tokens.end(), piece.tokens.begin(), piece.tokens.end());
+    sequence.position += num_rows;
+  }
+  return decoder_->Forward({.step_id = step_id_++, .token_ids = tokens, .segments = segments});
+}
+
+std::vector<float> ModelHarness::Run(const std::vector<Piece>& pieces, Rows rows) {
+  CheckOk(Forward(pieces));
+  std::vector<int32_t> wanted;
+  int32_t row = 0;
+  for (const Piece& piece : pieces) {
+    for (size_t i = 0; i < piece.tokens.size(); ++i, ++row) {
+      if (rows == Rows::kAll || i + 1 == piece.tokens.size()) wanted.push_back(row);
+    }
+  }
+  const auto vocab = static_cast<size_t>(config_.vocab_size);
+  std::vector<float> logits(wanted.size() * vocab);
+  const auto most = static_cast<size_t>(decoder_->limits().max_logits_rows);
+  for (size_t first = 0; first < wanted.size(); first += most) {
+    const size_t count = std::min(most, wanted.size() - first);
+    CheckOk(decoder_->ComputeLogits(std::span(wanted).subspan(first, count),
+                                    std::span(logits).subspan(first * vocab, count * vocab)));
+  }
+  return logits;
+}
+
+int32_t ArgMax(const float* logits, int32_t n) {
+  return static_cast<int32_t>(std::max_element(logits, logits + n) - logits);
+}
+
+}  // namespace banyan::test

@@ -1,0 +1,105 @@
+// A decoder over a real checkpoint with the experts in this process, for tests and benchmarks.
+//   ModelHarness model({.directory = demo});
+//   TestSequence sequence = model.NewSequence();
+//   std::vector<float> logits = model.Run({{&sequence, prompt_ids, true}});
+// Anything that fails aborts with the status.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "common/config/model_config.h"
+#include "common/io/checkpoint.h"
+#include "common/parallel/worker_pool.h"
+#include "services/trunk/model/decoder.h"
+#include "services/trunk/ops/ops.h"
+#include "tests/fakes/local_transport.h"
+
+namespace banyan::test {
+
+struct TestSequence {
+  int32_t slot = 0;
+  int32_t position = 0;        // tokens in its state
+  std::vector<int32_t> pages;  // as many as its tokens need
+};
+
+// What a decoder computed, appended over steps: meant for one sequence at a time.
+class RecordingObserver : public trunk::DecoderObserver {
+ public:
+  struct Layer {
+    std::vector<float> mixer;
+    std::vector<float> hidden;
+    std::vector<uint16_t> expert_ids;
+    std::vector<float> expert_weights;
+  };
+  std::vector<float> embeddings;
+  std::vector<float> final_norm;
+  std::vector<Layer> layers;
+
+  explicit RecordingObserver(int32_t num_layers) : layers(static_cast<size_t>(num_layers)) {}
+  void Clear();
+  void OnEmbeddings(std::span<const float> hidden) override;
+  void OnMixer(int32_t layer, std::span<const float> hidden) override;
+  void OnLayer(int32_t layer, std::span<const float> hidden) override;
+  void OnRouting(int32_t layer, std::span<const uint16_t> expert_ids,
+                 std::span<const float> weights) override;
+  void OnFinalNorm(std::span<const float> hidden) override;
+};
+
+class ModelHarness {
+ public:
+  struct Options {
+    std::string directory;
+    int num_threads = 1;
+    std::string cpu_tier = "auto";
+    int32_t max_rows = 512;
+    int32_t num_slots = 40;
+    int32_t num_pages = 400;
+    bool observe = false;
+    uint64_t page_seed = 1;  // order in which pages and slots are handed out
+  };
+  // Tokens of one sequence in a step; `chunked` as in step.h.
+  struct Piece {
+    TestSequence* sequence;
+    std::vector<int32_t> tokens;
+    bool chunked;
+  };
+
+  explicit ModelHarness(const Options& options);
+
+  const ModelConfig& config() const { return config_; }
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  trunk::Decoder& decoder() { return *decoder_; }
+  LocalTransport& transport() { return *transport_; }
+  RecordingObserver& observer() { return *observer_; }
+
+  TestSequence NewSequence();
+  void Release(TestSequence* sequence);
+
+  // One step. Logits of all its rows [rows, vocab_size], or of the last row of each piece.
+  enum class Rows { kAll, kLast };
+  std::vector<float> Run(const std::vector<Piece>& pieces, Rows rows = Rows::kAll);
+  // The step alone.
+  absl::Status Forward(const std::vector<Piece>& pieces);
+
+ private:
+  ModelConfig config_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  WorkerPool pool_;
+  std::unique_ptr<trunk::Backend> backend_;
+  std::unique_ptr<LocalTransport> transport_;
+  std::unique_ptr<RecordingObserver> observer_;
+  std::unique_ptr<trunk::Decoder> decoder_;
+  std::mt19937_64 random_;
+  std::vector<int32_t> free_pages_;
+  std::vector<int32_t> free_slots_;
+  int64_t step_id_ = 0;
+};
+
+// Index of the largest value; the first one if several.
+int32_t ArgMax(const float* logits, int32_t n);
+
+}  // namespace banyan::test

@@ -1,0 +1,237 @@
+// A sequence's bits depend on its own tokens alone.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tests/fakes/model_harness.h"
+
+namespace banyan::test {
+namespace {
+
+constexpr uint64_t kSeed = 20240607;
+
+std::string DemoDirectory() { return std::string(BANYAN_SOURCE_DIR) + "/deploy/models/demo"; }
+std::string TinyDirectory() { return std::string(BANYAN_SOURCE_DIR) + "/tests/data/tiny"; }
+
+std::vector<int32_t> RandomTokens(std::mt19937_64* random, int32_t count, int32_t vocab) {
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  for (int32_t& token : tokens)
+    token = static_cast<int32_t>((*random)() % static_cast<uint64_t>(vocab));
+  return tokens;
+}
+
+std::vector<int32_t> Slice(const std::vector<int32_t>& tokens, int64_t begin, int64_t end) {
+  return {tokens.begin() + begin, tokens.begin() + end};
+}
+
+// Bitwise, so that a NaN would not hide.
+testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) {
+    return testing::AssertionFailure() << a.size() << " against " << b.size() << " values";
+  }
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0) {
+      return testing::AssertionFailure() << "value " << i << ": " << a[i] << " and " << b[i];
+    }
+  }
+  return testing::AssertionSuccess();
+}
+
+// A prompt and generated tokens after it.
+struct Script {
+  std::vector<int32_t> prompt;
+  std::vector<int32_t> generated;
+};
+
+std::vector<Script> MakeScripts(int32_t vocab) {
+  std::mt19937_64 random(kSeed);
+  std::vector<Script> scripts;
+  for (int32_t length : {1, 3, 63, 64, 65, 128, 150, 200}) {
+    scripts.push_back({RandomTokens(&random, length, vocab), RandomTokens(&random, 9, vocab)});
+  }
+  return scripts;
+}
+
+// Alone: the prompt in one step, then token by token. Logits of every token.
+std::vector<float> RunAlone(ModelHarness* model, const Script& script) {
+  TestSequence sequence = model->NewSequence();
+  std::vector<float> logits = model->Run({{&sequence, script.prompt, true}});
+  for (int32_t token : script.generated) {
+    const std::vector<float> row = model->Run({{&sequence, {token}, false}});
+    logits.insert(logits.end(), row.begin(), row.end());
+  }
+  model->Release(&sequence);
+  return logits;
+}
+
+class ExactnessTest : public testing::TestWithParam<bool> {
+ protected:
+  std::string Directory() const { return GetParam() ? DemoDirectory() : TinyDirectory(); }
+};
+
+TEST_P(ExactnessTest, ThreadsMakeNoDifference) {
+  ModelHarness one({.directory = Directory(), .num_threads = 1});
+  ModelHarness two({.directory = Directory(), .num_threads = 2, .page_seed = 2});
+  ModelHarness five({.directory = Directory(), .num_threads = 5, .page_seed = 3});
+  for (const Script& script : MakeScripts(one.config().vocab_size)) {
+    const std::vector<float> expected = RunAlone(&one, script);
+    EXPECT_TRUE(SameBits(RunAlone(&two, script), expected)) << script.prompt.size() << " tokens";
+    EXPECT_TRUE(SameBits(RunAlone(&five, script), expected)) << script.prompt.size() << " tokens";
+  }
+}
+
+TEST_P(ExactnessTest, StepsMayBeCutAnywhereOnTheGrid) {
+  ModelHarness model({.directory = Directory()});
+  for (const Script& script : MakeScripts(model.config().vocab_size)) {
+    const std::vector<float> expected = RunAlone(&model, script);
+    const auto length = static_cast<int64_t>(script.prompt.size());
+    for (int64_t step : {64, 128}) {
+      TestSequence sequence = model.NewSequence();
+      std::vector<float> logits;
+      for (int64_t at = 0; at < length; at += step) {
+        const std::vector<float> part =
+            model.Run({{&sequence, Slice(script.prompt, at, std::min(at + step, length)), true}});
+        logits.insert(logits.end(), part.begin(), part.end());
+      }
+      // Generated tokens again, as after a preemption: several in one step.
+      for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 6}, {6, 9}}) {
+        const std::vector<float> part =
+            model.Run({{&sequence, Slice(script.generated, begin, end), false}});
+        logits.insert(logits.end(), part.begin(), part.end());
+      }
+      EXPECT_TRUE(SameBits(logits, expected)) << length << " tokens in steps of " << step;
+      model.Release(&sequence);
+    }
+  }
+}
+
+TEST_P(ExactnessTest, NeighboursMakeNoDifference) {
+  ModelHarness alone({.directory = Directory()});
+  const std::vector<Script> scripts = MakeScripts(alone.config().vocab_size);
+  const auto vocab = static_cast<size_t>(alone.config().vocab_size);
+  std::vector<std::vector<float>> expected;
+  for (const Script& script : scripts) expected.push_back(RunAlone(&alone, script));
+
+  // All together: sequences start at different steps, prompts in pieces of random length on the
+  // grid, in random order within a step, then decoding.
+  for (uint64_t seed : {kSeed, kSeed + 1}) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    ModelHarness model({.directory = Directory(), .num_threads = 2, .page_seed = seed});
+    std::mt19937_64 random(seed);
+    std::vector<TestSequence> sequences(scripts.size());
+    std::vector<bool> started(scripts.size(), false);
+    std::vector<std::vector<float>> logits(scripts.size());
+    std::vector<int64_t> fed(scripts.size(), 0);
+    const auto total = [&](size_t i) {
+      return static_cast<int64_t>(scripts[i].prompt.size() + scripts[i].generated.size());
+    };
+    while (true) {
+      std::vector<ModelHarness::Piece> pieces;
+      std::vector<size_t> owners;
+      std::vector<size_t> order(scripts.size());
+      for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+      std::shuffle(order.begin(), order.end(), random);
+      bool left = false;
+      for (size_t i : order) {
+        if (fed[i] == total(i)) continue;
+        left = true;
+        if (random() % 3 == 0) continue;  // sits this step out
+        if (!started[i]) {
+          sequences[i] = model.NewSequence();
+          started[i] = true;
+        }
+        const auto prompt = static_cast<int64_t>(scripts[i].prompt.size());
+        if (fed[i] < prompt) {
+          const int64_t end =
+              std::min(fed[i] + 64 * (1 + static_cast<int64_t>(random() % 2)), prompt);
+          pieces.push_back({&sequences[i], Slice(scripts[i].prompt, fed[i], end), true});
+          fed[i] = end;
+        } else {
+          const int64_t begin = fed[i] - prompt;
+          pieces.push_back({&sequences[i], Slice(scripts[i].generated, begin, begin + 1), false});
+          ++fed[i];
+        }
+        owners.push_back(i);
+      }
+      if (!left) break;
+      if (pieces.empty()) continue;
+      const std::vector<float> step = model.Run(pieces);
+      size_t row = 0;
+      for (size_t p = 0; p < pieces.size(); ++p) {
+        const size_t end = row + pieces[p].tokens.size();
+        auto& out = logits[owners[p]];
+        out.insert(out.end(), step.begin() + static_cast<int64_t>(row * vocab),
+                   step.begin() + static_cast<int64_t>(end * vocab));
+        row = end;
+      }
+    }
+    for (size_t i = 0; i < scripts.size(); ++i) {
+      EXPECT_TRUE(SameBits(logits[i], expected[i])) << scripts[i].prompt.size() << " tokens";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, ExactnessTest, testing::Values(false, true),
+                         [](const testing::TestParamInfo<bool>& param) {
+                           return param.param ? "Demo" : "Tiny";
+                         });
+
+// Beyond 1024 positions keys are summed in partitions, which several threads share when decoding.
+TEST(LongContextTest, PartitionsMakeNoDifference) {
+  std::mt19937_64 random(kSeed);
+  ModelHarness one({.directory = TinyDirectory(), .num_threads = 1});
+  ModelHarness four({.directory = TinyDirectory(), .num_threads = 4, .page_seed = 9});
+  const Script script = {RandomTokens(&random, 2190, one.config().vocab_size),
+                         RandomTokens(&random, 5, one.config().vocab_size)};
+  const auto run = [&](ModelHarness* model, int64_t step) {
+    TestSequence sequence = model->NewSequence();
+    std::vector<float> logits;
+    const auto length = static_cast<int64_t>(script.prompt.size());
+    for (int64_t at = 0; at < length; at += step) {
+      logits =
+          model->Run({{&sequence, Slice(script.prompt, at, std::min(at + step, length)), true}},
+                     ModelHarness::Rows::kLast);
+    }
+    for (int32_t token : script.generated) {
+      const std::vector<float> row = model->Run({{&sequence, {token}, false}});
+      logits.insert(logits.end(), row.begin(), row.end());
+    }
+    return logits;
+  };
+  const std::vector<float> expected = run(&one, 512);
+  EXPECT_TRUE(SameBits(run(&four, 512), expected));
+  EXPECT_TRUE(SameBits(run(&four, 64), expected));
+}
+
+// Whatever a page or a slot held before must not show.
+TEST(ReuseTest, LeftoversAreNotSeen) {
+  ModelHarness fresh({.directory = TinyDirectory()});
+  const std::vector<Script> scripts = MakeScripts(fresh.config().vocab_size);
+  const std::vector<float> expected = RunAlone(&fresh, scripts[2]);
+  ModelHarness used({.directory = TinyDirectory(), .num_slots = 1, .num_pages = 5});
+  for (const Script& script : scripts) {
+    RunAlone(&used, script);
+    EXPECT_TRUE(SameBits(RunAlone(&used, scripts[2]), expected));
+  }
+}
+
+TEST(FailureTest, ALostShardEndsTheStepAndTheSequenceCanBeRecomputed) {
+  ModelHarness model({.directory = TinyDirectory()});
+  const Script script = MakeScripts(model.config().vocab_size)[4];
+  const std::vector<float> expected = RunAlone(&model, script);
+  TestSequence sequence = model.NewSequence();
+  model.transport().FailOnce(absl::UnavailableError("shard 1 of 2 has no replica"));
+  const absl::Status status = model.Forward({{&sequence, script.prompt, true}});
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(std::string(status.message()), "shard 1 of 2 has no replica");
+  model.Release(&sequence);
+  EXPECT_TRUE(SameBits(RunAlone(&model, script), expected));
+}
+
+}  // namespace
+}  // namespace banyan::test

@@ -1,0 +1,156 @@
+// The small models against the reference, layer by layer, for every way of feeding the prompt.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "services/trunk/ops/cpu/cpu_tier.h"
+#include "tests/fakes/model_harness.h"
+#include "tests/golden/model/golden_data.h"
+
+namespace banyan::test {
+namespace {
+
+constexpr float kTolerance = 1e-3f;        // golden/README: an f32 engine
+constexpr float kDecisiveGap = 0.01f;      // between the reference's two best logits
+constexpr float kWeightTolerance = 1e-4f;  // router weights: sums to 1, logits within the tolerance
+
+enum class Feed { kWhole, kChunks, kTokenByToken };
+
+struct Case {
+  const char* model;
+  Feed feed;
+  const char* tier;
+};
+
+// The first place where two arrays differ by more than the tolerance.
+testing::AssertionResult Near(std::span<const float> found, std::span<const float> expected,
+                              float tolerance, int64_t row_size) {
+  if (found.size() != expected.size()) {
+    return testing::AssertionFailure() << found.size() << " values, expected " << expected.size();
+  }
+  float worst = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    const float difference = std::abs(found[i] - expected[i]);
+    worst = std::max(worst, difference);
+    if (!(difference <= tolerance)) {
+      return testing::AssertionFailure()
+             << "row " << static_cast<int64_t>(i) / row_size << " column "
+             << static_cast<int64_t>(i) % row_size << ": " << found[i] << ", expected "
+             << expected[i] << " within " << tolerance;
+    }
+  }
+  return testing::AssertionSuccess() << "largest difference " << worst;
+}
+
+class LayersTest : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    if (!trunk::cpu::FindKernels(GetParam().tier).ok()) {
+      GTEST_SKIP() << "this CPU has no " << GetParam().tier;
+    }
+  }
+
+  // Feeds tokens of one sequence; logits of all of them.
+  static std::vector<float> FeedTokens(ModelHarness* model, TestSequence* sequence,
+                                       const std::vector<int32_t>& tokens, Feed feed) {
+    const size_t step = feed == Feed::kWhole    ? tokens.size()
+                        : feed == Feed::kChunks ? size_t{trunk::kDeltaNetChunkTokens}
+                                                : 1;
+    std::vector<float> logits;
+    for (size_t first = 0; first < tokens.size(); first += step) {
+      const size_t last = std::min(first + step, tokens.size());
+      const std::vector<float> part = model->Run({{sequence,
+                                                   {tokens.begin() + static_cast<int64_t>(first),
+                                                    tokens.begin() + static_cast<int64_t>(last)},
+                                                   feed != Feed::kTokenByToken}});
+      logits.insert(logits.end(), part.begin(), part.end());
+    }
+    return logits;
+  }
+};
+
+TEST_P(LayersTest, AgreesWithTheReference) {
+  const std::string directory = std::string(BANYAN_SOURCE_DIR) + "/tests/data/" + GetParam().model;
+  const GoldenData golden = ReadGolden(directory);
+  ModelHarness model({.directory = directory, .cpu_tier = GetParam().tier, .observe = true});
+  const ModelConfig& config = model.config();
+  const int64_t hidden = config.hidden_size;
+  const int64_t top_k = config.num_experts_per_tok;
+  const auto block = static_cast<size_t>(golden.num_tokens * hidden);
+  const auto routed = static_cast<size_t>(golden.num_tokens * top_k);
+
+  TestSequence sequence = model.NewSequence();
+  std::vector<float> logits = FeedTokens(&model, &sequence, golden.prompt, GetParam().feed);
+
+  const RecordingObserver& seen = model.observer();
+  const std::span<const float> states(golden.hidden_states);
+  ASSERT_TRUE(Near(seen.embeddings, states.first(block), 0, hidden)) << "embed";
+  for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const auto l = static_cast<size_t>(layer);
+    const std::string mixer = config.mixers[l] == MixerKind::kLinearAttention
+                                  ? "in_proj, causal_conv, delta_net or out_proj"
+                                  : "qkv_proj, rope, paged_attention or o_proj";
+    const std::span<const int32_t> ids = std::span(golden.router_ids).subspan(l * routed, routed);
+    for (size_t i = 0; i < routed; ++i) {
+      ASSERT_EQ(seen.layers[l].expert_ids[i], ids[i])
+          << "layer " << layer << " router_topk row " << i / static_cast<size_t>(top_k)
+          << ": the router, or before it " << mixer;
+    }
+    ASSERT_TRUE(Near(seen.layers[l].expert_weights,
+                     std::span(golden.router_weights).subspan(l * routed, routed), kWeightTolerance,
+                     top_k))
+        << "layer " << layer << " router_topk weights: the router, or before it " << mixer;
+    // The reference keeps the last layer's output after the final norm only.
+    if (layer + 1 < config.num_hidden_layers) {
+      ASSERT_TRUE(
+          Near(seen.layers[l].hidden, states.subspan((l + 1) * block, block), kTolerance, hidden))
+          << "layer " << layer << " output: experts, shared expert or moe_combine";
+    }
+  }
+  ASSERT_TRUE(Near(seen.final_norm, states.last(block), kTolerance, hidden))
+      << "last layer's experts or final norm";
+  const int32_t vocab = config.vocab_size;
+  ASSERT_TRUE(Near(logits, golden.prefill_logits, kTolerance, vocab)) << "lm_head";
+
+  // Greedy decoding, fed with the reference's tokens so that every step is comparable:
+  // decode_logits[i] follow decode_ids[i].
+  std::vector<float> last(logits.end() - vocab, logits.end());
+  std::vector<float> expected(golden.prefill_logits.end() - vocab, golden.prefill_logits.end());
+  for (int64_t i = 0; i < golden.num_decoded; ++i) {
+    const auto at = static_cast<size_t>(i);
+    std::vector<float> sorted = expected;
+    std::nth_element(sorted.begin(), sorted.begin() + 1, sorted.end(), std::greater<>());
+    if (sorted[0] - sorted[1] > kDecisiveGap) {
+      ASSERT_EQ(ArgMax(last.data(), vocab), golden.decode_ids[at]) << "decode step " << i;
+    }
+    last = model.Run({{&sequence, {golden.decode_ids[at]}, false}});
+    const auto row = golden.decode_logits.begin() + i * vocab;
+    expected.assign(row, row + vocab);
+    ASSERT_TRUE(Near(last, expected, kTolerance, vocab)) << "decode step " << i;
+  }
+}
+
+std::string CaseName(const testing::TestParamInfo<Case>& param) {
+  const char* feeds[] = {"Whole", "Chunks", "TokenByToken"};
+  return std::string(param.param.model == std::string("tiny") ? "Tiny" : "TinyFused") +
+         feeds[static_cast<size_t>(param.param.feed)] + "_" + param.param.tier;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, LayersTest,
+    testing::Values(Case{"tiny", Feed::kWhole, "avx512"}, Case{"tiny", Feed::kChunks, "avx512"},
+                    Case{"tiny", Feed::kTokenByToken, "avx512"},
+                    Case{"tiny-fused", Feed::kWhole, "avx512"}, Case{"tiny", Feed::kWhole, "avx2"},
+                    Case{"tiny", Feed::kTokenByToken, "avx2"},
+                    Case{"tiny-fused", Feed::kChunks, "avx2"}, Case{"tiny", Feed::kWhole, "scalar"},
+                    Case{"tiny-fused", Feed::kTokenByToken, "scalar"}),
+    CaseName);
+
+}  // namespace
+}  // namespace banyan::test
