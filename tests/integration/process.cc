@@ -103,6 +103,8 @@ absl::StatusOr<int> Process::WaitExit(absl::Duration timeout) {
   absl::MutexLock lock(&mutex_);
   exited_ = true;
   exit_code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  // What it wrote last may still be in the pipe; a grandchild may keep that open.
+  mutex_.AwaitWithTimeout(absl::Condition(&output_ended_), absl::Seconds(5));
   return exit_code_;
 }
 
@@ -135,7 +137,7 @@ absl::StatusOr<std::string> Process::WaitForLine(std::string_view text, absl::Du
 }
 
 absl::StatusOr<std::string> Process::ListeningAddress(absl::Duration timeout) {
-  constexpr std::string_view kKey = "listening address=";
+  constexpr std::string_view kKey = " listening address=";
   absl::StatusOr<std::string> line = WaitForLine(kKey, timeout);
   if (!line.ok()) return line.status();
   const std::string rest = line->substr(line->find(kKey) + kKey.size());
