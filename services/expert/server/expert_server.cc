@@ -34,8 +34,10 @@ namespace {
 
 using common::v1::LoadProgress;
 
-// What clients of a stopping host get: the answers under way, then the end of their streams.
-constexpr absl::Duration kStopGrace = absl::Seconds(3);
+// What clients of a stopping host get: the answers under way and the end of their streams, then a
+// moment to close their connections.
+constexpr absl::Duration kStopGrace = absl::Seconds(10);
+constexpr absl::Duration kCloseGrace = absl::Milliseconds(200);
 // How long a host whose load failed waits for WatchLoad streams to say so.
 constexpr absl::Duration kFailureGrace = absl::Seconds(1);
 
@@ -195,7 +197,8 @@ class ExpertServer::Impl {
     stopping_ = true;
     Drain();
     watchers_.Stop();
-    server_->Shutdown(absl::ToChronoTime(deadline));
+    forward_->WaitUntilDrained(deadline);
+    server_->Shutdown(absl::ToChronoTime(absl::Now() + kCloseGrace));
     forward_->Stop();
     RemoveUnixSocket(address_);
   }

@@ -14,6 +14,8 @@
 #include <thread>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "common/base/check.h"
 #include "common/base/logging.h"
 #include "common/base/strings.h"
@@ -120,6 +122,11 @@ class ForwardStreamServer::Impl {
     }
   }
 
+  bool WaitUntilDrained(absl::Time deadline) {
+    absl::MutexLock lock(&count_mutex_);
+    return count_mutex_.AwaitWithDeadline(absl::Condition(this, &Impl::NoStreams), deadline);
+  }
+
   void Stop() {
     if (std::exchange(stopped_, true)) return;
     draining_ = true;
@@ -176,7 +183,7 @@ class ForwardStreamServer::Impl {
       case Stream::kMetadata:
         break;
       case Stream::kFinish:
-        metrics_.streams.Decrement();
+        CountStream(-1);
         stream->finished = true;
         break;
     }
@@ -188,6 +195,13 @@ class ForwardStreamServer::Impl {
       streams_.erase(streams_.find(stream));
     }
   }
+
+  void CountStream(int change) {
+    absl::MutexLock lock(&count_mutex_);
+    num_streams_ += change;
+    metrics_.streams.Set(num_streams_);
+  }
+  bool NoStreams() const ABSL_SHARED_LOCKS_REQUIRED(count_mutex_) { return num_streams_ == 0; }
 
   void RequestStream() {
     auto stream = std::make_unique<Stream>();
@@ -203,7 +217,7 @@ class ForwardStreamServer::Impl {
       return;
     }
     metrics_.streams_total.Increment();
-    metrics_.streams.Increment();
+    CountStream(+1);
     if (!stopping_) RequestStream();
     ExpertExecutor* executor = executor_.load(std::memory_order_acquire);
     if (draining_) {
@@ -383,6 +397,8 @@ class ForwardStreamServer::Impl {
   std::atomic<bool> stopping_{false};
   bool stopped_ = false;
   std::thread thread_;
+  absl::Mutex count_mutex_;
+  int num_streams_ ABSL_GUARDED_BY(count_mutex_) = 0;  // open ones
 
   // Of the queue's thread:
   std::set<std::unique_ptr<Stream>, ByAddress> streams_;  // one of them waits for its trunk
@@ -396,6 +412,9 @@ ForwardStreamServer::~ForwardStreamServer() = default;
 void ForwardStreamServer::Start(RequestForward request) { impl_->Start(std::move(request)); }
 void ForwardStreamServer::SetExecutor(ExpertExecutor* executor) { impl_->SetExecutor(executor); }
 void ForwardStreamServer::Drain() { impl_->Drain(); }
+bool ForwardStreamServer::WaitUntilDrained(absl::Time deadline) {
+  return impl_->WaitUntilDrained(deadline);
+}
 void ForwardStreamServer::Stop() { impl_->Stop(); }
 
 }  // namespace banyan::expert

@@ -63,6 +63,10 @@ class ForwardStreamServer {
   // does not wait.
   void Drain();
 
+  // After Drain: true once every stream has got its last answer and its status. What remains for
+  // grpc::Server::Shutdown are connections of clients that may be slow to close them.
+  bool WaitUntilDrained(absl::Time deadline);
+
   // After grpc::Server::Shutdown: empties the queue and joins the thread. Idempotent.
   void Stop();
 
