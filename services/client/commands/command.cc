@@ -8,7 +8,7 @@ namespace banyan::client {
 namespace {
 
 void PrintError(std::string_view message) {
-  std::string line = "banyan: ";
+  std::string line = "banyan: error: ";
   for (char c : message) line.push_back(c == '\n' || c == '\r' ? ' ' : c);
   line.push_back('\n');
   std::fflush(stdout);

@@ -21,8 +21,8 @@ inline constexpr int kExitUsage = 2;   // the command line makes no sense
 // The verb that the command line chose, with its options; returns the exit code.
 using Action = std::function<int()>;
 
-// Prints "banyan: MESSAGE" as one line on stderr (further lines of the message are joined) and
-// returns the exit code.
+// Prints "banyan: error: MESSAGE" as one line on stderr (further lines of the message are joined)
+// and returns the exit code.
 int Fail(const absl::Status& status);
 int FailUsage(std::string_view message);
 

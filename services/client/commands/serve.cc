@@ -23,7 +23,9 @@ namespace banyan::client {
 namespace {
 
 constexpr int kFirstExpertMetricsOffset = 10;  // trunk 9101, experts 9111 + i
-constexpr int kMaxShards = 64;
+constexpr int kMaxShards = 8;
+// The services end the answers under way at the drain limit themselves, then need a moment.
+constexpr absl::Duration kKillGrace = absl::Seconds(5);
 
 struct Options {
   std::string model;
@@ -37,12 +39,13 @@ struct Options {
   double drain_timeout_seconds = 20;
   // Handed on as they are.
   std::vector<std::pair<const char*, std::optional<std::string>>> to_trunk = {
-      {"--backend", {}},          {"--max_context_tokens", {}}, {"--max_sequences", {}},
-      {"--max_batch_tokens", {}}, {"--host_budget", {}},        {"--vram_budget", {}}};
-  std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--load_format", {}},
+      {"--backend", {}},       {"--load_format", {}},      {"--max_context_tokens", {}},
+      {"--max_sequences", {}}, {"--max_batch_tokens", {}}, {"--max_queued_requests", {}},
+      {"--host_budget", {}}};
+  std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}},
                                                                              {"--log_level", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
-      {"--pool_format", {}}, {"--pool_dir", {}}, {"--pool_memory", {}}};
+      {"--pool_format", {}}};
   bool insecure_listen = false;
   std::vector<std::string> trunk_options;
 };
@@ -130,7 +133,9 @@ absl::Status AddServices(const Options& options, const RunDirectory& run,
                 "--cluster_config",
                 run.File("cluster.json"),
                 "--threads",
-                std::to_string(shares.trunk)};
+                std::to_string(shares.trunk),
+                "--drain_timeout",
+                fmt::format("{}s", options.drain_timeout_seconds)};
   Append(trunk.argv, options.to_both);
   Append(trunk.argv, options.to_trunk);
   if (options.insecure_listen) trunk.argv.push_back("--insecure_listen");
@@ -169,7 +174,7 @@ int Run(const Options& options) {
 
   SupervisorOptions supervised;
   supervised.log_path = options.log_file;
-  supervised.drain_limit = absl::Seconds(options.drain_timeout_seconds);
+  supervised.drain_limit = absl::Seconds(options.drain_timeout_seconds) + kKillGrace;
   supervised.when_ready = ReadyLines(options);
   if (absl::Status status = AddServices(options, **run, supervised); !status.ok()) {
     return status.code() == absl::StatusCode::kInvalidArgument ? FailUsage(ToStd(status.message()))
@@ -221,7 +226,8 @@ void AddServe(CLI::App& app, Action& action) {
       ->capture_default_str();
   for (auto* flags : {&options->to_trunk, &options->to_both, &options->to_experts}) {
     for (auto& [name, value] : *flags) {
-      verb->add_option(name, value, "Handed on")->group("Options of the services");
+      verb->add_option(name, value, "As in banyan-trunk and banyan-expert")
+          ->group("Handed on to the services");
     }
   }
   verb->add_option("trunk_options", options->trunk_options,
