@@ -94,7 +94,6 @@ TEST(ProgressBar, IsCutToTheTerminal) {
 
 TEST(Interrupts, RunTheInnermostHandler) {
   Interrupts interrupts(/*exit_when_idle=*/false);
-  kill(getpid(), SIGINT);  // nobody listens: nothing happens
   absl::Notification outer;
   const Interrupts::Scope outer_scope(interrupts, [&] { outer.Notify(); });
   {
@@ -111,6 +110,7 @@ TEST(Interrupts, RunTheInnermostHandler) {
 }
 
 TEST(InterruptsDeathTest, EndAnIdleProgramIfAsked) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(
       {
         Interrupts interrupts(/*exit_when_idle=*/true);
