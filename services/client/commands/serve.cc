@@ -1,7 +1,10 @@
 // `banyan serve`: a trunk and its experts on this machine, supervised.
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -159,6 +162,24 @@ std::vector<std::string> ReadyLines(const Options& options) {
   return lines;
 }
 
+// A trunk that had to be killed leaves its Unix socket; one that somebody listens on stays.
+void RemoveDeadSocket(const std::string& listen) {
+  constexpr std::string_view kUnix = "unix:";
+  sockaddr_un address{};
+  if (listen.rfind(kUnix, 0) != 0 || listen.size() - kUnix.size() >= sizeof(address.sun_path)) {
+    return;
+  }
+  address.sun_family = AF_UNIX;
+  listen.copy(address.sun_path, sizeof(address.sun_path) - 1, kUnix.size());
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return;
+  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 &&
+      errno == ECONNREFUSED) {
+    unlink(address.sun_path);
+  }
+  close(fd);
+}
+
 int Run(const Options& options) {
   if (absl::Status status = CheckServerAddress(options.listen); !status.ok()) {
     return FailUsage(
@@ -183,9 +204,7 @@ int Run(const Options& options) {
   auto supervisor = Supervisor::Create(std::move(supervised), stdout, isatty(STDOUT_FILENO) == 1);
   if (!supervisor.ok()) return Fail(supervisor.status());
   const absl::Status status = (*supervisor)->Run();
-  // Where the trunk had to be killed its socket is still there.
-  constexpr std::string_view kUnix = "unix:";
-  if (options.listen.rfind(kUnix, 0) == 0) unlink(options.listen.c_str() + kUnix.size());
+  RemoveDeadSocket(options.listen);
   return status.ok() ? kExitOk : Fail(status);
 }
 

@@ -24,6 +24,8 @@ namespace {
 constexpr absl::Duration kRefresh = absl::Milliseconds(100);
 constexpr absl::Duration kIdle = absl::Seconds(1);  // nothing loads: only children and signals
 
+constexpr int kMaxEarlyCrashes = 5;
+
 sigset_t SupervisorSignals() {
   sigset_t set;
   sigemptyset(&set);
@@ -109,7 +111,7 @@ absl::Status Supervisor::Reap(Unit& unit) {
   const absl::Duration worked = absl::Now() - unit.started;
   Log("serve", fmt::format("{} ended service=\"{}\" by=\"{}\" after_seconds={:.1f}", Timestamp(),
                            unit.service.name, end->ToString(), absl::ToDoubleSeconds(worked)));
-  if (!unit.was_ready && !end->by_signal) {
+  if (!unit.was_ready && (!end->by_signal || ++unit.early_crashes >= kMaxEarlyCrashes)) {
     return FailedPreconditionF(
         "{} did not start ({}): {} (log: {})", unit.service.name, end->ToString(),
         unit.last_line.empty() ? "it said nothing" : unit.last_line, options_.log_path);

@@ -40,9 +40,9 @@ class Supervisor {
                                                             std::FILE* out, bool is_terminal);
   ~Supervisor();
 
-  // Until a signal asks for the end (OK) or a service cannot be started at all: it ended with an
-  // exit code before it was ever ready, or reported that its load failed (kFailedPrecondition,
-  // with its own last words). All services have ended when this returns.
+  // Until a signal asks for the end (OK) or a service cannot be started at all: before it was ever
+  // ready it ended with an exit code or crashed five times, or it reported that its load failed
+  // (kFailedPrecondition, with its own last words). All services have ended when this returns.
   absl::Status Run();
 
  private:
@@ -55,6 +55,7 @@ class Supervisor {
     absl::Time start_at = absl::InfinitePast();  // of a service that waits for its restart
     std::string last_line;                       // of its output
     bool was_ready = false;                      // in any of its runs
+    int early_crashes = 0;                       // before it was ever ready
     bool ready = false;                          // in this one
   };
 
