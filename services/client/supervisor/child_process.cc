@@ -68,6 +68,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
     return StatusF(absl::StatusCode::kResourceExhausted, "cannot start {}: {}", argv[0],
                    strerror(error));
   }
+  setpgid(pid, pid);  // the child does it too: whoever comes first
   fcntl(fds[0], F_SETFL, O_NONBLOCK);
   return absl::WrapUnique(new ChildProcess(pid, fds[0]));
 }

@@ -9,7 +9,7 @@ namespace banyan::client {
 ThreadShares ShareThreads(int32_t num_cpus, int32_t num_experts) {
   CHECK(num_experts >= 1);
   ThreadShares shares;
-  shares.trunk = std::max(1, num_cpus / 4);
+  shares.trunk = std::max(1, std::min(num_cpus / 4, num_cpus - num_experts));
   shares.expert = std::max(1, (num_cpus - shares.trunk) / num_experts);
   return shares;
 }
