@@ -213,6 +213,7 @@ absl::Status Supervisor::Run() {
       if (!unit->ready) wait = std::min(wait, kRefresh);
     }
     if (!status.ok()) break;
+    if (!all_ready_said_) view_.Update(Rows());
     Wait(wait);
     asked_to_end = TakeSignals();
     for (auto& unit : units_) {
@@ -221,7 +222,6 @@ absl::Status Supervisor::Run() {
     }
     if (!status.ok() || asked_to_end) break;
     status = CheckLoad();
-    if (!all_ready_said_) view_.Update(Rows());
   }
   if (asked_to_end) view_.Say("ending: answers under way finish first (again: at once)");
   DrainAll();

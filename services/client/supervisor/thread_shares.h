@@ -11,8 +11,8 @@ struct ThreadShares {
 };
 
 // Trunk and experts take turns inside a layer and poll while they wait, so the sum stays within
-// `num_cpus` where there are enough: at most a quarter for the trunk, the rest in equal parts for the
-// experts, which stream most of the bytes; at least one each.
+// `num_cpus` where there are enough: at most a quarter for the trunk, the rest in equal parts for
+// the experts, which stream most of the bytes; at least one each.
 ThreadShares ShareThreads(int32_t num_cpus, int32_t num_experts);
 
 }  // namespace banyan::client
