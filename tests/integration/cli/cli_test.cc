@@ -46,13 +46,12 @@ struct Result {
   std::string out, error;
 };
 
-// Runs `banyan ARGS` in a shell, so that ARGS may say where stdin comes from.
+// Runs `banyan ARGS` in a shell, so that ARGS may hold a pipe's other half (`< file`).
 Result Banyan(const std::string& args) {
   const TempDir temp;
-  // The redirections come first: ARGS may end with a here-document.
   Process process({"/bin/sh", "-c",
-                   fmt::format("exec >{} 2>{} '{}' {}", temp.File("out"), temp.File("error"),
-                               BinaryPath("banyan"), args)});
+                   fmt::format("exec '{}' {} >{} 2>{}", BinaryPath("banyan"), args,
+                               temp.File("out"), temp.File("error"))});
   const auto exit_code = process.WaitExit(absl::Minutes(5));
   EXPECT_TRUE(exit_code.ok()) << exit_code.status();
   return {exit_code.value_or(-1), ReadFile(temp.File("out")), ReadFile(temp.File("error"))};
