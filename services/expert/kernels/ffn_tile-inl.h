@@ -30,7 +30,9 @@ inline __attribute__((always_inline)) void DotStep(const float* const (&x)[R],
 
 // out[r * C + c] = dot(x[r], weights row c) for C rows of weights `stride` bytes apart.
 // `prefetch` > 0: asks for the same place so many bytes further on. One matrix row is a page or
-// less, too short for the hardware's prefetcher to keep a stream going.
+// less, too short for the hardware's prefetcher to keep a stream going. Into the second cache
+// level: into the first it is held up by that level's few fill buffers (one row, one Zen 4 core:
+// 65 % of the read bandwidth instead of 100 %).
 template <class V, class W, int R, int C>
 inline void Dots(const float* const (&x)[R], const std::byte* weights, int64_t stride, int64_t k,
                  int64_t prefetch, float* out) {
@@ -43,9 +45,11 @@ inline void Dots(const float* const (&x)[R], const std::byte* weights, int64_t s
   for (; i + kSteps * V::kLanes <= k; i += kSteps * V::kLanes) {
     if (prefetch > 0) {
       for (int c = 0; c < C; ++c) {
-        __builtin_prefetch(reinterpret_cast<const void*>(
-            reinterpret_cast<uintptr_t>(weights) +
-            static_cast<uintptr_t>(c * stride + i * kElementBytes<W> + prefetch)));
+        __builtin_prefetch(
+            reinterpret_cast<const void*>(
+                reinterpret_cast<uintptr_t>(weights) +
+                static_cast<uintptr_t>(c * stride + i * kElementBytes<W> + prefetch)),
+            /*rw=*/0, /*locality=*/1);
       }
     }
     for (int s = 0; s < kSteps; ++s) {
