@@ -1,0 +1,104 @@
+#include "common/memory/memory_plan.h"
+
+#include <algorithm>
+#include <charconv>
+#include <fstream>
+#include <iterator>
+#include <optional>
+#include <utility>
+
+#include "common/base/byte_size.h"
+#include "common/base/strings.h"
+
+namespace banyan {
+namespace {
+
+std::optional<uint64_t> ReadNumber(const std::string& path) {
+  std::ifstream file(path);
+  uint64_t value = 0;
+  if (file >> value) return value;
+  return std::nullopt;
+}
+
+uint64_t MemAvailable() {
+  std::ifstream file("/proc/meminfo");
+  std::string key;
+  uint64_t kib = 0;
+  std::string unit;
+  while (file >> key >> kib) {
+    if (key == "MemAvailable:") return kib * 1024;
+    std::getline(file, unit);
+  }
+  return 0;
+}
+
+// The tightest limit of the process's cgroup and its parents.
+std::optional<uint64_t> CgroupLeft() {
+  std::ifstream file("/proc/self/cgroup");
+  std::string line;
+  std::string path;
+  while (std::getline(file, line)) {
+    if (line.compare(0, 3, "0::") == 0) path = line.substr(3);
+  }
+  std::optional<uint64_t> left;
+  while (!path.empty() && path != "/") {
+    const std::string directory = "/sys/fs/cgroup" + path;
+    const std::optional<uint64_t> limit = ReadNumber(directory + "/memory.max");
+    const std::optional<uint64_t> used = ReadNumber(directory + "/memory.current");
+    if (limit.has_value() && used.has_value()) {
+      const uint64_t rest = *limit > *used ? *limit - *used : 0;
+      left = std::min(left.value_or(rest), rest);
+    }
+    path.erase(path.rfind('/'));
+  }
+  return left;
+}
+
+}  // namespace
+
+MemoryPlan::MemoryPlan(std::string memory, uint64_t budget_bytes, std::string budget_source)
+    : memory_(std::move(memory)),
+      budget_bytes_(budget_bytes),
+      budget_source_(std::move(budget_source)) {}
+
+void MemoryPlan::Add(std::string name, uint64_t bytes, std::string note) {
+  items_.push_back({std::move(name), bytes, std::move(note)});
+}
+
+uint64_t MemoryPlan::total_bytes() const {
+  uint64_t total = 0;
+  for (const Item& item : items_) total += item.bytes;
+  return total;
+}
+
+uint64_t MemoryPlan::left_bytes() const {
+  const uint64_t total = total_bytes();
+  return total < budget_bytes_ ? budget_bytes_ - total : 0;
+}
+
+std::string MemoryPlan::Table() const {
+  std::string table;
+  const auto row = [&table](std::string_view name, uint64_t bytes, std::string_view note) {
+    fmt::format_to(std::back_inserter(table), "  {:<22} {:>10}{}{}\n", name, FormatByteSize(bytes),
+                   note.empty() ? "" : "   ", note);
+  };
+  for (const Item& item : items_) row(item.name, item.bytes, item.note);
+  row("total", total_bytes(), "");
+  row("budget", budget_bytes_, budget_source_);
+  return table;
+}
+
+absl::Status MemoryPlan::Check() const {
+  if (total_bytes() <= budget_bytes_) return absl::OkStatus();
+  return StatusF(absl::StatusCode::kResourceExhausted, "{}: {} needed, {} granted ({})\n{}",
+                 memory_, FormatByteSize(total_bytes()), FormatByteSize(budget_bytes_),
+                 budget_source_, Table());
+}
+
+uint64_t AvailableHostMemory() {
+  const uint64_t available = MemAvailable();
+  const std::optional<uint64_t> left = CgroupLeft();
+  return left.has_value() ? std::min(available, *left) : available;
+}
+
+}  // namespace banyan

@@ -1,0 +1,50 @@
+// Budgets in; a plan, or the table that explains why there is none.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace banyan {
+
+// What a process needs of one kind of memory. Thread-compatible.
+class MemoryPlan {
+ public:
+  struct Item {
+    std::string name;
+    uint64_t bytes = 0;
+    std::string note;  // how the bytes come about
+  };
+
+  // `memory` names it in messages ("host memory"); `budget_source` says where the budget comes from
+  // ("--host_budget", "75 % of 21.3 GiB available").
+  MemoryPlan(std::string memory, uint64_t budget_bytes, std::string budget_source);
+
+  void Add(std::string name, uint64_t bytes, std::string note = "");
+
+  uint64_t total_bytes() const;
+  uint64_t budget_bytes() const { return budget_bytes_; }
+  // Budget less what has been added; 0 when that is more.
+  uint64_t left_bytes() const;
+  const std::vector<Item>& items() const { return items_; }
+
+  // One line per item, then total and budget.
+  std::string Table() const;
+
+  // kResourceExhausted with the table when the total exceeds the budget.
+  absl::Status Check() const;
+
+ private:
+  std::string memory_;
+  uint64_t budget_bytes_;
+  std::string budget_source_;
+  std::vector<Item> items_;
+};
+
+// MemAvailable of /proc/meminfo, or what the cgroup (version 2) still grants if that is less.
+// 0 when neither can be read.
+uint64_t AvailableHostMemory();
+
+}  // namespace banyan

@@ -1,0 +1,41 @@
+// banyan-trunk: the model behind a gRPC service, less its routed experts.
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "common/base/logging.h"
+#include "common/base/stop_signals.h"
+#include "common/base/strings.h"
+#include "common/rpc/channel_settings.h"
+#include "services/trunk/server/inference_server.h"
+#include "services/trunk/trunk_options.h"
+
+namespace {
+
+constexpr int kExitFailure = 1;
+constexpr int kExitUsage = 2;
+
+int Fail(const absl::Status& status, int code) {
+  std::fprintf(stderr, "banyan-trunk: error: %s\n",
+               std::string(banyan::ToStd(status.message())).c_str());
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using namespace banyan;
+  PrepareGrpcProcess();
+  absl::StatusOr<std::optional<trunk::TrunkOptions>> options = trunk::ParseTrunkOptions(argc, argv);
+  if (!options.ok()) return Fail(options.status(), kExitUsage);
+  if (!options->has_value()) return 0;
+
+  StopSignals stop;
+  absl::StatusOr<std::unique_ptr<trunk::InferenceServer>> server =
+      trunk::InferenceServer::Create(**options);
+  if (!server.ok()) return Fail(server.status(), kExitFailure);
+  LogInfo("listening address={}", (*server)->address());
+  if (absl::Status status = (*server)->Run(stop); !status.ok()) return Fail(status, kExitFailure);
+  return 0;
+}

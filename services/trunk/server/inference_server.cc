@@ -1,0 +1,184 @@
+#include "services/trunk/server/inference_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <atomic>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/base/logging.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/metrics/http_exposer.h"
+#include "common/metrics/registry.h"
+#include "common/rpc/health_service.h"
+#include "common/rpc/listen_address.h"
+#include "common/rpc/load_tracker.h"
+#include "common/rpc/load_watchers.h"
+#include "services/trunk/server/generate_calls.h"
+#include "services/trunk/server/inference_service.h"
+#include "services/trunk/server/loaded_trunk.h"
+#include "services/trunk/server/prompt_workers.h"
+#include "services/trunk/server/readiness.h"
+#include "services/trunk/server/request_metrics.h"
+
+namespace banyan::trunk {
+namespace {
+
+using common::v1::LoadProgress;
+
+// A prompt of 2^20 tokens as ids takes 3 to 4 MB, as text 4 to 5.
+constexpr int kMaxRequestBytes = 8 << 20;
+// Prompt log-probabilities with alternatives are the largest answers.
+constexpr int kMaxResponseBytes = 64 << 20;
+// How long a trunk whose load failed waits for WatchLoad streams to say so.
+constexpr absl::Duration kFailureGrace = absl::Seconds(1);
+// What is left of a call after the engine has drained: clients read their last messages.
+constexpr absl::Duration kLastWrites = absl::Seconds(2);
+
+}  // namespace
+
+class InferenceServer::Impl {
+ public:
+  explicit Impl(const TrunkOptions& options)
+      : options_(options),
+        request_metrics_(&metrics_),
+        workers_(std::make_unique<PromptWorkers>(options.max_queued_requests)),
+        watchers_(tracker_),
+        service_(&tracker_, &watchers_, workers_.get()),
+        health_({inference::v1::Inference::service_full_name()}) {}
+
+  ~Impl() { Stop(absl::Now()); }
+
+  absl::Status Listen() {
+    if (!options_.metrics_listen.empty()) {
+      ASSIGN_OR_RETURN(exposer_,
+                       HttpExposer::Create(options_.metrics_listen, "banyan-trunk", &metrics_));
+    }
+    RETURN_IF_ERROR(CheckUnixSocketFree(options_.listen));
+    grpc::EnableDefaultHealthCheckService(false);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ServerBuilder builder;
+    builder.SetMaxReceiveMessageSize(kMaxRequestBytes);
+    builder.SetMaxSendMessageSize(kMaxResponseBytes);
+    // A port in use is an error, not a second server.
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    // Clients that vanish without a word are noticed, and clients may ask whether we are there.
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
+    int port = -1;
+    builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(&service_);
+    builder.RegisterService(&health_);
+    GenerateCalls::Options calls;
+    calls.slow_client_timeout = options_.slow_client_timeout;
+    calls.max_calls = options_.max_sequences + options_.max_queued_requests;
+    generate_.emplace(calls, builder.AddCompletionQueue(), workers_.get(), &request_metrics_,
+                      [this] { return service_.GetModel(); });
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr) {
+      generate_->Stop();
+      return ExplainListenFailure(options_.listen);
+    }
+    generate_->Start([this](grpc::ServerContext* context, inference::v1::GenerateRequest* request,
+                            GenerateCalls::Writer* writer, grpc::ServerCompletionQueue* queue,
+                            void* tag) {
+      service_.RequestGenerate(context, request, writer, queue, queue, tag);
+    });
+    address_ = options_.listen;
+    if (address_.compare(0, 5, "unix:") != 0) {
+      address_ = fmt::format("{}:{}", address_.substr(0, address_.rfind(':')), port);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Run(StopSignals& stop) {
+    absl::Status loaded;
+    std::thread loader([&] {
+      loaded = Load();
+      if (loaded.ok()) return;
+      if (!stopping_) {
+        tracker_.SetPhase(LoadProgress::FAILED, std::string(loaded.message()));
+        watchers_.WaitUntilTold(absl::Now() + kFailureGrace);
+      }
+      stop.Notify();
+    });
+    const int signal = stop.Wait();
+    stopping_ = true;
+    stop.RestoreDefault();
+    loader.join();
+    if (signal == 0 && !loaded.ok()) return loaded;
+    LogInfo("draining signal={} timeout={}", signal, absl::FormatDuration(options_.drain_timeout));
+    Stop(absl::Now() + options_.drain_timeout);
+    LogInfo("stopped");
+    return absl::OkStatus();
+  }
+
+  const std::string& address() const { return address_; }
+
+ private:
+  absl::Status Load() {
+    const absl::Time start = absl::Now();
+    ASSIGN_OR_RETURN(trunk_,
+                     LoadedTrunk::Load(
+                         options_, [this] { return stopping_.load(); }, &tracker_, &metrics_));
+    service_.SetModel(&trunk_->model());
+    monitor_.emplace([this] { return trunk_->ExpertsReady(); },
+                     [this](bool serving) { health_.SetServing(serving); }, &metrics_);
+    tracker_.SetPhase(LoadProgress::READY);
+    LogInfo("ready address={} seconds={:.3f}", address_,
+            absl::ToDoubleSeconds(absl::Now() - start));
+    return absl::OkStatus();
+  }
+
+  void Stop(absl::Time deadline) {
+    if (server_ == nullptr || std::exchange(stopped_, true)) return;
+    stopping_ = true;
+    service_.SetDraining();
+    monitor_.reset();
+    health_.SetServing(false);
+    watchers_.Stop();
+    if (trunk_ != nullptr) trunk_->model().engine->Drain(deadline);
+    server_->Shutdown(absl::ToChronoTime(absl::Now() + kLastWrites));
+    workers_.reset();  // the calls they work for have ended
+    generate_->Stop();
+    RemoveUnixSocket(address_);
+  }
+
+  const TrunkOptions options_;
+  MetricsRegistry metrics_;
+  RequestMetrics request_metrics_;
+  LoadTracker tracker_;
+  std::unique_ptr<LoadedTrunk> trunk_;  // made by the loading thread
+  std::unique_ptr<PromptWorkers> workers_;
+  LoadWatchers watchers_;
+  InferenceService service_;
+  HealthService health_;
+  std::unique_ptr<HttpExposer> exposer_;
+  std::string address_;
+
+  std::atomic<bool> stopping_{false};
+  bool stopped_ = false;
+  std::optional<GenerateCalls> generate_;
+  std::unique_ptr<grpc::Server> server_;
+  std::optional<ReadinessMonitor> monitor_;
+};
+
+absl::StatusOr<std::unique_ptr<InferenceServer>> InferenceServer::Create(
+    const TrunkOptions& options) {
+  auto impl = std::make_unique<Impl>(options);
+  RETURN_IF_ERROR(impl->Listen());
+  return std::unique_ptr<InferenceServer>(new InferenceServer(std::move(impl)));
+}
+
+InferenceServer::InferenceServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+InferenceServer::~InferenceServer() = default;
+const std::string& InferenceServer::address() const { return impl_->address(); }
+absl::Status InferenceServer::Run(StopSignals& stop) { return impl_->Run(stop); }
+
+}  // namespace banyan::trunk

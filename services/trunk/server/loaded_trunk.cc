@@ -1,0 +1,332 @@
+#include "services/trunk/server/loaded_trunk.h"
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "common/base/byte_size.h"
+#include "common/base/clock.h"
+#include "common/base/logging.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/base/version.h"
+#include "common/config/generation_config.h"
+#include "common/config/model_config.h"
+#include "common/config/tensor_inventory.h"
+#include "common/io/checkpoint.h"
+#include "common/parallel/topology.h"
+#include "common/parallel/worker_pool.h"
+#include "services/trunk/experts/expert_directory.h"
+#include "services/trunk/experts/grpc_transport.h"
+#include "services/trunk/model/decoder.h"
+#include "services/trunk/ops/cpu/cpu_backend.h"
+#include "services/trunk/server/request_validation.h"
+#include "services/trunk/server/trunk_plan.h"
+
+namespace banyan::trunk {
+namespace {
+
+using common::v1::LoadProgress;
+
+constexpr absl::Duration kWaitSlice = absl::Milliseconds(100);
+constexpr absl::Duration kMisfitGrace = absl::Seconds(3);
+constexpr absl::Duration kLogEvery = absl::Seconds(5);
+constexpr size_t kFilePageBytes = 4096;
+
+absl::Status Stopping() { return absl::CancelledError("stopped while loading"); }
+
+// End tokens of both files, each once.
+std::vector<int32_t> EndTokens(const ModelConfig& config, const GenerationConfig& generation) {
+  std::vector<int32_t> ids;
+  for (const auto* list : {&generation.eos_token_ids, &config.eos_token_ids}) {
+    for (const int32_t id : *list) {
+      if (id >= 0 && id < config.vocab_size && std::count(ids.begin(), ids.end(), id) == 0) {
+        ids.push_back(id);
+      }
+    }
+  }
+  return ids;
+}
+
+ExpectedModel Expect(const ModelConfig& config, const Checkpoint& checkpoint, int32_t max_rows) {
+  ExpectedModel expected;
+  expected.fingerprint = checkpoint.fingerprint();
+  expected.num_layers = config.num_hidden_layers;
+  for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (config.mlps[static_cast<size_t>(layer)] == MlpKind::kMoe) {
+      expected.moe_layers.push_back(layer);
+    }
+  }
+  expected.num_experts = config.num_experts;
+  expected.hidden_size = config.hidden_size;
+  expected.moe_intermediate_size = config.moe_intermediate_size;
+  expected.num_experts_per_tok = config.num_experts_per_tok;
+  expected.max_rows = max_rows;
+  return expected;
+}
+
+// Waits for the one token that the engine computes before clients may.
+class WarmUp final : public RequestListener {
+ public:
+  void OnStarted(std::vector<TokenLogprobs> /*prompt_logprobs*/) override {}
+  bool OnToken(int32_t /*token_id*/, bool /*is_stop_token*/,
+               const TokenLogprobs* /*logprobs*/) override {
+    return false;
+  }
+  void OnFinished(const FinishInfo& info) override {
+    status_ = info.status;
+    done_.Notify();
+  }
+  absl::Status Await() {
+    done_.WaitForNotification();
+    return status_;
+  }
+
+ private:
+  absl::Notification done_;
+  absl::Status status_;
+};
+
+}  // namespace
+
+class LoadedTrunk::Impl {
+ public:
+  Impl(const TrunkOptions& options, std::function<bool()> stopping, LoadTracker* tracker,
+       MetricsRegistry* metrics)
+      : options_(options), stopping_(std::move(stopping)), tracker_(tracker), metrics_(metrics) {}
+
+  absl::Status Load() {
+    RETURN_IF_ERROR(ReadHeaders());
+    RETURN_IF_ERROR(Plan());
+    // Expert hosts are looked for while the weights are read.
+    ExpertDirectory::Options directory;
+    directory.cluster = options_.cluster;
+    directory.model = Expect(config_, *checkpoint_, decoder_options_.max_rows);
+    ASSIGN_OR_RETURN(directory_, ExpertDirectory::Create(std::move(directory), metrics_));
+    transport_.emplace(GrpcTransport::Options{}, directory_.get(), metrics_);
+    RETURN_IF_ERROR(ReadWeights());
+    RETURN_IF_ERROR(AwaitExperts());
+    RETURN_IF_ERROR(StartEngine());
+    return Warm();
+  }
+
+  const ServingModel& model() const { return model_; }
+  absl::Status ExpertsReady() const { return transport_->Ready(); }
+
+ private:
+  absl::Status ReadHeaders() {
+    tracker_->SetPhase(LoadProgress::HEADERS, options_.model_dir);
+    ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
+    ASSIGN_OR_RETURN(model_.facts.defaults, LoadGenerationConfig(options_.model_dir));
+    ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir));
+    absl::StatusOr<std::unique_ptr<TextCodec>> codec = TextCodec::Load(options_.model_dir);
+    if (codec.ok()) {
+      codec_ = *std::move(codec);
+    } else if (absl::IsNotFound(codec.status())) {
+      LogWarning("no_tokenizer model={} served=token_ids", options_.model_dir);
+    } else {
+      return codec.status();
+    }
+    return stopping_() ? Stopping() : absl::OkStatus();
+  }
+
+  absl::Status Plan() {
+    tracker_->SetPhase(LoadProgress::PLAN);
+    ASSIGN_OR_RETURN(const CheckpointSummary summary, CheckComplete(*checkpoint_, config_));
+    const int num_threads = options_.num_threads > 0 ? options_.num_threads : UsableCpuCount();
+    pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
+    ASSIGN_OR_RETURN(backend_, CreateCpuBackend({.cpu_tier = options_.cpu_tier}, &*pool_));
+    TrunkPlanInput input;
+    input.weight_bytes = static_cast<uint64_t>(summary.trunk_bytes);
+    input.max_context_tokens = options_.max_context_tokens;
+    input.max_sequences = options_.max_sequences;
+    input.max_batch_tokens = options_.max_batch_tokens;
+    input.budget_bytes = options_.host_budget_bytes;
+    input.available_bytes = AvailableHostMemory();
+    ASSIGN_OR_RETURN(const TrunkPlan plan, PlanTrunk(config_, input, *backend_));
+    decoder_options_ = plan.decoder;
+    LogInfo(
+        "plan model={} layers={} trunk_tensors={} expert_tensors={} mtp_tensors_unused={} "
+        "backend={} threads={} max_context_tokens={} max_sequences={} pages={} fingerprint={}\n{}",
+        config_.model_type, config_.num_hidden_layers, summary.num_trunk_tensors,
+        summary.num_expert_tensors, summary.num_mtp_tensors, backend_->name(), num_threads,
+        plan.decoder.max_context_tokens, options_.max_sequences, plan.decoder.num_pages,
+        checkpoint_->fingerprint(), plan.memory.Table());
+    return stopping_() ? Stopping() : absl::OkStatus();
+  }
+
+  // Brings the trunk's tensors into the page cache, so that no step waits for the disk.
+  absl::Status ReadWeights() {
+    tracker_->SetPhase(LoadProgress::READ);
+    RETURN_IF_ERROR(checkpoint_->CheckFilesUnchanged());
+    std::vector<std::span<const std::byte>> tensors;
+    uint64_t total = 0;
+    for (const TensorSpec& spec : TrunkTensors(config_)) {
+      ASSIGN_OR_RETURN(const TensorView view,
+                       checkpoint_->Get(spec.name, spec.shape, kWeightDTypes));
+      checkpoint_->Prefetch(view);
+      tensors.push_back({view.data, view.size_bytes()});
+      total += view.size_bytes();
+    }
+    uint64_t done = 0;
+    uint64_t told = 0;
+    for (const std::span<const std::byte> bytes : tensors) {
+      for (size_t i = 0; i < bytes.size(); i += kFilePageBytes) {
+        touched_ = bytes[i];
+        done += std::min(kFilePageBytes, bytes.size() - i);
+        if (done - told < (uint64_t{16} << 20)) continue;
+        told = done;
+        tracker_->SetBytes(done, total);
+        if (stopping_()) return Stopping();
+      }
+    }
+    tracker_->SetBytes(total, total);
+    ASSIGN_OR_RETURN(decoder_, Decoder::Create(config_, decoder_options_, *checkpoint_,
+                                               backend_.get(), &*transport_));
+    return absl::OkStatus();
+  }
+
+  absl::Status AwaitExperts() {
+    absl::Time misfit_since = absl::InfiniteFuture();
+    absl::Time next_log = absl::InfinitePast();
+    while (true) {
+      const absl::Status status = transport_->WaitReady(absl::Now() + kWaitSlice);
+      if (status.ok()) return absl::OkStatus();
+      if (stopping_()) return Stopping();
+      const absl::Time now = absl::Now();
+      if (!absl::IsFailedPrecondition(status)) {
+        misfit_since = absl::InfiniteFuture();
+      } else if (misfit_since == absl::InfiniteFuture()) {
+        misfit_since = now;
+      } else if (now - misfit_since >= kMisfitGrace) {
+        return status;
+      }
+      tracker_->SetPhase(LoadProgress::WAIT, std::string(status.message()));
+      if (now < next_log) continue;
+      next_log = now + kLogEvery;
+      LogInfo("waiting_for_experts detail=\"{}\"", Printable(ToStd(status.message()), 600));
+    }
+  }
+
+  absl::Status StartEngine() {
+    Engine::Options engine;
+    engine.max_batch_tokens = options_.max_batch_tokens;
+    engine.max_sequences = options_.max_sequences;
+    engine.max_queued_requests = options_.max_queued_requests;
+    engine.max_context_tokens = decoder_options_.max_context_tokens;
+    engine.sampled_vocab_size =
+        codec_ == nullptr ? config_.vocab_size
+                          : std::min(config_.vocab_size, codec_->tokenizer().vocab_size());
+    engine.expert_wait = options_.expert_wait;
+    ASSIGN_OR_RETURN(engine_,
+                     Engine::Create(engine, decoder_.get(), &*transport_, metrics_, &clock_));
+
+    ModelFacts& facts = model_.facts;
+    facts.vocab_size = config_.vocab_size;
+    facts.max_context_tokens = engine_->GetSnapshot().max_context_tokens;
+    facts.eos_token_ids = EndTokens(config_, facts.defaults);
+    facts.codec = codec_.get();
+    // Defaults that no request could give would make every request fail.
+    if (absl::Status status = ResolveSampling({}, facts).status(); !status.ok()) {
+      return Annotate(status, fmt::format("{}/generation_config.json", options_.model_dir));
+    }
+    FillInfo();
+    model_.engine = engine_.get();
+    model_.add_shards = [this](inference::v1::GetModelInfoResponse& info) { AddShards(info); };
+    return absl::OkStatus();
+  }
+
+  void FillInfo() {
+    inference::v1::GetModelInfoResponse& info = model_.info;
+    info.set_model_type(config_.model_type);
+    info.set_fingerprint(checkpoint_->fingerprint());
+    info.set_server_version(std::string(Version()));
+    info.set_num_hidden_layers(config_.num_hidden_layers);
+    info.set_hidden_size(config_.hidden_size);
+    info.set_vocab_size(config_.vocab_size);
+    info.set_num_experts(config_.num_experts);
+    info.set_num_experts_per_tok(config_.num_experts_per_tok);
+    info.set_max_context_tokens(model_.facts.max_context_tokens);
+    info.set_max_sequences(options_.max_sequences);
+    info.set_max_batch_tokens(options_.max_batch_tokens);
+    info.set_has_tokenizer(codec_ != nullptr);
+    info.set_has_chat_template(codec_ != nullptr && codec_->has_chat_template());
+    info.set_backend(std::string(backend_->name()));
+    for (const int32_t id : model_.facts.eos_token_ids) info.add_eos_token_ids(id);
+    *info.mutable_default_sampling() = DefaultSampling(model_.facts);
+  }
+
+  void AddShards(inference::v1::GetModelInfoResponse& info) const {
+    for (const ExpertDirectory::ShardInfo& shard : directory_->Shards()) {
+      auto* const out = info.add_shards();
+      out->set_index(shard.index);
+      for (const ExpertDirectory::ReplicaInfo& replica : shard.replicas) {
+        out->add_replicas(replica.address);
+        out->add_states(replica.state);
+      }
+      out->set_split(shard.split);
+      out->set_pool_format(shard.pool_format);
+      out->set_kernel_tier(shard.kernel_tier);
+      out->set_pool_bytes(shard.pool_bytes);
+    }
+  }
+
+  // One token through every layer and every shard. A shard lost meanwhile is waited for again.
+  absl::Status Warm() {
+    while (true) {
+      tracker_->SetPhase(LoadProgress::WARM);
+      Request request;
+      request.request_id = "warm-up";
+      request.prompt_ids = {0, 1 % config_.vocab_size};
+      request.sampling.temperature = 0;
+      request.max_new_tokens = 1;
+      const auto listener = std::make_shared<WarmUp>();
+      RETURN_IF_ERROR(engine_->Submit(std::move(request), listener).status());
+      const absl::Status status = listener->Await();
+      if (status.ok()) return absl::OkStatus();
+      if (stopping_()) return Stopping();
+      if (!absl::IsUnavailable(status)) return Annotate(status, "warm-up");
+      RETURN_IF_ERROR(AwaitExperts());
+    }
+  }
+
+  const TrunkOptions options_;
+  const std::function<bool()> stopping_;
+  LoadTracker* const tracker_;
+  MetricsRegistry* const metrics_;
+  SystemClock clock_;
+  volatile std::byte touched_{};
+
+  // In the order of making; taken down in the opposite one.
+  ModelConfig config_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<TextCodec> codec_;
+  std::optional<WorkerPool> pool_;
+  std::unique_ptr<Backend> backend_;
+  DecoderOptions decoder_options_;
+  std::unique_ptr<ExpertDirectory> directory_;
+  std::optional<GrpcTransport> transport_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Engine> engine_;
+  ServingModel model_;
+};
+
+absl::StatusOr<std::unique_ptr<LoadedTrunk>> LoadedTrunk::Load(const TrunkOptions& options,
+                                                               std::function<bool()> stopping,
+                                                               LoadTracker* tracker,
+                                                               MetricsRegistry* metrics) {
+  auto impl = std::make_unique<Impl>(options, std::move(stopping), tracker, metrics);
+  RETURN_IF_ERROR(impl->Load());
+  return std::unique_ptr<LoadedTrunk>(new LoadedTrunk(std::move(impl)));
+}
+
+LoadedTrunk::LoadedTrunk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+LoadedTrunk::~LoadedTrunk() = default;
+const ServingModel& LoadedTrunk::model() const { return impl_->model(); }
+absl::Status LoadedTrunk::ExpertsReady() const { return impl_->ExpertsReady(); }
+
+}  // namespace banyan::trunk

@@ -1,0 +1,37 @@
+// Flags of banyan-trunk, validated once.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/config/cluster_config.h"
+
+namespace banyan::trunk {
+
+struct TrunkOptions {
+  std::string model_dir;
+  std::string listen = "127.0.0.1:50051";
+  std::string metrics_listen = "127.0.0.1:9101";  // empty: no metrics port
+  ClusterConfig cluster;                          // --cluster_config or --experts
+  int32_t max_context_tokens = 0;                 // 0: what model and memory allow
+  int32_t max_sequences = 32;
+  int32_t max_batch_tokens = 512;
+  int32_t max_queued_requests = 64;
+  uint64_t host_budget_bytes = 0;  // 0: a share of the available memory
+  int num_threads = 0;             // 0: as many as this process may use CPUs
+  std::string cpu_tier = "auto";
+  absl::Duration expert_wait = absl::Seconds(10);
+  absl::Duration drain_timeout = absl::Seconds(30);
+  absl::Duration slow_client_timeout = absl::Seconds(30);
+  bool insecure_listen = false;
+  std::string log_level = "info";
+};
+
+// kInvalidArgument: what is wrong with which flag; kUnimplemented: a backend or load format that
+// this build lacks. nullopt: --help or --version was asked for and printed to standard output.
+absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const char* const* argv);
+
+}  // namespace banyan::trunk
