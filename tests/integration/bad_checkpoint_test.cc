@@ -64,7 +64,7 @@ std::vector<Damage> Damages() {
        {"model-00001-of-00003.safetensors", "header length 4611686018427387904"}},
       {"HeaderIsGarbage",
        [](TestCheckpoint& model) { model.shards[0].header_json = "{\"a\": [1, 2"; },
-       {"model-00001-of-00003.safetensors", "header"}},
+       {"model-00001-of-00003.safetensors", "entry 'a'"}},
       {"OverlappingOffsets",
        [](TestCheckpoint& model) {
          TestTensor* const tensor = model.Find(kNorm);
