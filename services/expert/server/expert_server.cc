@@ -18,6 +18,7 @@
 #include "common/parallel/topology.h"
 #include "common/parallel/worker_pool.h"
 #include "common/rpc/channel_settings.h"
+#include "common/rpc/health_service.h"
 #include "common/rpc/listen_address.h"
 #include "common/rpc/load_tracker.h"
 #include "common/rpc/load_watchers.h"
@@ -76,17 +77,17 @@ class ExpertServer::Impl {
                        HttpExposer::Create(options_.metrics_listen, "banyan-expert", &metrics_));
     }
     RETURN_IF_ERROR(CheckUnixSocketFree(options_.listen));
-    grpc::EnableDefaultHealthCheckService(true);
+    grpc::EnableDefaultHealthCheckService(false);  // health_ is the one
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
     ApplyExpertServerSettings(builder);
     int port = -1;
     builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(&service_);
+    builder.RegisterService(&health_);
     forward_.emplace(ForwardStreamServer::Options{}, builder, metrics_);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) return ExplainListenFailure(options_.listen);
-    SetServing(false);
     forward_->Start(
         [this](grpc::ServerContext* context, ForwardStreamServer::RawStream* stream,
                grpc::CompletionQueue* queue, grpc::ServerCompletionQueue* notification,
@@ -160,7 +161,7 @@ class ExpertServer::Impl {
         seconds, store_->fingerprint());
     absl::MutexLock lock(&serving_mutex_);
     if (!draining_) {
-      SetServing(true);
+      health_.SetServing(true);
       load_metrics_.ready.Set(1);
     }
     tracker_.SetPhase(LoadProgress::READY);
@@ -177,17 +178,11 @@ class ExpertServer::Impl {
                    options_.pool_format, options_.model_dir, store_->pool_format());
   }
 
-  void SetServing(bool serving) {
-    grpc::HealthCheckServiceInterface* const health = server_->GetHealthCheckService();
-    health->SetServingStatus("", serving);
-    health->SetServingStatus(v1::Experts::service_full_name(), serving);
-  }
-
   // Of the Drain RPC and of a stop; any thread, any number of times.
   void Drain() {
     absl::MutexLock lock(&serving_mutex_);
     if (std::exchange(draining_, true)) return;
-    SetServing(false);
+    health_.SetServing(false);
     load_metrics_.ready.Set(0);
     forward_->Drain();
   }
@@ -210,6 +205,7 @@ class ExpertServer::Impl {
   LoadTracker tracker_;
   LoadWatchers watchers_;
   ExpertService service_;
+  HealthService health_{{v1::Experts::service_full_name()}};
   std::unique_ptr<HttpExposer> exposer_;
   std::string address_;
 
