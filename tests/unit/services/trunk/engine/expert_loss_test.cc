@@ -48,6 +48,30 @@ TEST(ExpertLossTest, RequestsGoOnWithTheSameTokensWhenTheExpertsReturn) {
   EXPECT_GE(harness.Counter("banyan_trunk_preemptions_total", {{"reason", "experts"}}), 1);
 }
 
+TEST(ExpertLossTest, PromptLogprobsComputedBeforeTheLossAreNotRepeated) {
+  LossHarness harness;
+  harness.options.max_batch_tokens = 128;  // 300 tokens in three steps
+  harness.lose_at = 2;
+  harness.Start();
+  Request request = MakeRequest(MakePrompt(300), 4);
+  request.prompt_logprobs = true;
+  const auto interrupted = harness.Submit(request);
+  harness.experts.AwaitWaits(1);
+  harness.experts.SetReady(true);
+  interrupted->Wait();
+  const auto smooth = harness.Submit(request);
+  smooth->Wait();
+  EXPECT_EQ(interrupted->tokens(), ExpectedTokens(request));
+  const std::vector<TokenLogprobs> expected = smooth->prompt_logprobs();
+  const std::vector<TokenLogprobs> records = interrupted->prompt_logprobs();
+  ASSERT_EQ(records.size(), 299u);
+  ASSERT_EQ(expected.size(), 299u);
+  for (size_t i = 0; i < records.size(); ++i) {
+    ASSERT_EQ(records[i].token_id, request.prompt_ids[i + 1]);
+    ASSERT_EQ(records[i].logprob, expected[i].logprob);
+  }
+}
+
 TEST(ExpertLossTest, RequestsFailAfterTheWaitAndLaterOnesAreServed) {
   LossHarness harness;
   harness.lose_at = 2;
