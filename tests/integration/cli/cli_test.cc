@@ -46,12 +46,13 @@ struct Result {
   std::string out, error;
 };
 
-// Runs `banyan ARGS` in a shell, so that ARGS may hold a pipe's other half (`< file`).
+// Runs `banyan ARGS` in a shell, so that ARGS may say where stdin comes from.
 Result Banyan(const std::string& args) {
   const TempDir temp;
+  // The redirections come first: ARGS may end with a here-document.
   Process process({"/bin/sh", "-c",
-                   fmt::format("exec '{}' {} >{} 2>{}", BinaryPath("banyan"), args,
-                               temp.File("out"), temp.File("error"))});
+                   fmt::format("exec >{} 2>{} '{}' {}", temp.File("out"), temp.File("error"),
+                               BinaryPath("banyan"), args)});
   const auto exit_code = process.WaitExit(absl::Minutes(5));
   EXPECT_TRUE(exit_code.ok()) << exit_code.status();
   return {exit_code.value_or(-1), ReadFile(temp.File("out")), ReadFile(temp.File("error"))};
