@@ -1,0 +1,203 @@
+// What the golden tests do not reach: dense layers, tied embeddings, budgets, refusals.
+#include "services/trunk/model/decoder.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "common/quant/bf16.h"
+#include "services/trunk/ops/cpu/cpu_backend.h"
+#include "tests/fakes/model_harness.h"
+#include "tests/fakes/safetensors_writer.h"
+#include "tests/fakes/temp_dir.h"
+
+namespace banyan::trunk {
+namespace {
+
+using test::ModelHarness;
+using test::TestCheckpoint;
+using test::TestSequence;
+using test::TestTensor;
+
+std::string TinyDirectory() { return std::string(BANYAN_SOURCE_DIR) + "/tests/data/tiny"; }
+
+void Replace(std::string* text, const std::string& from, const std::string& to) {
+  const size_t at = text->find(from);
+  ASSERT_NE(at, std::string::npos) << from;
+  text->replace(at, from.size(), to);
+}
+
+std::vector<float> ValuesOf(const TestTensor& tensor) {
+  std::vector<float> values(tensor.bytes.size() / 2);
+  for (size_t i = 0; i < values.size(); ++i) {
+    BF16 value;
+    std::memcpy(&value, tensor.bytes.data() + 2 * i, 2);
+    values[i] = ToFloat(value);
+  }
+  return values;
+}
+
+const std::vector<int32_t> kPrompt = {5, 17, 1999, 3, 3, 42, 0, 2047};
+
+TEST(DecoderTest, TiedWordEmbeddingsUseTheEmbeddingAsHead) {
+  test::TempDir temp;
+  TestCheckpoint model = TestCheckpoint::Read(TinyDirectory());
+  const std::string embedding = model.Find("model.embed_tokens.weight")->bytes;
+  model.Find("lm_head.weight")->bytes = embedding;
+  test::TempDir untied;
+  model.Write(untied.path());
+  model.Remove("lm_head.weight");
+  Replace(&model.texts["config.json"], "\"tie_word_embeddings\": false",
+          "\"tie_word_embeddings\": true");
+  model.Write(temp.path());
+  const auto run = [](const std::string& directory) {
+    ModelHarness harness({.directory = directory});
+    TestSequence sequence = harness.NewSequence();
+    return harness.Run({{&sequence, kPrompt, true}});
+  };
+  EXPECT_EQ(run(temp.path()), run(untied.path()));
+}
+
+// A dense layer with the shared expert's weights is what the MoE block computes when the routed
+// experts give nothing and the shared expert's gate is wide open.
+TEST(DecoderTest, DenseLayersComputeAPlainFfn) {
+  TestCheckpoint model = TestCheckpoint::Read(TinyDirectory());
+  const std::string layer = "model.layers.1.mlp.";
+  for (int e = 0; e < 16; ++e) {
+    std::string& down =
+        model.Find(layer + "experts." + std::to_string(e) + ".down_proj.weight")->bytes;
+    down.assign(down.size(), '\0');
+  }
+  test::TempDir moe;
+  model.Write(moe.path());
+
+  for (const char* name : {"gate_proj", "up_proj", "down_proj"}) {
+    model.Find(layer + "shared_expert." + name + ".weight")->name = layer + name + ".weight";
+  }
+  model.Remove(layer + "gate.weight");
+  model.Remove(layer + "shared_expert_gate.weight");
+  for (int e = 0; e < 16; ++e) {
+    for (const char* name : {"gate_proj", "up_proj", "down_proj"}) {
+      model.Remove(layer + "experts." + std::to_string(e) + "." + name + ".weight");
+    }
+  }
+  Replace(&model.texts["config.json"], "\"mlp_only_layers\": []", "\"mlp_only_layers\": [1]");
+  Replace(&model.texts["config.json"], "\"intermediate_size\": 5632", "\"intermediate_size\": 64");
+  test::TempDir dense;
+  model.Write(dense.path());
+
+  ModelHarness a({.directory = moe.path(), .observe = true});
+  ModelHarness b({.directory = dense.path(), .observe = true});
+  ASSERT_EQ(b.config().mlps[1], MlpKind::kDense);
+  TestSequence sa = a.NewSequence();
+  TestSequence sb = b.NewSequence();
+  a.Run({{&sa, kPrompt, true}});
+  b.Run({{&sb, kPrompt, true}});
+  const auto& la = a.observer().layers[1];
+  const auto& lb = b.observer().layers[1];
+  ASSERT_EQ(la.mixer, lb.mixer);
+  EXPECT_TRUE(lb.expert_ids.empty());
+  // Row by row, the MoE block's step is sigmoid(gate . x) times the dense one's.
+  const std::vector<float> gate =
+      ValuesOf(*TestCheckpoint::Read(moe.path()).Find(layer + "shared_expert_gate.weight"));
+  const std::vector<float> norm = ValuesOf(*TestCheckpoint::Read(moe.path())
+                                                .Find("model.layers.1.post_attention_layernorm"
+                                                      ".weight"));
+  const size_t hidden = gate.size();
+  for (size_t row = 0; row < kPrompt.size(); ++row) {
+    const float* u = la.mixer.data() + row * hidden;
+    double squares = 0;
+    for (size_t i = 0; i < hidden; ++i) squares += static_cast<double>(u[i]) * u[i];
+    const double scale = 1 / std::sqrt(squares / static_cast<double>(hidden) + 1e-6);
+    double logit = 0;
+    for (size_t i = 0; i < hidden; ++i) logit += gate[i] * u[i] * scale * (1.0 + norm[i]);
+    const double open = 1 / (1 + std::exp(-logit));
+    for (size_t i = row * hidden; i < (row + 1) * hidden; ++i) {
+      EXPECT_NEAR(la.hidden[i] - la.mixer[i], open * (lb.hidden[i] - lb.mixer[i]), 1e-5);
+    }
+  }
+}
+
+TEST(DecoderTest, F32TensorsGiveWhatBf16TensorsOfTheSameValuesGive) {
+  TestCheckpoint model = TestCheckpoint::Read(TinyDirectory());
+  ModelHarness bf16({.directory = TinyDirectory()});
+  for (test::TestShard& shard : model.shards) {
+    for (TestTensor& tensor : shard.tensors) {
+      const std::vector<float> values = ValuesOf(tensor);
+      tensor.dtype = "F32";
+      tensor.bytes.assign(reinterpret_cast<const char*>(values.data()), values.size() * 4);
+    }
+  }
+  test::TempDir temp;
+  model.Write(temp.path());
+  ModelHarness f32({.directory = temp.path()});
+  TestSequence a = bf16.NewSequence();
+  TestSequence b = f32.NewSequence();
+  EXPECT_EQ(bf16.Run({{&a, kPrompt, true}}), f32.Run({{&b, kPrompt, true}}));
+}
+
+class CreateTest : public testing::Test {
+ protected:
+  absl::Status Create(const DecoderOptions& options, const std::string& directory) {
+    const auto config = LoadModelConfig(directory);
+    const auto checkpoint = Checkpoint::Open(directory);
+    EXPECT_TRUE(config.ok() && checkpoint.ok());
+    WorkerPool pool({.num_threads = 1});
+    const auto backend = CreateCpuBackend({}, &pool);
+    test::LocalTransport experts(**checkpoint, *config);
+    return Decoder::Create(*config, options, **checkpoint, backend->get(), &experts).status();
+  }
+};
+
+TEST_F(CreateTest, RefusesOptionsWithTheNumbers) {
+  EXPECT_EQ(Create({.num_pages = 0}, TinyDirectory()),
+            absl::InvalidArgumentError("decoder: num_pages is 0, expected at least 1"));
+  EXPECT_EQ(Create({.num_pages = 1, .max_context_tokens = 5000}, TinyDirectory()),
+            absl::InvalidArgumentError("decoder: max_context_tokens is 5000, expected 0 to 4096 "
+                                       "(max_position_embeddings)"));
+}
+
+TEST_F(CreateTest, NamesTheTensorThatIsMissingOrMisshapen) {
+  TestCheckpoint model = TestCheckpoint::Read(TinyDirectory());
+  model.Find("model.layers.2.linear_attn.A_log")->shape = {2, 2};
+  test::TempDir temp;
+  model.Write(temp.path());
+  const std::string misshapen(Create({.num_pages = 4}, temp.path()).message());
+  EXPECT_NE(misshapen.find("model.layers.2.linear_attn.A_log"), std::string::npos) << misshapen;
+  EXPECT_NE(misshapen.find("[2, 2]"), std::string::npos) << misshapen;
+  EXPECT_NE(misshapen.find("[4]"), std::string::npos) << misshapen;
+
+  model.Remove("model.layers.2.linear_attn.A_log");
+  test::TempDir without;
+  model.Write(without.path());
+  const absl::Status missing = Create({.num_pages = 4}, without.path());
+  EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
+  EXPECT_NE(std::string(missing.message()).find("linear_attn.A_log"), std::string::npos);
+}
+
+TEST(DecoderPlanTest, CountsWhatTheShapesSay) {
+  const auto config = LoadModelConfig(TinyDirectory());
+  ASSERT_TRUE(config.ok());
+  WorkerPool pool({.num_threads = 2});
+  const auto backend = CreateCpuBackend({}, &pool);
+  const DecoderOptions options = {.max_rows = 64, .num_slots = 3, .num_pages = 10};
+  const DecoderMemory memory = Decoder::Plan(*config, options, **backend);
+  // One attention layer: 2 x 10 pages x 2 heads x 64 dims x 64 tokens, f32.
+  EXPECT_EQ(memory.kv_cache_bytes, 2u * 10 * 2 * 64 * 64 * 4);
+  // Three DeltaNet layers: 3 slots x (4 heads x 32 x 32 + 3 columns x 256 channels), f32.
+  EXPECT_EQ(memory.recurrent_state_bytes, 3u * 3 * (4 * 32 * 32 + 3 * 256) * 4);
+  EXPECT_GT(memory.activation_bytes, 0u);
+  EXPECT_GT(memory.scratch_bytes, 0u);
+  EXPECT_GT(memory.weight_bytes, 0u);
+  // Twice the pages: twice the cache, nothing else.
+  DecoderOptions more = options;
+  more.num_pages = 20;
+  const DecoderMemory doubled = Decoder::Plan(*config, more, **backend);
+  EXPECT_EQ(doubled.allocated_bytes() - memory.allocated_bytes(), memory.kv_cache_bytes);
+}
+
+}  // namespace
+}  // namespace banyan::trunk

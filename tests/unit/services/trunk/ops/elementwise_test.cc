@@ -1,0 +1,108 @@
+#include <algorithm>
+#include <cmath>
+
+#include "tests/unit/services/trunk/ops/ops_fixture.h"
+
+namespace banyan::trunk {
+namespace {
+
+class ElementwiseTest : public OpsFixture {};
+
+double SiluOf(double x) { return x / (1 + std::exp(-x)); }
+
+TEST_P(ElementwiseTest, RmsNormAddsNormalisesAndWeighs) {
+  for (int32_t n : {1, 7, 16, 33, 128, 300}) {
+    const int32_t rows = 11;
+    const auto size = static_cast<size_t>(n) * rows;
+    const std::vector<float> x = Random(size, 3);
+    const std::vector<float> addend = Random(size);
+    const std::vector<float> weight = Random(static_cast<size_t>(n), 0.2f);
+    for (bool add : {false, true}) {
+      std::vector<float> hidden = x;
+      std::vector<float> out(size, NAN);
+      backend_->RmsNorm(rows, n, 1e-6f, weight.data(), add ? addend.data() : nullptr, hidden.data(),
+                        out.data());
+      for (int32_t r = 0; r < rows; ++r) {
+        double squares = 0;
+        for (int32_t i = 0; i < n; ++i) {
+          const auto at = static_cast<size_t>(r * n + i);
+          ASSERT_EQ(hidden[at], add ? x[at] + addend[at] : x[at]);
+          squares += static_cast<double>(hidden[at]) * hidden[at];
+        }
+        const double scale = 1 / std::sqrt(squares / n + 1e-6);
+        for (int32_t i = 0; i < n; ++i) {
+          const auto at = static_cast<size_t>(r * n + i);
+          const double expected = hidden[at] * scale * (1.0 + weight[static_cast<size_t>(i)]);
+          // A sum of n positive squares, its root (halves the error), four more roundings.
+          ASSERT_NEAR(out[at], expected, (n / 16.0 + 8) * kEps * std::abs(expected) + 1e-30)
+              << n << " columns";
+        }
+      }
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, SwigluOverTheWholeRange) {
+  std::vector<float> gate;
+  for (float x = -100; x <= 100; x += 0.37f) gate.push_back(x);
+  for (float x : {0.0f, 1e-30f, -1e-30f, 3e38f, INFINITY}) gate.push_back(x);
+  std::vector<float> up(gate.size(), 1.0f);
+  std::vector<float> out(gate.size());
+  backend_->Swiglu(1, static_cast<int32_t>(gate.size()), gate.data(), up.data(), out.data());
+  for (size_t i = 0; i < gate.size(); ++i) {
+    const double expected = SiluOf(gate[i]);
+    if (std::isinf(expected)) {
+      EXPECT_EQ(out[i], gate[i]);
+      continue;
+    }
+    // e^x within four roundings; below -88 the true value is smaller than 1e-36.
+    EXPECT_NEAR(out[i], expected, 8 * kEps * std::abs(expected) + 1e-36) << gate[i];
+  }
+  const float nan = NAN;
+  backend_->Swiglu(1, 1, &nan, up.data(), out.data());
+  EXPECT_TRUE(std::isnan(out[0]));
+}
+
+TEST_P(ElementwiseTest, MoeCombineWeighsTheSharedExpert) {
+  const int32_t rows = 5;
+  const int32_t n = 37;
+  const std::vector<float> routed = Random(rows * n);
+  const std::vector<float> shared = Random(rows * n);
+  const std::vector<float> gate = Random(rows, 4);
+  const std::vector<float> before = Random(rows * n);
+  std::vector<float> hidden = before;
+  backend_->MoeCombine(rows, n, routed.data(), shared.data(), gate.data(), hidden.data());
+  for (size_t i = 0; i < hidden.size(); ++i) {
+    const double sigmoid = 1 / (1 + std::exp(-static_cast<double>(gate[i / n])));
+    const double term = routed[i] + sigmoid * shared[i];
+    const double magnitude = std::abs(before[i]) + std::abs(routed[i]) + std::abs(shared[i]);
+    EXPECT_NEAR(hidden[i], before[i] + term, 8 * kEps * magnitude);
+  }
+}
+
+TEST_P(ElementwiseTest, GatherAddEmbed) {
+  const std::vector<float> x = Random(6 * 5);
+  std::vector<float> out(3 * 5);
+  const int32_t rows[] = {4, 0, 4};
+  backend_->GatherRows(rows, 5, x.data(), out.data());
+  for (size_t i = 0; i < 15; ++i) {
+    EXPECT_EQ(out[i], x[static_cast<size_t>(rows[i / 5]) * 5 + i % 5]);
+  }
+  std::vector<float> sum = out;
+  backend_->AddRows(3, 5, x.data(), sum.data());
+  for (size_t i = 0; i < 15; ++i) EXPECT_EQ(sum[i], out[i] + x[i]);
+
+  const Matrix table = {DType::kF32, 6, 5, reinterpret_cast<const std::byte*>(x.data())};
+  StepPlan plan;
+  plan.num_rows = 3;
+  plan.token_ids = rows;
+  backend_->BeginStep(plan);
+  std::vector<float> embedded(15);
+  backend_->Embed(table, embedded.data());
+  EXPECT_TRUE(SameBits(embedded, out));
+}
+
+BANYAN_FOR_ALL_TIERS(ElementwiseTest);
+
+}  // namespace
+}  // namespace banyan::trunk
