@@ -86,7 +86,7 @@ struct DeltaHead {
 };
 
 constexpr int64_t DeltaScratchFloats(int64_t key_dim, int64_t value_dim) {
-  return kTileChunkTokens * (key_dim + 2 * value_dim + 2 * kTileChunkTokens + 2);
+  return kTileChunkTokens * (3 * key_dim + 3 * value_dim + 2 * kTileChunkTokens + 2);
 }
 
 // paged_attention_kernel.h: query rows of one segment against one key-value head. Page p holds keys

@@ -63,7 +63,7 @@ inline void MatmulTail(const MatmulArgs& p, int64_t i0, int64_t n0) {
 
 template <typename V, int M>
 inline void MatmulRows(const MatmulArgs& p, int64_t i0) {
-  constexpr int kN = V::kRegisters == 32 ? 4 : 2;
+  constexpr int kN = V::kRegisters == 32 && M <= 6 ? 4 : (V::kRegisters == 16 && M > 6 ? 1 : 2);
   int64_t n = 0;
   for (; n + kN * V::kLanes <= p.n; n += kN * V::kLanes) MatmulRegisterTile<V, M, kN>(p, i0, n);
   for (; n + V::kLanes <= p.n; n += V::kLanes) MatmulRegisterTile<V, M, 1>(p, i0, n);
@@ -72,9 +72,13 @@ inline void MatmulRows(const MatmulArgs& p, int64_t i0) {
 
 template <typename V>
 inline void Matmul(const MatmulArgs& p) {
+  // Six rows at a time; eight as one tile rather than six and two, because that is a decoding row
+  // with eight query heads.
   int64_t i = 0;
-  for (; i + 6 <= p.m; i += 6) MatmulRows<V, 6>(p, i);
+  for (; i + 6 <= p.m && i + 8 != p.m; i += 6) MatmulRows<V, 6>(p, i);
   switch (p.m - i) {
+    case 8:
+      return MatmulRows<V, 8>(p, i);
     case 5:
       return MatmulRows<V, 5>(p, i);
     case 4:

@@ -3,6 +3,6 @@
 
 namespace banyan::trunk::cpu {
 
-const KernelTable kAvx2Kernels = MakeKernelTable<VecAvx2>("avx2");
+constinit const KernelTable kAvx2Kernels = MakeKernelTable<VecAvx2>("avx2");
 
 }  // namespace banyan::trunk::cpu

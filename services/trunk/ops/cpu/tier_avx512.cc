@@ -3,6 +3,6 @@
 
 namespace banyan::trunk::cpu {
 
-const KernelTable kAvx512Kernels = MakeKernelTable<VecAvx512>("avx512");
+constinit const KernelTable kAvx512Kernels = MakeKernelTable<VecAvx512>("avx512");
 
 }  // namespace banyan::trunk::cpu

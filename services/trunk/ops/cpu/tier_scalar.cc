@@ -3,6 +3,6 @@
 
 namespace banyan::trunk::cpu {
 
-const KernelTable kScalarKernels = MakeKernelTable<VecScalar>("scalar");
+constinit const KernelTable kScalarKernels = MakeKernelTable<VecScalar>("scalar");
 
 }  // namespace banyan::trunk::cpu

@@ -67,7 +67,8 @@ TEST(StepPlannerDeathTest, AStepAgainstTheContractIsOurBug) {
     const StepSegment segments[] = {segment};
     planner.Build({.token_ids = ids, .segments = segments});
   };
-  const StepSegment good = {.num_rows = 2, .first_position = 0, .slot = 0};
+  StepSegment good;
+  good.num_rows = 2;
   build(good, tokens);
   EXPECT_DEATH(build(good, {0, 10}), "token_id");
   EXPECT_DEATH(build(good, {0}), "num_rows|size");
