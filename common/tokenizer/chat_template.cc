@@ -72,10 +72,17 @@ class ChatTemplateImpl final : public ChatTemplate {
     if (!variables.is_object()) {
       return InvalidArgumentF("{}: variables must be an object", name_);
     }
-    // Variables come last: of equal keys the last one counts.
+    // Of equal keys the last one counts. Hugging Face passes the first three always; templates may
+    // ask for them without `is defined`.
     std::vector<std::pair<JinjaText, Value>> entries;
+    const auto constant = [&](std::string_view key, Value value) {
+      entries.emplace_back(JinjaText(std::string(key), false), std::move(value));
+    };
+    constant("tools", jinja::None{});
+    constant("documents", jinja::None{});
+    constant("add_generation_prompt", Value::Bool(false));
     for (const auto& [key, text] : constants_) {
-      entries.emplace_back(JinjaText(key, false), Value::Text(text, /*user_text=*/false));
+      constant(key, Value::Text(text, /*user_text=*/false));
     }
     for (const auto& item : variables.items()) {
       auto value = FromJson(item.value(), 1);

@@ -37,11 +37,12 @@ class ChatTemplate {
 
   virtual ~ChatTemplate() = default;
 
-  // `variables` is an object with "messages", and optionally "tools", "add_generation_prompt" and
-  // whatever else the template reads. kInvalidArgument: what the template raised, or an operation
-  // on a value of the wrong type, with the line; kResourceExhausted: more than 16 MiB of output,
-  // 10^7 steps or too deep a recursion. Neighbouring spans differ in user_text; invalid UTF-8 in
-  // variables becomes U+FFFD.
+  // `variables` is an object with "messages" and whatever else the template reads; "tools",
+  // "documents" and "add_generation_prompt" are none, none and false where absent, as Hugging Face
+  // has it. Never copied, so its depth costs nothing before it is checked (at most 100 levels).
+  // kInvalidArgument: what the template raised, or an operation on a value of the wrong type, with
+  // the line; kResourceExhausted: more than 16 MiB of output, 10^7 steps or too deep a recursion.
+  // Neighbouring spans differ in user_text; invalid UTF-8 in variables becomes U+FFFD.
   virtual absl::StatusOr<std::vector<RenderedSpan>> Render(
       const nlohmann::ordered_json& variables) const = 0;
 };

@@ -185,11 +185,10 @@ absl::StatusOr<Evaluator::Flow> Evaluator::ExecFor(const Stmt& stmt, Scope& scop
     Scope inner{&scope, {}};
     return Exec(stmt.otherwise, inner);
   }
-  const DepthGuard loop_guard(loop_depth_);
   for (size_t i = 0; i < items.size(); ++i) {
     RETURN_IF_ERROR(budget_.Charge(1));
     Scope inner{&scope, {}};
-    inner.Set("loop", Value::Of(std::make_shared<const Loop>(Loop{&items, i, loop_depth_ - 1})));
+    inner.Set("loop", Value::Of(std::make_shared<const Loop>(Loop{&items, i})));
     RETURN_IF_ERROR(Assign(stmt, items[i], inner));
     ASSIGN_OR_RETURN(const Flow flow, Exec(stmt.body, inner));
     if (flow == Flow::kBreak) break;

@@ -51,8 +51,7 @@ class Evaluator {
   const Block& block_;
   const Dict& variables_;
   Budget budget_{kMaxSteps};
-  int32_t depth_ = 0;       // of Eval and Exec together
-  int32_t loop_depth_ = 0;  // of for statements
+  int32_t depth_ = 0;  // of Eval and Exec together
   Scope top_{nullptr, {}};
   JinjaText* output_ = nullptr;
 };

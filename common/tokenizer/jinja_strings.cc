@@ -86,7 +86,7 @@ std::vector<JinjaText> SplitWhitespace(const JinjaText& text, int64_t max_splits
   };
   for (skip(true); pos < bytes.size(); skip(true)) {
     if (max_splits >= 0 && static_cast<int64_t>(parts.size()) >= max_splits) {
-      parts.push_back(Strip(text.Substr(pos, bytes.size()), nullptr, false, true));
+      parts.push_back(text.Substr(pos, bytes.size()));
       break;
     }
     const size_t begin = pos;

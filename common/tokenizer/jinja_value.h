@@ -139,7 +139,6 @@ struct Namespace {
 struct Loop {
   const std::vector<Value>* items;
   size_t index0;
-  int32_t depth0;
 };
 
 // Python's ==. Recursion is bounded by kMaxValueDepth, work by `budget`.

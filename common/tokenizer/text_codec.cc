@@ -31,11 +31,7 @@ absl::StatusOr<TextCodec::RenderedChat> TextCodec::RenderChat(
       !variables["messages"].is_array()) {
     return InvalidArgumentF("messages: expected a list");
   }
-  // Hugging Face passes these always; templates may ask for them without `is defined`.
-  nlohmann::ordered_json all = {
-      {"tools", nullptr}, {"documents", nullptr}, {"add_generation_prompt", false}};
-  for (const auto& item : variables.items()) all[item.key()] = item.value();
-  ASSIGN_OR_RETURN(const auto spans, (*chat_template_)->Render(all));
+  ASSIGN_OR_RETURN(const auto spans, (*chat_template_)->Render(variables));
   RenderedChat chat;
   std::vector<TextSpan> parts;
   for (const RenderedSpan& span : spans) {

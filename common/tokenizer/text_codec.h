@@ -33,10 +33,9 @@ class TextCodec {
   // The raw path: special tokens in the text count.
   std::vector<int32_t> Encode(std::string_view text) const;
 
-  // Renders `variables` (as ChatTemplate::Render; "tools", "documents" and "add_generation_prompt"
-  // are null, null and false where absent) and encodes the whole: borders between the template's
-  // text and users' split no token, but added tokens marked special count only in the former.
-  // kInvalidArgument without a list of messages.
+  // Renders `variables` (see ChatTemplate::Render) and encodes the whole: borders between the
+  // template's text and users' split no token, but added tokens marked special count only in the
+  // former. kInvalidArgument without a list of messages.
   absl::StatusOr<RenderedChat> RenderChat(const nlohmann::ordered_json& variables) const;
 
  private:

@@ -1,5 +1,6 @@
 #include "common/tokenizer/tokenizer_json.h"
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -146,7 +147,8 @@ class Reader {
   std::string MergePath() const { return fmt::format("model.merges[{}]", out_.merges.size() / 2); }
 
   bool PairSizeError() {
-    return Fail(InvalidArgumentF("{}: {} parts, expected 2", MergePath(), pair_size_));
+    const size_t merge = (out_.merges.size() - static_cast<size_t>(std::min(pair_size_, 2))) / 2;
+    return Fail(InvalidArgumentF("model.merges[{}]: {} parts, expected 2", merge, pair_size_));
   }
 
   bool MergePart(std::string_view part) {
