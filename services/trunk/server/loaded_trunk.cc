@@ -151,7 +151,7 @@ class LoadedTrunk::Impl {
     decoder_options_ = plan.decoder;
     LogInfo(
         "plan model={} layers={} trunk_tensors={} expert_tensors={} mtp_tensors_unused={} "
-        "backend={} threads={} max_context_tokens={} max_sequences={} pages={} fingerprint={}\n{}",
+        "backend=cpu tier={} threads={} max_context_tokens={} max_sequences={} pages={} fingerprint={}\n{}",
         config_.model_type, config_.num_hidden_layers, summary.num_trunk_tensors,
         summary.num_expert_tensors, summary.num_mtp_tensors, backend_->name(), num_threads,
         plan.decoder.max_context_tokens, options_.max_sequences, plan.decoder.num_pages,
@@ -255,7 +255,7 @@ class LoadedTrunk::Impl {
     info.set_max_batch_tokens(options_.max_batch_tokens);
     info.set_has_tokenizer(codec_ != nullptr);
     info.set_has_chat_template(codec_ != nullptr && codec_->has_chat_template());
-    info.set_backend(std::string(backend_->name()));
+    info.set_backend("cpu");
     for (const int32_t id : model_.facts.eos_token_ids) info.add_eos_token_ids(id);
     *info.mutable_default_sampling() = DefaultSampling(model_.facts);
   }
