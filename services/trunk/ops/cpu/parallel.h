@@ -8,10 +8,10 @@
 
 namespace banyan::trunk::cpu {
 
-// Handing tiles to spinning workers and waiting for them costs about 2 us, and far more on a crowded
-// machine, where a worker may lose its CPU while it holds a tile. One core does 16 to 32
-// multiply-adds a cycle. Below this many in the whole loop, some 20 us of work, sharing is not worth
-// it: a decoding row of a small model stays in one thread, one of the 80B model does not.
+// Handing tiles to spinning workers and waiting for them costs about 2 us, and far more on a
+// crowded machine, where a worker may lose its CPU while it holds a tile. One core does 16 to 32
+// multiply-adds a cycle. Below this many in the whole loop, some 20 us of work, sharing is not
+// worth it: a decoding row of a small model stays in one thread, one of the 80B model does not.
 inline constexpr int64_t kMinSharedMultiplyAdds = 768 * 1024;
 
 class Parallel {
