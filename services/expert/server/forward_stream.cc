@@ -116,10 +116,9 @@ class ForwardStreamServer::Impl {
   }
 
   void Drain() {
-    // The alarm's tag is none of a stream's: it only wakes the thread.
-    if (!draining_.exchange(true) && thread_.joinable()) {
-      drain_alarm_.Set(queue_.get(), gpr_now(GPR_CLOCK_MONOTONIC), nullptr);
-    }
+    absl::MutexLock lock(&mutex_);
+    if (draining_.exchange(true) || !thread_.joinable()) return;
+    drain_alarm_.Set(queue_.get(), gpr_now(GPR_CLOCK_MONOTONIC), &drain_);
   }
 
   bool WaitUntilDrained(absl::Time deadline) {
@@ -128,17 +127,23 @@ class ForwardStreamServer::Impl {
   }
 
   void Stop() {
-    if (std::exchange(stopped_, true)) return;
-    draining_ = true;
-    stopping_ = true;
-    queue_->Shutdown();
+    {
+      absl::MutexLock lock(&mutex_);
+      if (std::exchange(stopped_, true)) return;
+      draining_ = true;
+      if (thread_.joinable()) {
+        stop_alarm_.Set(queue_.get(), gpr_now(GPR_CLOCK_MONOTONIC), &stop_);
+      } else {
+        queue_->Shutdown();
+      }
+    }
     if (thread_.joinable()) {
       thread_.join();
-    } else {
-      void* tag;
-      bool ok;
-      while (queue_->Next(&tag, &ok)) continue;
+      return;
     }
+    void* tag;
+    bool ok;
+    while (queue_->Next(&tag, &ok)) continue;
   }
 
  private:
@@ -164,8 +169,13 @@ class ForwardStreamServer::Impl {
   }
 
   void OnEvent(Stream::Tag* tag, bool ok) {
-    if (tag == nullptr) {
+    if (tag == &drain_) {
       EndIdleStreams();
+      return;
+    }
+    if (tag == &stop_) {
+      stopping_ = true;
+      ShutdownWhenEmpty();
       return;
     }
     Stream* stream = tag->stream;
@@ -193,7 +203,14 @@ class ForwardStreamServer::Impl {
   void EraseIfOver(Stream* stream) {
     if (stream->finished && stream->pending == 0 && !stream->request_waits) {
       streams_.erase(streams_.find(stream));
+      ShutdownWhenEmpty();
     }
+  }
+
+  // grpc::Server::Shutdown has ended every call, but their last events are handled here, and some
+  // of those start a Finish.
+  void ShutdownWhenEmpty() {
+    if (stopping_ && streams_.empty()) queue_->Shutdown();
   }
 
   void CountStream(int change) {
@@ -390,17 +407,21 @@ class ForwardStreamServer::Impl {
   Metrics metrics_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   QueuePoller poller_;
+  absl::Mutex mutex_;  // Drain and Stop
   grpc::Alarm drain_alarm_;
+  grpc::Alarm stop_alarm_;
+  Stream::Tag drain_{nullptr, Stream::kOpen};  // tags of the alarms
+  Stream::Tag stop_{nullptr, Stream::kOpen};
   RequestForward request_;
   std::atomic<ExpertExecutor*> executor_{nullptr};
   std::atomic<bool> draining_{false};
-  std::atomic<bool> stopping_{false};
   bool stopped_ = false;
   std::thread thread_;
   absl::Mutex count_mutex_;
   int num_streams_ ABSL_GUARDED_BY(count_mutex_) = 0;  // open ones
 
   // Of the queue's thread:
+  bool stopping_ = false;
   std::set<std::unique_ptr<Stream>, ByAddress> streams_;  // one of them waits for its trunk
   std::deque<Stream*> waiting_;                           // arrived requests, oldest first
 };
