@@ -247,7 +247,6 @@ class ExpertDirectory::Impl {
     replica.describing = std::make_unique<Describing>();
     Describing& describing = *replica.describing;
     describing.stub = expert::v1::Experts::NewStub(replica.channel);
-    describing.context.set_wait_for_ready(true);
     describing.context.set_deadline(std::chrono::system_clock::now() +
                                     absl::ToChronoMilliseconds(options_.connect_timeout));
     describing.rpc =
@@ -265,6 +264,9 @@ class ExpertDirectory::Impl {
       const std::unique_ptr<Describing> described = std::move(replicas_[r].describing);
       if (described->status.ok()) {
         OnDescription(r, std::move(described->response));
+      } else if (described->status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
+        Lose(r, StatusF(absl::StatusCode::kUnavailable, "no answer to Describe within {} ms",
+                        absl::ToInt64Milliseconds(options_.connect_timeout)));
       } else {
         Lose(r, FromGrpc(described->status));
       }

@@ -120,24 +120,14 @@ class GrpcTransport::Impl {
 
   absl::Status Combine(float* out) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     CHECK(under_way_);
-    std::memset(out, 0, static_cast<size_t>(batch_.num_rows) * hidden_size_ * sizeof(float));
-    size_t added = 0;
-    while (true) {
-      // In shard order, each as soon as those before it are there.
-      for (; added < calls_.size() && calls_[added]->done; ++added) Add(*calls_[added], out);
-      if (added == calls_.size()) break;
-      bool any = false;
-      ExpertStream* stream = links_.Next(NextLimit(), &any);
-      if (stream != nullptr && OnReply(stream)) continue;
-      if (absl::Status status = CheckCalls(); !status.ok()) {
-        End();
-        return status;
-      }
-    }
+    const Clock::time_point start = Clock::now();
+    absl::Status status = Collect(out);
     End();
-    return absl::OkStatus();
+    combine_time_ += Clock::now() - start;
+    return status;
   }
 
+  absl::Duration CombineTime() const { return absl::FromChrono(combine_time_); }
   absl::Status Ready() const { return directory_.Ready(); }
   absl::Status WaitReady(absl::Time deadline) { return directory_.WaitReady(deadline); }
 
@@ -167,6 +157,21 @@ class GrpcTransport::Impl {
     ForwardResponseView reply;
     absl::Status error;  // of the last attempt that failed
   };
+
+  absl::Status Collect(float* out) {
+    std::memset(out, 0, static_cast<size_t>(batch_.num_rows) * hidden_size_ * sizeof(float));
+    size_t added = 0;
+    while (true) {
+      // In shard order, each as soon as those before it are there.
+      for (; added < calls_.size() && calls_[added]->done; ++added) Add(*calls_[added], out);
+      if (added == calls_.size()) break;
+      bool any = false;
+      ExpertStream* stream = links_.Next(NextLimit(), &any);
+      if (stream != nullptr && OnReply(stream)) continue;
+      RETURN_IF_ERROR(CheckCalls());
+    }
+    return absl::OkStatus();
+  }
 
   // Copied once: gRPC may hold the bytes longer than the batch lives, when a replica hangs.
   void PrepareActivations() {
@@ -407,6 +412,7 @@ class GrpcTransport::Impl {
   std::optional<DispatchPlan> plan_;
   std::vector<std::unique_ptr<Call>> calls_;  // by shard
   uint64_t last_sequence_ = 0;
+  Clock::duration combine_time_{0};
 
   bool under_way_ = false;
   Batch batch_;
@@ -422,6 +428,7 @@ GrpcTransport::~GrpcTransport() = default;
 
 absl::Status GrpcTransport::Dispatch(const Batch& batch) { return impl_->Dispatch(batch); }
 absl::Status GrpcTransport::Combine(float* out) { return impl_->Combine(out); }
+absl::Duration GrpcTransport::CombineTime() const { return impl_->CombineTime(); }
 absl::Status GrpcTransport::Ready() const { return impl_->Ready(); }
 absl::Status GrpcTransport::WaitReady(absl::Time deadline) { return impl_->WaitReady(deadline); }
 

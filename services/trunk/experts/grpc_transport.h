@@ -15,7 +15,7 @@ class GrpcTransport final : public ExpertTransport {
  public:
   struct Options {
     // Types on the wire. They hold for every batch size: a row's bits must not depend on the rows
-    // beside it. f32 by default: docs/adr/0002-f32-on-the-wire.md.
+    // beside it. f32 by default: docs/adr/f32-on-the-wire.md.
     bool activations_f32 = true;
     bool reply_f32 = true;
     // An answer later than this is asked of another replica as well; the first one counts.
@@ -32,6 +32,7 @@ class GrpcTransport final : public ExpertTransport {
 
   absl::Status Dispatch(const Batch& batch) override;
   absl::Status Combine(float* out) override;
+  absl::Duration CombineTime() const override;
   absl::Status Ready() const override;
   absl::Status WaitReady(absl::Time deadline) override;
 
