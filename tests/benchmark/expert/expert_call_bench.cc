@@ -1,0 +1,313 @@
+// Round trip of an expert call between two processes: the trunk's transport against the expert's
+// data plane, beside a raw-socket ping-pong of the same bytes. The server reads every byte of the
+// request and writes every byte of the reply; it computes nothing.
+//   expert_call_bench [--seconds S] [--transport tcp,unix] [--shards 1,2,4] [--output text|json]
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/base/check.h"
+#include "common/base/logging.h"
+#include "common/quant/bf16.h"
+#include "common/rpc/channel_settings.h"
+#include "services/trunk/experts/grpc_transport.h"
+#include "tests/fakes/self_process.h"
+#include "tests/benchmark/expert/raw_socket.h"
+#include "tests/fakes/expert_host.h"
+
+namespace banyan {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int32_t kHidden = 2048;
+constexpr int32_t kTopK = 10;
+constexpr int32_t kNumExperts = 512;
+constexpr int32_t kWidth = 512;
+constexpr int32_t kMaxRows = 512;
+constexpr int kSequence = 48;  // calls of one token
+
+struct Settings {
+  double seconds = 1.0;
+  double gap_us = 0;
+  double spin_us = 1000;
+  bool plain_server = false;
+  int rounds = 1;
+  std::vector<std::string> transports = {"tcp", "unix"};
+  std::vector<int32_t> shards = {1, 2, 4};
+  std::vector<int32_t> rows = {1, 4, 16, 64, 512};
+};
+
+expert::ShardGeometry Geometry(int32_t shard, int32_t num_shards) {
+  const int32_t width = kWidth / num_shards;
+  return {.num_layers = kSequence,
+          .hidden_size = kHidden,
+          .num_experts = kNumExperts,
+          .moe_intermediate_size = kWidth,
+          .max_top_k = kTopK,
+          .first_expert = 0,
+          .num_shard_experts = kNumExperts,
+          .first_width = shard * width,
+          .num_shard_width = width,
+          .max_rows = kMaxRows};
+}
+
+// Reads every activation and writes it back in the type asked for.
+class EchoExecutor final : public expert::ExpertExecutor {
+ public:
+  explicit EchoExecutor(const expert::ShardGeometry& geometry) : geometry_(geometry) {}
+  const expert::ShardGeometry& geometry() const override { return geometry_; }
+  absl::Status Run(const expert::ExpertCall& call) override {
+    const size_t values = static_cast<size_t>(call.num_rows) * kHidden;
+    const bool from_f32 = call.activation_type == expert::ActivationType::kF32;
+    const bool to_f32 = call.reply_type == expert::ActivationType::kF32;
+    if (from_f32 == to_f32) {
+      std::memcpy(call.out, call.activations, values * (from_f32 ? 4 : 2));
+      return absl::OkStatus();
+    }
+    for (size_t i = 0; i < values; ++i) {
+      if (from_f32) {
+        float value;
+        std::memcpy(&value, call.activations + i * 4, 4);
+        const BF16 rounded = ToBF16(value);
+        std::memcpy(call.out + i * 2, &rounded, 2);
+      } else {
+        BF16 value;
+        std::memcpy(&value, call.activations + i * 2, 2);
+        const float wide = ToFloat(value);
+        std::memcpy(call.out + i * 4, &wide, 4);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const expert::ShardGeometry geometry_;
+};
+
+[[noreturn]] void ServeExperts(const std::string& listen, int32_t shard, int32_t num_shards,
+                               const Settings& settings) {
+  EchoExecutor executor(Geometry(shard, num_shards));
+  ExpertHost host({.listen = listen,
+                   .health_and_reflection = !settings.plain_server,
+                   .forward = {.spin = absl::Microseconds(settings.spin_us)}},
+                  MakeDescription(executor.geometry(), expert::v1::WIDTH, shard, num_shards, "b0"),
+                  &executor);
+  std::printf("listening %s\n", host.address().c_str());
+  std::fflush(stdout);
+  while (true) pause();
+}
+
+struct Figures {
+  double p50_us, p99_us, min_us, token_ms;  // token: 48 calls in sequence, median
+  size_t calls;
+};
+
+double Quantile(std::vector<double>& values, double q) {
+  const auto at = static_cast<size_t>(q * static_cast<double>(values.size() - 1));
+  std::nth_element(values.begin(), values.begin() + static_cast<ptrdiff_t>(at), values.end());
+  return values[at];
+}
+
+void Wait(double us) {
+  const auto end = Clock::now() + std::chrono::nanoseconds(static_cast<int64_t>(us * 1e3));
+  while (Clock::now() < end) continue;
+}
+
+template <typename Call>
+Figures Measure(const Settings& settings, Call call) {
+  const auto seconds = [](double s) {
+    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(s));
+  };
+  for (auto end = Clock::now() + seconds(settings.seconds * 0.2); Clock::now() < end;) call();
+  std::vector<double> times, tokens;
+  for (const auto end = Clock::now() + seconds(settings.seconds); Clock::now() < end;) {
+    double token = 0;
+    for (int i = 0; i < kSequence; ++i) {
+      if (settings.gap_us > 0) Wait(settings.gap_us);
+      const auto start = Clock::now();
+      call();
+      times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
+      token += times.back();
+    }
+    tokens.push_back(token / 1e3);
+  }
+  return {Quantile(times, 0.5), Quantile(times, 0.99), Quantile(times, 0.0), Quantile(tokens, 0.5),
+          times.size()};
+}
+
+struct Report {
+  bool json = false;
+  nlohmann::json rows = nlohmann::json::array();
+
+  void Add(const std::string& kind, const std::string& transport, int32_t shards, int32_t rows_sent,
+           const Figures& f) {
+    rows.push_back({{"kind", kind},
+                    {"transport", transport},
+                    {"shards", shards},
+                    {"rows", rows_sent},
+                    {"p50_us", f.p50_us},
+                    {"p99_us", f.p99_us},
+                    {"min_us", f.min_us},
+                    {"calls_48_ms", f.token_ms},
+                    {"calls", f.calls}});
+    if (json) return;
+    std::printf("%-16s %-5s %6d %5d %10.1f %10.1f %10.1f %12.3f\n", kind.c_str(), transport.c_str(),
+                shards, rows_sent, f.p50_us, f.p99_us, f.min_us, f.token_ms);
+    std::fflush(stdout);
+  }
+};
+
+class Bench {
+ public:
+  Bench(const Settings& settings, Report* report) : settings_(settings), report_(report) {
+    directory_ =
+        std::filesystem::temp_directory_path() / ("banyan_call_bench_" + std::to_string(getpid()));
+    std::filesystem::create_directories(directory_);
+  }
+  ~Bench() { std::filesystem::remove_all(directory_); }
+
+  void Run() {
+    for (const std::string& transport : settings_.transports) {
+      RunRaw(transport);
+      for (int32_t shards : settings_.shards) {
+        RunGrpc(transport, shards, false);
+        RunGrpc(transport, shards, true);
+      }
+    }
+  }
+
+ private:
+  std::string Listen(const std::string& transport, const std::string& name) {
+    return transport == "tcp" ? "127.0.0.1:0" : "unix:" + (directory_ / name).string();
+  }
+
+  // The sizes of the call with bf16 both ways, headers included.
+  void RunRaw(const std::string& transport) {
+    SelfProcess server({"--serve_raw", Listen(transport, "raw.sock")});
+    for (int32_t rows : settings_.rows) {
+      const auto t = static_cast<size_t>(rows);
+      RawClient client(server.address(), 60 + t * (kHidden * 2 + kTopK * 6), 30 + t * kHidden * 2);
+      report_->Add("raw socket", transport, 1, rows, Measure(settings_, [&] { client.Call(); }));
+    }
+  }
+
+  void RunGrpc(const std::string& transport, int32_t shards, bool f32) {
+    std::vector<std::unique_ptr<SelfProcess>> servers;
+    trunk::ExpertDirectory::Options options;
+    for (int32_t s = 0; s < shards; ++s) {
+      servers.push_back(std::make_unique<SelfProcess>(std::vector<std::string>{
+          "--serve", Listen(transport, "e" + std::to_string(s) + ".sock"), "--place",
+          std::to_string(s), "--places", std::to_string(shards), "--spin_us",
+          std::to_string(settings_.spin_us), settings_.plain_server ? "--plain_server" : "--"}));
+      options.cluster.shards.push_back({{servers.back()->address()}});
+    }
+    options.model = {.fingerprint = "b0",
+                     .num_layers = kSequence,
+                     .moe_layers = {},
+                     .num_experts = kNumExperts,
+                     .hidden_size = kHidden,
+                     .moe_intermediate_size = kWidth,
+                     .num_experts_per_tok = kTopK,
+                     .max_rows = kMaxRows};
+    for (int32_t i = 0; i < kSequence; ++i) options.model.moe_layers.push_back(i);
+    options.spin = absl::Microseconds(settings_.spin_us);
+    // New connections to the same hosts each time: which of a host's queues watches a connection is
+    // decided when it is accepted.
+    for (int round = 0; round < settings_.rounds; ++round) RunGrpc(transport, options, f32);
+  }
+
+  void RunGrpc(const std::string& transport, const trunk::ExpertDirectory::Options& options,
+               bool f32) {
+    const auto shards = static_cast<int32_t>(options.cluster.shards.size());
+    MetricsRegistry metrics;
+    auto directory = trunk::ExpertDirectory::Create(options, &metrics);
+    CHECK(directory.ok());
+    const absl::Status ready = (*directory)->WaitReady(absl::Now() + absl::Seconds(20));
+    if (!ready.ok()) {
+      std::fprintf(stderr, "%s\n", std::string(ready.message()).c_str());
+      std::exit(1);
+    }
+    trunk::GrpcTransport calls({.activations_f32 = f32, .reply_f32 = f32}, directory->get(),
+                               &metrics);
+    std::vector<float> activations(static_cast<size_t>(kMaxRows) * kHidden, 0.5f);
+    std::vector<float> out(activations.size());
+    std::vector<uint16_t> ids(static_cast<size_t>(kMaxRows) * kTopK);
+    std::vector<float> weights(ids.size(), 0.1f);
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<uint16_t>(i * 7 % kNumExperts);
+    int64_t step = 0;
+    for (int32_t rows : settings_.rows) {
+      const Figures figures = Measure(settings_, [&] {
+        absl::Status status = calls.Dispatch({.step_id = step / kSequence,
+                                              .layer = static_cast<int32_t>(step % kSequence),
+                                              .num_rows = rows,
+                                              .top_k = kTopK,
+                                              .activations = activations.data(),
+                                              .expert_ids = ids.data(),
+                                              .weights = weights.data()});
+        if (status.ok()) status = calls.Combine(out.data());
+        if (!status.ok()) {
+          std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+          std::exit(1);
+        }
+        ++step;
+      });
+      CHECK(out[0] == 0.5f * static_cast<float>(shards));
+      report_->Add(f32 ? "gRPC, f32" : "gRPC, bf16", transport, shards, rows, figures);
+    }
+  }
+
+  const Settings settings_;
+  Report* const report_;
+  std::filesystem::path directory_;
+};
+
+int Main(int argc, char** argv) {
+  PrepareGrpcProcess();
+  Settings settings;
+  std::string output = "text", serve, serve_raw;
+  int32_t place = 0, places = 1;
+  CLI::App app("Round trip of an expert call between two processes");
+  app.add_option("--seconds", settings.seconds, "per figure");
+  app.add_option("--gap_us", settings.gap_us, "computation of the trunk between two calls");
+  app.add_option("--spin_us", settings.spin_us, "how long both ends poll before they sleep");
+  app.add_option("--transport", settings.transports)->delimiter(',');
+  app.add_option("--shards", settings.shards)->delimiter(',');
+  app.add_option("--rows", settings.rows)->delimiter(',');
+  app.add_option("--rounds", settings.rounds, "connect anew and measure again");
+  app.add_flag("--plain_server", settings.plain_server, "hosts without health and reflection");
+  app.add_option("--output", output)->check(CLI::IsMember({"text", "json"}));
+  app.add_option("--serve", serve)->group("");
+  app.add_option("--serve_raw", serve_raw)->group("");
+  app.add_option("--place", place)->group("");
+  app.add_option("--places", places)->group("");
+  CLI11_PARSE(app, argc, argv);
+  CHECK(SetLogLevel("error").ok());
+  if (!serve_raw.empty()) ServeRaw(serve_raw);
+  if (!serve.empty()) ServeExperts(serve, place, places, settings);
+
+  Report report;
+  report.json = output == "json";
+  if (!report.json) {
+    std::printf("%-16s %-5s %6s %5s %10s %10s %10s %12s\n", "kind", "", "shards", "rows", "p50 us",
+                "p99 us", "min us", "48 calls ms");
+  }
+  Bench(settings, &report).Run();
+  if (report.json) std::printf("%s\n", report.rows.dump(2).c_str());
+  return 0;
+}
+
+}  // namespace
+}  // namespace banyan
+
+int main(int argc, char** argv) { return banyan::Main(argc, argv); }

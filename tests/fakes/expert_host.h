@@ -1,0 +1,57 @@
+// A real expert host in this process for tests and benchmarks: a gRPC server on a real socket with
+// the real Forward data plane, describing itself as told and computing with a given executor.
+#pragma once
+
+#include <grpcpp/server.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "common/metrics/registry.h"
+#include "proto/expert/v1/expert.grpc.pb.h"
+#include "services/expert/runtime/expert_executor.h"
+#include "services/expert/server/forward_stream.h"
+
+namespace banyan {
+
+class ExpertHost {
+ public:
+  struct Options {
+    std::string listen = "127.0.0.1:0";
+    // As a real host has them. They put library threads that sleep in gRPC's poller into the
+    // process, which the data plane has to live with.
+    bool health_and_reflection = false;
+    expert::ForwardStreamServer::Options forward;
+  };
+
+  // `executor` is borrowed; nullptr: still loading, until SetExecutor. Aborts when it cannot
+  // listen.
+  ExpertHost(const Options& options, expert::v1::DescribeResponse description,
+             expert::ExpertExecutor* executor);
+  ~ExpertHost();
+
+  const std::string& address() const { return address_; }  // to connect to
+  MetricsRegistry& metrics() { return metrics_; }
+  void SetExecutor(expert::ExpertExecutor* executor) { forward_->SetExecutor(executor); }
+  void Drain() { forward_->Drain(); }
+  // Ends everything at once, as a process that exits.
+  void Shutdown();
+
+ private:
+  class Service;
+  std::string address_;
+  MetricsRegistry metrics_;
+  std::unique_ptr<Service> service_;
+  std::optional<expert::ForwardStreamServer> forward_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+// What a host with this geometry tells of itself; for cluster `shard_index` of `num_shards`.
+expert::v1::DescribeResponse MakeDescription(const expert::ShardGeometry& geometry,
+                                             expert::v1::Split split, int32_t shard_index,
+                                             int32_t num_shards, const std::string& fingerprint);
+
+}  // namespace banyan
