@@ -1,0 +1,272 @@
+#include "services/trunk/experts/grpc_transport.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/fakes/expert_host.h"
+#include "tests/fakes/temp_dir.h"
+#include "tests/unit/services/trunk/experts/scalar_executor.h"
+
+namespace banyan::trunk {
+namespace {
+
+using testing::HasSubstr;
+using namespace testing_experts;  // NOLINT: names of the small model
+
+constexpr absl::Duration kPatience = absl::Seconds(30);
+
+// One replica for each shard, all in this process.
+class LocalCluster {
+ public:
+  LocalCluster(bool by_experts, int32_t num_shards, bool unix_socket) {
+    for (int32_t s = 0; s < num_shards; ++s) {
+      executors_.push_back(std::make_unique<ScalarExecutor>(Geometry(by_experts, s, num_shards)));
+      ExpertHost::Options options;
+      if (unix_socket) options.listen = "unix:" + temp_.File("e" + std::to_string(s));
+      hosts_.push_back(std::make_unique<ExpertHost>(
+          options,
+          MakeDescription(executors_.back()->geometry(),
+                          by_experts ? expert::v1::EXPERTS : expert::v1::WIDTH, s, num_shards,
+                          kFingerprint),
+          executors_.back().get()));
+      config_.shards.push_back({{hosts_.back()->address()}});
+    }
+  }
+  const ClusterConfig& config() const { return config_; }
+  ExpertHost& host(int32_t shard) { return *hosts_[static_cast<size_t>(shard)]; }
+
+ private:
+  test::TempDir temp_;
+  std::vector<std::unique_ptr<ScalarExecutor>> executors_;
+  std::vector<std::unique_ptr<ExpertHost>> hosts_;
+  ClusterConfig config_;
+};
+
+struct Trunk {
+  explicit Trunk(const ClusterConfig& config, const GrpcTransport::Options& options = {},
+                 const ExpectedModel& model = Model()) {
+    ExpertDirectory::Options directory_options;
+    directory_options.cluster = config;
+    directory_options.model = model;
+    auto created = ExpertDirectory::Create(directory_options, &metrics);
+    directory = *std::move(created);
+    transport = std::make_unique<GrpcTransport>(options, directory.get(), &metrics);
+  }
+
+  absl::StatusOr<std::vector<float>> Call(const Rows& rows, int32_t layer) {
+    absl::Status status = transport->Dispatch({.step_id = 1,
+                                               .layer = layer,
+                                               .num_rows = rows.num_rows,
+                                               .top_k = kTopK,
+                                               .activations = rows.activations.data(),
+                                               .expert_ids = rows.ids.data(),
+                                               .weights = rows.weights.data()});
+    std::vector<float> out(rows.activations.size(), NAN);
+    if (status.ok()) status = transport->Combine(out.data());
+    if (!status.ok()) return status;
+    return out;
+  }
+
+  MetricsRegistry metrics;
+  std::unique_ptr<ExpertDirectory> directory;
+  std::unique_ptr<GrpcTransport> transport;
+};
+
+struct Case {
+  bool by_experts;
+  bool unix_socket;
+  int32_t num_shards;
+};
+
+class EveryClusterTest : public testing::TestWithParam<Case> {};
+
+TEST_P(EveryClusterTest, DeliversTheSumInShardOrderBitForBit) {
+  const Case& param = GetParam();
+  LocalCluster cluster(param.by_experts, param.num_shards, param.unix_socket);
+  Trunk trunk(cluster.config());
+  ASSERT_EQ(trunk.transport->WaitReady(absl::Now() + kPatience), absl::OkStatus());
+  EXPECT_EQ(trunk.transport->Ready(), absl::OkStatus());
+  for (const int32_t num_rows : {1, 2, 5, 17, kRowLimit}) {
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      const Rows rows = RandomRows(static_cast<uint32_t>(num_rows), num_rows);
+      const auto sums = trunk.Call(rows, layer);
+      ASSERT_TRUE(sums.ok()) << sums.status();
+      EXPECT_EQ(*sums, ExpectedSums(rows, layer, param.by_experts, param.num_shards));
+      // The same to f32 rounding as one host with everything: a sum of up to num_shards * top_k
+      // terms, each at most the largest sum of absolute values seen.
+      const std::vector<float> whole = ExpectedSums(rows, layer, false, 1);
+      for (size_t i = 0; i < whole.size(); ++i) {
+        EXPECT_NEAR((*sums)[i], whole[i],
+                    32 * std::numeric_limits<float>::epsilon() * param.num_shards);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shards, EveryClusterTest,
+                         testing::Values(Case{false, false, 1}, Case{false, true, 2},
+                                         Case{false, false, 3}, Case{false, true, 8},
+                                         Case{true, true, 1}, Case{true, false, 2},
+                                         Case{true, true, 3}, Case{true, true, 5},
+                                         Case{true, false, 8}),
+                         [](const auto& test) {
+                           return std::string(test.param.by_experts ? "Experts" : "Width") +
+                                  (test.param.unix_socket ? "Unix" : "Tcp") +
+                                  std::to_string(test.param.num_shards);
+                         });
+
+TEST(GrpcTransportTest, ARowsBitsDoNotDependOnTheRowsBesideIt) {
+  for (const bool f32 : {true, false}) {
+    LocalCluster cluster(true, 2, true);
+    Trunk trunk(cluster.config(), {.activations_f32 = f32, .reply_f32 = f32});
+    ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
+    const Rows rows = RandomRows(11, kRowLimit);
+    const auto together = trunk.Call(rows, 1);
+    ASSERT_TRUE(together.ok()) << together.status();
+    for (int32_t r = 0; r < rows.num_rows; ++r) {
+      Rows one{.num_rows = 1, .activations = {}, .ids = {}, .weights = {}};
+      one.activations.assign(rows.activations.begin() + r * kHidden,
+                             rows.activations.begin() + (r + 1) * kHidden);
+      one.ids.assign(rows.ids.begin() + r * kTopK, rows.ids.begin() + (r + 1) * kTopK);
+      one.weights.assign(rows.weights.begin() + r * kTopK, rows.weights.begin() + (r + 1) * kTopK);
+      const auto alone = trunk.Call(one, 1);
+      ASSERT_TRUE(alone.ok()) << alone.status();
+      const std::vector<float> expected(together->begin() + r * kHidden,
+                                        together->begin() + (r + 1) * kHidden);
+      EXPECT_EQ(*alone, expected) << r;
+    }
+  }
+}
+
+TEST(GrpcTransportTest, CountsWhatItSends) {
+  LocalCluster cluster(false, 2, false);
+  Trunk trunk(cluster.config());
+  ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(trunk.Call(RandomRows(1, 4), 0).ok());
+  for (const char* shard : {"0", "1"}) {
+    const MetricLabels labels = {{"shard", shard}};
+    EXPECT_EQ(
+        trunk.metrics.Counter("banyan_trunk_expert_rows_total", "Rows sent to experts.", labels)
+            .Value(),
+        12);
+    const double sent =
+        trunk.metrics
+            .Counter("banyan_trunk_expert_sent_bytes_total", "Bytes of expert calls sent.", labels)
+            .Value();
+    EXPECT_GT(sent, 3 * 4 * kHidden * 4);
+    EXPECT_LT(sent, 3 * (4 * (kHidden * 4 + kTopK * 6) + 128));
+  }
+  EXPECT_EQ(cluster.host(0)
+                .metrics()
+                .Counter("banyan_expert_calls_total", "Expert calls answered.")
+                .Value(),
+            3);
+}
+
+TEST(ExpertDirectoryTest, TellsWhatItKnowsOfEveryShard) {
+  LocalCluster cluster(true, 2, false);
+  ClusterConfig config = cluster.config();
+  config.shards[1].replicas.push_back("unix:/nonexistent/banyan.sock");
+  Trunk trunk(config);
+  ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
+  const auto shards = trunk.directory->Shards();
+  ASSERT_EQ(shards.size(), 2u);
+  EXPECT_EQ(shards[1].index, 1);
+  EXPECT_EQ(shards[1].split, "experts");
+  EXPECT_EQ(shards[1].pool_format, "bf16");
+  EXPECT_EQ(shards[1].kernel_tier, "scalar");
+  ASSERT_EQ(shards[1].replicas.size(), 2u);
+  EXPECT_EQ(shards[1].replicas[0].state, "ready");
+  EXPECT_TRUE(shards[1].replicas[0].ready);
+  EXPECT_EQ(shards[1].replicas[1].address, "unix:/nonexistent/banyan.sock");
+  EXPECT_FALSE(shards[1].replicas[1].ready);
+  EXPECT_THAT(shards[1].replicas[1].state, HasSubstr("connecting: "));
+}
+
+TEST(ExpertDirectoryTest, RefusesByNameWhoServesAnotherModel) {
+  LocalCluster cluster(false, 2, true);
+  ExpectedModel model = Model();
+  model.fingerprint = "0dd";
+  Trunk trunk(cluster.config(), {}, model);
+  absl::Status status;
+  while ((status = trunk.transport->Ready()).code() != absl::StatusCode::kFailedPrecondition ||
+         std::string(status.message())
+                 .find("shard 1 of 2: " + cluster.host(1).address() +
+                       " (refused: serves model fingerprint 5ca1ab1e, this "
+                       "trunk's model is 0dd)") == std::string::npos) {
+    ASSERT_EQ(trunk.transport->WaitReady(absl::Now() + absl::Milliseconds(20)).ok(), false);
+  }
+  const Rows rows = RandomRows(1, 1);
+  EXPECT_EQ(trunk.Call(rows, 0).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(ExpertDirectoryTest, RefusesAClusterWithAGapUntilItIsClosed) {
+  // Shard 1 tells of too few experts, then is replaced by a sound one at the same address.
+  test::TempDir temp;
+  const std::string address = "unix:" + temp.File("e1");
+  ScalarExecutor first(Geometry(true, 0, 2));
+  ScalarExecutor second(Geometry(true, 1, 2));
+  ExpertHost host0({}, MakeDescription(first.geometry(), expert::v1::EXPERTS, 0, 2, kFingerprint),
+                   &first);
+  auto description = MakeDescription(second.geometry(), expert::v1::EXPERTS, 1, 2, kFingerprint);
+  auto broken = description;
+  broken.set_first_expert(10);
+  broken.set_num_shard_experts(6);
+  ExpertHost::Options options;
+  options.listen = address;
+  auto host1 = std::make_unique<ExpertHost>(options, broken, &second);
+  ClusterConfig config;
+  config.shards = {{{host0.address()}}, {{address}}};
+  Trunk trunk(config);
+  absl::Status status;
+  do {
+    status = trunk.transport->WaitReady(absl::Now() + absl::Milliseconds(20));
+    ASSERT_FALSE(status.ok());
+  } while (status.code() != absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(status.message(), "experts 8 to 10 (exclusive) are served by nobody; shard 1 of 2 (" +
+                                  address + ") starts at 10");
+  host1.reset();
+  host1 = std::make_unique<ExpertHost>(options, description, &second);
+  ASSERT_EQ(trunk.transport->WaitReady(absl::Now() + kPatience), absl::OkStatus());
+  const Rows rows = RandomRows(3, 9);
+  const auto sums = trunk.Call(rows, 0);
+  ASSERT_TRUE(sums.ok()) << sums.status();
+  EXPECT_EQ(*sums, ExpectedSums(rows, 0, true, 2));
+}
+
+TEST(ExpertDirectoryTest, WaitsForAHostThatLoads) {
+  ScalarExecutor executor(Geometry(false, 0, 1));
+  ExpertHost host({}, MakeDescription(executor.geometry(), expert::v1::WIDTH, 0, 1, kFingerprint),
+                  nullptr);
+  ClusterConfig config;
+  config.shards = {{{host.address()}}};
+  Trunk trunk(config);
+  absl::Status status;
+  do {
+    status = trunk.transport->WaitReady(absl::Now() + absl::Milliseconds(20));
+    ASSERT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  } while (std::string(status.message()).find("this host is loading") == std::string::npos);
+  host.SetExecutor(&executor);
+  EXPECT_EQ(trunk.transport->WaitReady(absl::Now() + kPatience), absl::OkStatus());
+  EXPECT_TRUE(trunk.Call(RandomRows(1, 2), 0).ok());
+}
+
+TEST(ExpertDirectoryTest, NeedsAddresses) {
+  MetricsRegistry metrics;
+  ExpertDirectory::Options options;
+  options.model = Model();
+  EXPECT_EQ(ExpertDirectory::Create(options, &metrics).status().message(),
+            "cluster without shards");
+  options.cluster.shards = {{{"a:1"}}, {{}}};
+  EXPECT_EQ(ExpertDirectory::Create(options, &metrics).status().message(),
+            "cluster shard 1 without replicas");
+}
+
+}  // namespace
+}  // namespace banyan::trunk
