@@ -49,8 +49,11 @@ class GenerateCallsTest : public ::testing::Test {
                          void* tag) {
       service_->RequestGenerate(context, request, writer, queue, queue, tag);
     });
-    stub_ = inference::v1::Inference::NewStub(
-        grpc::CreateChannel(fmt::format("127.0.0.1:{}", port), grpc::InsecureChannelCredentials()));
+    // Without the probe a client's window stays at 64 KiB.
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    stub_ = inference::v1::Inference::NewStub(grpc::CreateCustomChannel(
+        fmt::format("127.0.0.1:{}", port), grpc::InsecureChannelCredentials(), arguments));
     service_->SetModel(&model_);
   }
 
@@ -188,12 +191,11 @@ TEST_F(GenerateCallsTest, AClientThatNeverReadsIsEnded) {
   engine_.AwaitRequest(1);
   RequestListener& listener = engine_.listener(1);
   listener.OnStarted({});
-  // HTTP/2's flow control lets megabytes pass unread; then the answer gathers here, up to a limit.
+  // 1.7 MB: more than the client's window, less than what may wait for it.
   TokenLogprobs logprobs;
   logprobs.top_ids.assign(20, 1000000);
   logprobs.top_logprobs.assign(20, -1.0f);
-  while (!listener.OnToken(5, false, &logprobs)) {
-  }
+  for (int i = 0; i < 10000; ++i) ASSERT_FALSE(listener.OnToken(5, false, &logprobs));
   engine_.AwaitCancel(1);
   listener.OnFinished(Ended(FinishReason::kCancelled));
   GenerateResponse response;

@@ -1,0 +1,57 @@
+#include "common/memory/memory_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/base/byte_size.h"
+#include "common/base/strings.h"
+
+namespace banyan {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+TEST(MemoryPlanTest, AddsUpAndRefusesWithTheTable) {
+  MemoryPlan plan("host memory", 3000, "--host_budget");
+  plan.Add("weights", 1000);
+  plan.Add("pages", 1500, "3 pages");
+  EXPECT_TRUE(plan.Check().ok());
+  EXPECT_EQ(plan.total_bytes(), 2500u);
+  EXPECT_EQ(plan.left_bytes(), 500u);
+  plan.Add("scratch", 501);
+  EXPECT_EQ(plan.left_bytes(), 0u);
+  const absl::Status status = plan.Check();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("host memory: 2.93 KiB needed, 2.93 KiB granted (--host_budget)"),
+                    HasSubstr("weights"), HasSubstr("3 pages"), HasSubstr("501 B")));
+}
+
+TEST(MemoryPlanTest, ThisMachineHasMemory) { EXPECT_GT(AvailableHostMemory(), 1u << 20); }
+
+TEST(ByteSizeTest, ReadsSizes) {
+  const auto parsed = [](std::string_view text) { return ParseByteSize(text).value_or(~0ull); };
+  EXPECT_EQ(parsed("0"), 0u);
+  EXPECT_EQ(parsed("1048576"), 1048576u);
+  EXPECT_EQ(parsed("17B"), 17u);
+  EXPECT_EQ(parsed("8GiB"), uint64_t{8} << 30);
+  EXPECT_EQ(parsed("1.5MiB"), 1572864u);
+  EXPECT_EQ(parsed("512MB"), 512000000u);
+  EXPECT_EQ(parsed("2TiB"), uint64_t{2} << 40);
+  for (const char* bad :
+       {"", "GiB", "-1", "8 GiB", "8gib", "1e3", "nan", "inf", "8GiBx", "0x10", "99999999999TiB"}) {
+    EXPECT_EQ(ParseByteSize(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+  }
+}
+
+TEST(ByteSizeTest, WritesThreeDigits) {
+  EXPECT_EQ(FormatByteSize(0), "0 B");
+  EXPECT_EQ(FormatByteSize(1023), "1023 B");
+  EXPECT_EQ(FormatByteSize(1536), "1.50 KiB");
+  EXPECT_EQ(FormatByteSize(uint64_t{21} << 20), "21.0 MiB");
+  EXPECT_EQ(FormatByteSize(uint64_t{812} << 30), "812 GiB");
+}
+
+}  // namespace
+}  // namespace banyan

@@ -1,0 +1,69 @@
+#include "services/trunk/trunk_options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "common/base/strings.h"
+
+namespace banyan::trunk {
+namespace {
+
+using ::testing::HasSubstr;
+
+absl::StatusOr<TrunkOptions> Parse(std::vector<const char*> args) {
+  args.insert(args.begin(), "banyan-trunk");
+  auto options = ParseTrunkOptions(static_cast<int>(args.size()), args.data());
+  if (!options.ok()) return options.status();
+  return options->value();
+}
+
+// With a model and an expert, which everything else needs.
+std::string Error(const char* flag) {
+  return std::string(Parse({"--model=m", "--experts=127.0.0.1:1", flag}).status().message());
+}
+
+TEST(TrunkOptionsTest, DefaultsAndShorthandForExperts) {
+  const auto options = Parse({"--model=m", "--experts=unix:/a,10.0.0.7:50061",
+                              "--metrics_listen=", "--host_budget=1.5GiB", "--expert_wait=250ms",
+                              "--slow_client_timeout", "2m"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->listen, "127.0.0.1:50051");
+  EXPECT_EQ(options->metrics_listen, "");
+  ASSERT_EQ(options->cluster.shards.size(), 2u);
+  EXPECT_EQ(options->cluster.shards[1].replicas[0], "10.0.0.7:50061");
+  EXPECT_EQ(options->host_budget_bytes, uint64_t{3} << 29);
+  EXPECT_EQ(options->expert_wait, absl::Milliseconds(250));
+  EXPECT_EQ(options->slow_client_timeout, absl::Minutes(2));
+  EXPECT_EQ(options->drain_timeout, absl::Seconds(30));
+}
+
+TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
+  EXPECT_THAT(Error("--backend=cuda"), HasSubstr("built without CUDA"));
+  EXPECT_THAT(Error("--backend=tpu"), HasSubstr("--backend 'tpu': expected auto, cuda or cpu"));
+  EXPECT_THAT(Error("--load_format=dummy"), HasSubstr("not supported yet"));
+  EXPECT_THAT(Error("--max_sequences=0"), HasSubstr("--max_sequences 0: expected 1 to 4096"));
+  EXPECT_THAT(Error("--max_batch_tokens=94"),
+              HasSubstr("--max_batch_tokens 94: expected 95 to 65536"));
+  EXPECT_THAT(Error("--max_queued_requests=0"), HasSubstr("--max_queued_requests 0"));
+  EXPECT_THAT(Error("--max_context_tokens=-1"), HasSubstr("--max_context_tokens -1"));
+  EXPECT_THAT(Error("--host_budget=lots"), HasSubstr("--host_budget: size 'lots'"));
+  EXPECT_THAT(Error("--drain_timeout=-3s"), HasSubstr("--drain_timeout '-3s'"));
+  EXPECT_THAT(Error("--slow_client_timeout=0s"), HasSubstr("above 0"));
+  EXPECT_THAT(Error("--listen=0.0.0.0:50051"), HasSubstr("--insecure_listen"));
+  EXPECT_THAT(Error("--listen=nowhere"), HasSubstr("--listen"));
+  EXPECT_THAT(Error("--log_level=loud"), HasSubstr("--log_level"));
+  EXPECT_THAT(Error("--cpu_tier=sse"), HasSubstr("--cpu_tier 'sse'"));
+  EXPECT_THAT(Error("--no_such_flag=1"), HasSubstr("banyan-trunk --help"));
+  EXPECT_THAT(Error("--cluster_config=x.json"), HasSubstr("both --experts and --cluster_config"));
+  EXPECT_THAT(std::string(Parse({"--model=m"}).status().message()),
+              HasSubstr("neither --experts nor --cluster_config"));
+  EXPECT_THAT(std::string(Parse({"--model=m", "--experts=a:1,a:1"}).status().message()),
+              HasSubstr("'a:1' is named twice"));
+  EXPECT_THAT(std::string(Parse({"--model=m", "--experts=a:1,"}).status().message()),
+              HasSubstr("--experts"));
+}
+
+}  // namespace
+}  // namespace banyan::trunk
