@@ -9,6 +9,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <iostream>
 #include <memory>
 #include <random>
 #include <set>
@@ -102,6 +103,7 @@ class Host {
   int Exit() {
     const absl::StatusOr<int> code = process_.WaitExit(kTimeout);
     EXPECT_TRUE(code.ok()) << code.status();
+    if (code.value_or(-1) != 0) std::cout << process_.Log();  // for whoever expected 0
     return code.value_or(-1);
   }
 
