@@ -27,6 +27,8 @@ class QueuePoller {
  private:
   grpc::CompletionQueue* const queue_;
   const Clock::duration spin_;
+  int skip_ = 0;   // waits that do not spin because the CPUs are crowded
+  int next_skip_;  // as many after the next sign of it
 };
 
 }  // namespace banyan

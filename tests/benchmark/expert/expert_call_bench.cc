@@ -49,7 +49,7 @@ struct Settings {
 };
 
 expert::ShardGeometry Geometry(int32_t shard, int32_t num_shards) {
-  const int32_t width = kWidth / num_shards;
+  const int32_t first = kWidth * shard / num_shards;
   return {.num_layers = kSequence,
           .hidden_size = kHidden,
           .num_experts = kNumExperts,
@@ -57,8 +57,8 @@ expert::ShardGeometry Geometry(int32_t shard, int32_t num_shards) {
           .max_top_k = kTopK,
           .first_expert = 0,
           .num_shard_experts = kNumExperts,
-          .first_width = shard * width,
-          .num_shard_width = width,
+          .first_width = first,
+          .num_shard_width = kWidth * (shard + 1) / num_shards - first,
           .max_rows = kMaxRows};
 }
 
