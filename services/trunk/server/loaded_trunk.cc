@@ -151,7 +151,8 @@ class LoadedTrunk::Impl {
     decoder_options_ = plan.decoder;
     LogInfo(
         "plan model={} layers={} trunk_tensors={} expert_tensors={} mtp_tensors_unused={} "
-        "backend=cpu tier={} threads={} max_context_tokens={} max_sequences={} pages={} fingerprint={}\n{}",
+        "backend=cpu tier={} threads={} max_context_tokens={} max_sequences={} pages={} "
+        "fingerprint={}\n{}",
         config_.model_type, config_.num_hidden_layers, summary.num_trunk_tensors,
         summary.num_expert_tensors, summary.num_mtp_tensors, backend_->name(), num_threads,
         plan.decoder.max_context_tokens, options_.max_sequences, plan.decoder.num_pages,

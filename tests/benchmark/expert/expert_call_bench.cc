@@ -21,9 +21,9 @@
 #include "common/quant/bf16.h"
 #include "common/rpc/channel_settings.h"
 #include "services/trunk/experts/grpc_transport.h"
-#include "tests/fakes/self_process.h"
 #include "tests/benchmark/expert/raw_socket.h"
 #include "tests/fakes/expert_host.h"
+#include "tests/fakes/self_process.h"
 
 namespace banyan {
 namespace {
