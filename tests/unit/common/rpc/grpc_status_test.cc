@@ -18,7 +18,7 @@ TEST(GrpcStatusTest, EveryCodeSurvivesTheRoundTrip) {
 }
 
 TEST(GrpcStatusTest, CodesOutsideTheListBecomeUnknown) {
-  for (int code : {-1, 17, 1 << 20}) {
+  for (int code : {-1, 17, 31}) {  // what the enumeration can hold
     const absl::Status status = FromGrpc(grpc::Status(static_cast<grpc::StatusCode>(code), "odd"));
     EXPECT_EQ(status.code(), absl::StatusCode::kUnknown) << code;
     EXPECT_EQ(status.message(), "odd");
