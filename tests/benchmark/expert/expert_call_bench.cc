@@ -178,6 +178,16 @@ class Bench {
   ~Bench() { std::filesystem::remove_all(directory_); }
 
   void Run() {
+    // A trunk serves clients beside its calls: so this process has an idle server of its own, with
+    // the same library threads asleep in gRPC.
+    EchoExecutor idle(Geometry(0, 1));
+    std::unique_ptr<ExpertHost> clients;
+    if (!settings_.plain_server) {
+      clients = std::make_unique<ExpertHost>(
+          ExpertHost::Options{
+              .listen = "127.0.0.1:0", .health_and_reflection = true, .forward = {}},
+          MakeDescription(idle.geometry(), expert::v1::WIDTH, 0, 1, "b0"), &idle);
+    }
     for (const std::string& transport : settings_.transports) {
       RunRaw(transport);
       for (int32_t shards : settings_.shards) {
@@ -285,7 +295,8 @@ int Main(int argc, char** argv) {
   app.add_option("--shards", settings.shards)->delimiter(',');
   app.add_option("--rows", settings.rows)->delimiter(',');
   app.add_option("--rounds", settings.rounds, "connect anew and measure again");
-  app.add_flag("--plain_server", settings.plain_server, "hosts without health and reflection");
+  app.add_flag("--plain_server", settings.plain_server,
+               "no health and reflection beside the calls, nor a server in the trunk's process");
   app.add_option("--output", output)->check(CLI::IsMember({"text", "json"}));
   app.add_option("--serve", serve)->group("");
   app.add_option("--serve_raw", serve_raw)->group("");
