@@ -6,6 +6,9 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 bin="$here/build/release/bin"
 state=${BANYAN_STATE_DIR:-$here/run}
 
+# Paths inside the tree are hashed relative to it: a second clone takes what the first one compiled.
+export CCACHE_BASEDIR=$here CCACHE_NOHASHDIR=1
+
 # Debian packages: what the programs need to be built, and what the tests need beyond that.
 build_packages=(
   g++ cmake ninja-build pkg-config

@@ -119,6 +119,7 @@ class InferenceServer::Impl {
     stop.RestoreDefault();
     loader.join();
     if (signal == 0 && !loaded.ok()) return loaded;
+    service_.SetDraining();  // before it is said: whoever reads the line finds it true
     LogInfo("draining signal={} timeout={}", signal, absl::FormatDuration(options_.drain_timeout));
     Stop(absl::Now() + options_.drain_timeout);
     LogInfo("stopped");
