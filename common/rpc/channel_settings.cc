@@ -81,8 +81,8 @@ void PrepareGrpcProcess() {
   // Errors reach us as statuses; gRPC's own lines would stand between ours. The user may ask.
   setenv("GRPC_VERBOSITY", "NONE", 0);
   // With epoll all queues of a process share one set, and whichever thread sleeps in it is woken
-  // for every packet: a callback service or a health service beside the calls costs two wake-ups a
-  // call. With poll each queue watches its own connections.
+  // for every packet. With poll each queue watches its own connections
+  // (docs/adr/one-poller-per-queue.md).
   setenv("GRPC_POLL_STRATEGY", "poll", 0);
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
 }

@@ -16,62 +16,65 @@ std::set<std::string> WithWholeServer(std::vector<std::string> services) {
   return all;
 }
 
+bool IsServing(uint64_t version) { return version % 2 == 0; }
+
+HealthCheckResponse::ServingStatus StateAt(uint64_t version) {
+  return IsServing(version) ? HealthCheckResponse::SERVING : HealthCheckResponse::NOT_SERVING;
+}
+
 }  // namespace
 
 HealthService::HealthService(std::vector<std::string> services)
     : services_(WithWholeServer(std::move(services))) {}
 
-HealthCheckResponse HealthService::State() const {
-  HealthCheckResponse response;
-  response.set_status(serving_ ? HealthCheckResponse::SERVING : HealthCheckResponse::NOT_SERVING);
-  return response;
-}
-
 void HealthService::SetServing(bool serving) {
   absl::MutexLock lock(&mutex_);
-  if (serving_ == serving) return;
-  serving_ = serving;
-  for (Reactor* watcher : watchers_) watcher->Send(State());
+  if (IsServing(version_) != serving) ++version_;
 }
 
 bool HealthService::serving() const {
   absl::MutexLock lock(&mutex_);
-  return serving_;
+  return IsServing(version_);
 }
 
-grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* context,
-                                               const HealthCheckRequest* request,
-                                               HealthCheckResponse* response) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  if (Known(request->service())) {
-    absl::MutexLock lock(&mutex_);
-    *response = State();
-  } else {
-    reactor->Finish(
-        grpc::Status(grpc::StatusCode::NOT_FOUND,
-                     fmt::format("no service \"{}\" here", Printable(request->service()))));
-    return reactor;
-  }
-  reactor->Finish(grpc::Status::OK);
-  return reactor;
-}
-
-grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
-    grpc::CallbackServerContext* /*context*/, const HealthCheckRequest* request) {
-  auto* const reactor = new Reactor([this](Reactor* over) {
-    absl::MutexLock lock(&mutex_);
-    watchers_.erase(over);
-  });
+uint64_t HealthService::AwaitChange(uint64_t seen, absl::Time deadline) const {
   absl::MutexLock lock(&mutex_);
-  HealthCheckResponse first = State();
-  // As the protocol says: a service that may come later is watched all the same. Ours never do.
+  const auto changed = [this, seen]()
+                           ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return version_ != seen; };
+  mutex_.AwaitWithDeadline(absl::Condition(&changed), deadline);
+  return version_;
+}
+
+grpc::Status HealthService::Check(grpc::ServerContext* /*context*/,
+                                  const HealthCheckRequest* request,
+                                  HealthCheckResponse* response) {
   if (!Known(request->service())) {
-    first.set_status(HealthCheckResponse::SERVICE_UNKNOWN);
-  } else {
-    watchers_.insert(reactor);
+    return grpc::Status(grpc::StatusCode::NOT_FOUND,
+                        fmt::format("no service \"{}\" here", Printable(request->service())));
   }
-  reactor->Send(std::move(first));
-  return reactor;
+  absl::MutexLock lock(&mutex_);
+  response->set_status(StateAt(version_));
+  return grpc::Status::OK;
+}
+
+grpc::Status HealthService::Watch(grpc::ServerContext* context, const HealthCheckRequest* request,
+                                  grpc::ServerWriter<HealthCheckResponse>* writer) {
+  const bool known = Known(request->service());
+  return watches_.Serve(
+      context, writer,
+      [this, known](uint64_t seen, absl::Time deadline) -> WatchCalls::State<HealthCheckResponse> {
+        HealthCheckResponse response;
+        // As the protocol says: a service that may come later is watched all the same. Ours never
+        // do.
+        if (!known) {
+          if (seen != 0) absl::SleepFor(deadline - absl::Now());
+          response.set_status(HealthCheckResponse::SERVICE_UNKNOWN);
+          return {1, response};
+        }
+        const uint64_t version = AwaitChange(seen, deadline);
+        response.set_status(StateAt(version));
+        return {version, response};
+      });
 }
 
 }  // namespace banyan

@@ -2,43 +2,44 @@
 // started; this one starts with NOT_SERVING.
 #pragma once
 
-#include <map>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
-#include "common/rpc/watch_reactor.h"
+#include "common/rpc/watch_calls.h"
 #include "proto/health/v1/health.grpc.pb.h"
 
 namespace banyan {
 
 // One state for the whole server ("") and the services named. Thread-safe; outlives the gRPC server
 // it is registered with. Switch gRPC's own off: grpc::EnableDefaultHealthCheckService(false).
-class HealthService final : public grpc::health::v1::Health::CallbackService {
+class HealthService final : public grpc::health::v1::Health::Service {
  public:
   explicit HealthService(std::vector<std::string> services);
 
   void SetServing(bool serving);
   bool serving() const;
+  // Ends the Watch streams; before the server is shut down.
+  void Stop() { watches_.Stop(); }
 
-  grpc::ServerUnaryReactor* Check(grpc::CallbackServerContext* context,
-                                  const grpc::health::v1::HealthCheckRequest* request,
-                                  grpc::health::v1::HealthCheckResponse* response) override;
-  grpc::ServerWriteReactor<grpc::health::v1::HealthCheckResponse>* Watch(
-      grpc::CallbackServerContext* context,
-      const grpc::health::v1::HealthCheckRequest* request) override;
+  grpc::Status Check(grpc::ServerContext* context,
+                     const grpc::health::v1::HealthCheckRequest* request,
+                     grpc::health::v1::HealthCheckResponse* response) override;
+  grpc::Status Watch(grpc::ServerContext* context,
+                     const grpc::health::v1::HealthCheckRequest* request,
+                     grpc::ServerWriter<grpc::health::v1::HealthCheckResponse>* writer) override;
 
  private:
-  using Reactor = WatchReactor<grpc::health::v1::HealthCheckResponse>;
   bool Known(const std::string& service) const { return services_.count(service) != 0; }
-  grpc::health::v1::HealthCheckResponse State() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  uint64_t AwaitChange(uint64_t seen, absl::Time deadline) const;
 
   const std::set<std::string> services_;
+  WatchCalls watches_;
   mutable absl::Mutex mutex_;
-  bool serving_ ABSL_GUARDED_BY(mutex_) = false;
-  std::set<Reactor*> watchers_ ABSL_GUARDED_BY(mutex_);
+  // Changes of the state, plus one: odd while not serving.
+  uint64_t version_ ABSL_GUARDED_BY(mutex_) = 1;
 };
 
 }  // namespace banyan

@@ -1,38 +1,31 @@
-// The WatchLoad streams of a service, on the callback API: a message per change and at least one
-// per second, until READY or FAILED.
+// The WatchLoad method of a service: a message per change and at least one per second, until READY
+// or FAILED.
 #pragma once
 
-#include <grpcpp/support/server_callback.h>
-
-#include <memory>
-
-#include "absl/time/time.h"
 #include "common/rpc/load_tracker.h"
+#include "common/rpc/watch_calls.h"
 #include "proto/common/v1/load.pb.h"
 
 namespace banyan {
 
-// Thread-safe. One thread of its own, which ends with the load. Must outlive the gRPC server whose
-// streams it holds.
+// Thread-safe. Outlives the gRPC server whose calls it serves.
 class LoadWatchers {
  public:
-  explicit LoadWatchers(const LoadTracker& tracker);  // borrowed
-  ~LoadWatchers();
-  LoadWatchers(const LoadWatchers&) = delete;
-  LoadWatchers& operator=(const LoadWatchers&) = delete;
+  explicit LoadWatchers(const LoadTracker& tracker) : tracker_(tracker) {}  // borrowed
 
-  // What a WatchLoad handler returns; owns itself.
-  grpc::ServerWriteReactor<common::v1::LoadProgress>* NewStream();
+  // A WatchLoad handler's body: returns when the stream is over (WatchCalls::Serve).
+  grpc::Status Serve(grpc::ServerContext* context,
+                     grpc::ServerWriter<common::v1::LoadProgress>* writer);
 
   // After READY or FAILED: false when a stream still has not been told at the deadline.
-  bool WaitUntilTold(absl::Time deadline);
+  bool WaitUntilTold(absl::Time deadline) { return calls_.WaitUntilNone(deadline); }
 
   // Ends open streams with UNAVAILABLE. Idempotent.
-  void Stop();
+  void Stop() { calls_.Stop(); }
 
  private:
-  class Impl;
-  std::shared_ptr<Impl> impl_;  // streams hold it too
+  const LoadTracker& tracker_;
+  WatchCalls calls_{/*longest_silence=*/absl::Seconds(1)};
 };
 
 }  // namespace banyan

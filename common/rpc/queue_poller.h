@@ -25,10 +25,14 @@ class QueuePoller {
   grpc::CompletionQueue::NextStatus Poll(void** tag, bool* ok);
 
  private:
+  // Offers the CPU to others; true when somebody took it.
+  bool YieldWasTaken();
+
   grpc::CompletionQueue* const queue_;
   const Clock::duration spin_;
   int skip_ = 0;   // waits that do not spin because the CPUs are crowded
   int next_skip_;  // as many after the next sign of it
+  int polls_per_yield_ = 1;
 };
 
 }  // namespace banyan

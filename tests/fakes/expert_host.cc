@@ -9,24 +9,21 @@
 #include "common/base/check.h"
 #include "common/rpc/channel_settings.h"
 #include "common/rpc/expert_frame.h"
+#include "common/rpc/server_threads.h"
 
 namespace banyan {
 
 using Experts = expert::v1::Experts;
 
-class ExpertHost::Service final : public Experts::WithRawMethod_Forward<
-                                      Experts::WithCallbackMethod_Describe<Experts::Service>> {
+class ExpertHost::Service final : public Experts::WithRawMethod_Forward<Experts::Service> {
  public:
   explicit Service(expert::v1::DescribeResponse description)
       : description_(std::move(description)) {}
 
-  grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,
-                                     const expert::v1::DescribeRequest*,
-                                     expert::v1::DescribeResponse* response) override {
+  grpc::Status Describe(grpc::ServerContext*, const expert::v1::DescribeRequest*,
+                        expert::v1::DescribeResponse* response) override {
     *response = description_;
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
+    return grpc::Status::OK;
   }
 
  private:
@@ -36,12 +33,12 @@ class ExpertHost::Service final : public Experts::WithRawMethod_Forward<
 ExpertHost::ExpertHost(const Options& options, expert::v1::DescribeResponse description,
                        expert::ExpertExecutor* executor)
     : service_(std::make_unique<Service>(std::move(description))) {
-  if (options.health_and_reflection) {
-    grpc::EnableDefaultHealthCheckService(true);
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  }
+  grpc::EnableDefaultHealthCheckService(false);
+  if (options.health_and_reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   ApplyExpertServerSettings(builder);
+  LimitHandlerThreads(builder);
+  if (options.health_and_reflection) builder.RegisterService(&health_);
   int port = 0;
   builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(service_.get());
@@ -62,6 +59,7 @@ ExpertHost::~ExpertHost() { Shutdown(); }
 
 void ExpertHost::Shutdown() {
   if (server_ == nullptr) return;
+  health_.Stop();
   server_->Shutdown(std::chrono::system_clock::now());
   forward_->Stop();
   server_.reset();

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "common/metrics/registry.h"
+#include "common/rpc/health_service.h"
 #include "proto/expert/v1/expert.grpc.pb.h"
 #include "services/expert/runtime/expert_executor.h"
 #include "services/expert/server/forward_stream.h"
@@ -21,8 +22,7 @@ class ExpertHost {
  public:
   struct Options {
     std::string listen = "127.0.0.1:0";
-    // As a real host has them. They put library threads that sleep in gRPC's poller into the
-    // process, which the data plane has to live with.
+    // As a real host has them, beside the data plane.
     bool health_and_reflection = false;
     expert::ForwardStreamServer::Options forward;
   };
@@ -45,6 +45,7 @@ class ExpertHost {
   std::string address_;
   MetricsRegistry metrics_;
   std::unique_ptr<Service> service_;
+  HealthService health_{{}};
   std::optional<expert::ForwardStreamServer> forward_;
   std::unique_ptr<grpc::Server> server_;
 };

@@ -22,6 +22,7 @@
 #include "common/rpc/listen_address.h"
 #include "common/rpc/load_tracker.h"
 #include "common/rpc/load_watchers.h"
+#include "common/rpc/server_threads.h"
 #include "services/expert/kernels/cpu_features.h"
 #include "services/expert/kernels/kernel_table.h"
 #include "services/expert/runtime/cpu_executor.h"
@@ -81,6 +82,7 @@ class ExpertServer::Impl {
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
     ApplyExpertServerSettings(builder);
+    LimitHandlerThreads(builder);
     int port = -1;
     builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(&service_);
@@ -192,6 +194,7 @@ class ExpertServer::Impl {
     stopping_ = true;
     Drain();
     watchers_.Stop();
+    health_.Stop();
     forward_->WaitUntilDrained(deadline);
     server_->Shutdown(absl::ToChronoTime(absl::Now() + kCloseGrace));
     forward_->Stop();

@@ -51,32 +51,26 @@ void ExpertService::SetStore(const ExpertStore& store) {
   described_.store(true, std::memory_order_release);
 }
 
-grpc::ServerUnaryReactor* ExpertService::Describe(grpc::CallbackServerContext* context,
-                                                  const v1::DescribeRequest*,
-                                                  v1::DescribeResponse* response) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  if (described_.load(std::memory_order_acquire)) {
-    *response = description_;
-    reactor->Finish(grpc::Status::OK);
-  } else {
-    reactor->Finish(grpc::Status(grpc::StatusCode::UNAVAILABLE,
-                                 "this host is reading the checkpoint's headers; WatchLoad tells "
-                                 "how far it is"));
+grpc::Status ExpertService::Describe(grpc::ServerContext*, const v1::DescribeRequest*,
+                                     v1::DescribeResponse* response) {
+  if (!described_.load(std::memory_order_acquire)) {
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE,
+                        "this host is reading the checkpoint's headers; WatchLoad tells how far it "
+                        "is");
   }
-  return reactor;
+  *response = description_;
+  return grpc::Status::OK;
 }
 
-grpc::ServerWriteReactor<common::v1::LoadProgress>* ExpertService::WatchLoad(
-    grpc::CallbackServerContext*, const v1::WatchLoadRequest*) {
-  return watchers_->NewStream();
+grpc::Status ExpertService::WatchLoad(grpc::ServerContext* context, const v1::WatchLoadRequest*,
+                                      grpc::ServerWriter<common::v1::LoadProgress>* writer) {
+  return watchers_->Serve(context, writer);
 }
 
-grpc::ServerUnaryReactor* ExpertService::Drain(grpc::CallbackServerContext* context,
-                                               const v1::DrainRequest*, v1::DrainResponse*) {
+grpc::Status ExpertService::Drain(grpc::ServerContext*, const v1::DrainRequest*,
+                                  v1::DrainResponse*) {
   drain_();
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  reactor->Finish(grpc::Status::OK);
-  return reactor;
+  return grpc::Status::OK;
 }
 
 }  // namespace banyan::expert

@@ -1,5 +1,5 @@
-// RPC adapter of the Experts service: Describe, WatchLoad and Drain on the callback API. Forward is
-// raw and served by ForwardStreamServer.
+// RPC adapter of the Experts service: Describe, WatchLoad and Drain, synchronous
+// (common/rpc/server_threads.h). Forward is raw and served by ForwardStreamServer.
 #pragma once
 
 #include <atomic>
@@ -12,12 +12,8 @@
 
 namespace banyan::expert {
 
-using ExpertServiceBase = v1::Experts::WithRawMethod_Forward<
-    v1::Experts::WithCallbackMethod_Describe<v1::Experts::WithCallbackMethod_WatchLoad<
-        v1::Experts::WithCallbackMethod_Drain<v1::Experts::Service>>>>;
-
-// Thread-safe; handlers do not block.
-class ExpertService final : public ExpertServiceBase {
+// Thread-safe.
+class ExpertService final : public v1::Experts::WithRawMethod_Forward<v1::Experts::Service> {
  public:
   // `watchers` is borrowed; `drain` is called by every Drain RPC.
   ExpertService(LoadWatchers* watchers, std::string kernel_tier, std::function<void()> drain);
@@ -25,14 +21,12 @@ class ExpertService final : public ExpertServiceBase {
   // Describe answers from now on; before it is UNAVAILABLE.
   void SetStore(const ExpertStore& store);
 
-  grpc::ServerUnaryReactor* Describe(grpc::CallbackServerContext* context,
-                                     const v1::DescribeRequest* request,
-                                     v1::DescribeResponse* response) override;
-  grpc::ServerWriteReactor<common::v1::LoadProgress>* WatchLoad(
-      grpc::CallbackServerContext* context, const v1::WatchLoadRequest* request) override;
-  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context,
-                                  const v1::DrainRequest* request,
-                                  v1::DrainResponse* response) override;
+  grpc::Status Describe(grpc::ServerContext* context, const v1::DescribeRequest* request,
+                        v1::DescribeResponse* response) override;
+  grpc::Status WatchLoad(grpc::ServerContext* context, const v1::WatchLoadRequest* request,
+                         grpc::ServerWriter<common::v1::LoadProgress>* writer) override;
+  grpc::Status Drain(grpc::ServerContext* context, const v1::DrainRequest* request,
+                     v1::DrainResponse* response) override;
 
  private:
   LoadWatchers* const watchers_;

@@ -1,5 +1,5 @@
 // Generate calls on a completion queue with a thread of its own: why not the callback API is in
-// docs/adr/generate-on-a-completion-queue.md.
+// docs/adr/no-callback-services.md.
 #pragma once
 
 #include <grpcpp/alarm.h>

@@ -19,6 +19,7 @@
 #include "common/rpc/listen_address.h"
 #include "common/rpc/load_tracker.h"
 #include "common/rpc/load_watchers.h"
+#include "common/rpc/server_threads.h"
 #include "services/trunk/server/generate_calls.h"
 #include "services/trunk/server/inference_service.h"
 #include "services/trunk/server/loaded_trunk.h"
@@ -77,6 +78,7 @@ class InferenceServer::Impl {
     // bounds what waits for that: 10,000 calls opened together cost 157 MB without it.
     const int max_calls = options_.max_sequences + options_.max_queued_requests;
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, max_calls + kSpareStreams);
+    LimitHandlerThreads(builder, options_.max_queued_requests);  // handlers that wait for workers_
     int port = -1;
     builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(&service_);
@@ -150,6 +152,7 @@ class InferenceServer::Impl {
     monitor_.reset();
     health_.SetServing(false);
     watchers_.Stop();
+    health_.Stop();
     if (trunk_ != nullptr) trunk_->model().engine->Drain(deadline);
     server_->Shutdown(absl::ToChronoTime(absl::Now() + kLastWrites));
     workers_.reset();  // the calls they work for have ended

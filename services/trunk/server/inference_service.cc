@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/rpc/grpc_status.h"
@@ -79,58 +80,56 @@ absl::StatusOr<const ServingModel*> InferenceService::GetModel() const {
                  progress.detail().empty() ? "" : ", ", Printable(progress.detail(), 600));
 }
 
-grpc::ServerUnaryReactor* InferenceService::RunOnWorker(
-    grpc::CallbackServerContext* context, size_t bytes,
-    std::function<absl::Status(const ServingModel&)> work) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+grpc::Status InferenceService::RunOnWorker(size_t bytes,
+                                           std::function<absl::Status(const ServingModel&)> work) {
   const absl::StatusOr<const ServingModel*> model = GetModel();
-  if (!model.ok()) {
-    reactor->Finish(ToGrpc(model.status()));
-    return reactor;
-  }
-  const bool queued = workers_->Submit(bytes, [reactor, model = *model, work = std::move(work)] {
-    reactor->Finish(ToGrpc(work(*model)));
+  if (!model.ok()) return ToGrpc(model.status());
+  absl::Status result;
+  absl::Notification done;
+  const bool queued = workers_->Submit(bytes, [&] {
+    result = work(**model);
+    done.Notify();
   });
   if (!queued) {
-    reactor->Finish(
-        ToGrpc(StatusF(absl::StatusCode::kResourceExhausted,
-                       "{} prompts wait to be tokenised; retry in a second", workers_->queued())));
+    return ToGrpc(StatusF(absl::StatusCode::kResourceExhausted,
+                          "{} prompts wait to be tokenised; retry in a second",
+                          workers_->queued()));
   }
-  return reactor;
+  done.WaitForNotification();
+  return ToGrpc(result);
 }
 
-grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
-                                                     const TokenizeRequest* request,
-                                                     TokenizeResponse* response) {
-  return RunOnWorker(context, request->ByteSizeLong(), [=](const ServingModel& model) {
+grpc::Status InferenceService::Tokenize(grpc::ServerContext* /*context*/,
+                                        const TokenizeRequest* request,
+                                        TokenizeResponse* response) {
+  return RunOnWorker(request->ByteSizeLong(), [=](const ServingModel& model) {
     return TokenizePrompt(*request, model.facts, *response);
   });
 }
 
-grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
-                                                       const DetokenizeRequest* request,
-                                                       DetokenizeResponse* response) {
-  return RunOnWorker(context, request->ByteSizeLong(), [=](const ServingModel& model) {
+grpc::Status InferenceService::Detokenize(grpc::ServerContext* /*context*/,
+                                          const DetokenizeRequest* request,
+                                          DetokenizeResponse* response) {
+  return RunOnWorker(request->ByteSizeLong(), [=](const ServingModel& model) {
     return DetokenizeIds(*request, model.facts, *response);
   });
 }
 
-grpc::ServerUnaryReactor* InferenceService::GetModelInfo(grpc::CallbackServerContext* context,
-                                                         const GetModelInfoRequest* /*request*/,
-                                                         GetModelInfoResponse* response) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+grpc::Status InferenceService::GetModelInfo(grpc::ServerContext* /*context*/,
+                                            const GetModelInfoRequest* /*request*/,
+                                            GetModelInfoResponse* response) {
   const absl::StatusOr<const ServingModel*> model = GetModel();
   if (model.ok()) {
     *response = (*model)->info;
     (*model)->add_shards(*response);
   }
-  reactor->Finish(ToGrpc(model.status()));
-  return reactor;
+  return ToGrpc(model.status());
 }
 
-grpc::ServerWriteReactor<common::v1::LoadProgress>* InferenceService::WatchLoad(
-    grpc::CallbackServerContext* /*context*/, const inference::v1::WatchLoadRequest* /*request*/) {
-  return watchers_->NewStream();
+grpc::Status InferenceService::WatchLoad(grpc::ServerContext* context,
+                                         const inference::v1::WatchLoadRequest* /*request*/,
+                                         grpc::ServerWriter<common::v1::LoadProgress>* writer) {
+  return watchers_->Serve(context, writer);
 }
 
 }  // namespace banyan::trunk

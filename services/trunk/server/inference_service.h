@@ -1,5 +1,5 @@
 // banyan.inference.v1.Inference as RPCs: check, submit, reply; no mathematics. Generate runs on a
-// completion queue (generate_calls.h), the rest on gRPC's callback API.
+// completion queue (generate_calls.h), the rest is synchronous (common/rpc/server_threads.h).
 #pragma once
 
 #include <atomic>
@@ -13,12 +13,8 @@
 
 namespace banyan::trunk {
 
-using InferenceRpcs = inference::v1::Inference::WithAsyncMethod_Generate<
-    inference::v1::Inference::WithCallbackMethod_Tokenize<
-        inference::v1::Inference::WithCallbackMethod_Detokenize<
-            inference::v1::Inference::WithCallbackMethod_GetModelInfo<
-                inference::v1::Inference::WithCallbackMethod_WatchLoad<
-                    inference::v1::Inference::Service>>>>>;
+using InferenceRpcs =
+    inference::v1::Inference::WithAsyncMethod_Generate<inference::v1::Inference::Service>;
 
 // Thread-safe. Outlives the gRPC server it is registered with.
 class InferenceService final : public InferenceRpcs {
@@ -34,22 +30,21 @@ class InferenceService final : public InferenceRpcs {
   // kUnavailable: still loading (phase and what it waits for), or draining.
   absl::StatusOr<const ServingModel*> GetModel() const;
 
-  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const inference::v1::TokenizeRequest* request,
-                                     inference::v1::TokenizeResponse* response) override;
-  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
-                                       const inference::v1::DetokenizeRequest* request,
-                                       inference::v1::DetokenizeResponse* response) override;
-  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
-                                         const inference::v1::GetModelInfoRequest* request,
-                                         inference::v1::GetModelInfoResponse* response) override;
-  grpc::ServerWriteReactor<common::v1::LoadProgress>* WatchLoad(
-      grpc::CallbackServerContext* context,
-      const inference::v1::WatchLoadRequest* request) override;
+  grpc::Status Tokenize(grpc::ServerContext* context, const inference::v1::TokenizeRequest* request,
+                        inference::v1::TokenizeResponse* response) override;
+  grpc::Status Detokenize(grpc::ServerContext* context,
+                          const inference::v1::DetokenizeRequest* request,
+                          inference::v1::DetokenizeResponse* response) override;
+  grpc::Status GetModelInfo(grpc::ServerContext* context,
+                            const inference::v1::GetModelInfoRequest* request,
+                            inference::v1::GetModelInfoResponse* response) override;
+  grpc::Status WatchLoad(grpc::ServerContext* context,
+                         const inference::v1::WatchLoadRequest* request,
+                         grpc::ServerWriter<common::v1::LoadProgress>* writer) override;
 
  private:
-  grpc::ServerUnaryReactor* RunOnWorker(grpc::CallbackServerContext* context, size_t bytes,
-                                        std::function<absl::Status(const ServingModel&)> work);
+  // Runs `work` on a prompt worker and waits for it.
+  grpc::Status RunOnWorker(size_t bytes, std::function<absl::Status(const ServingModel&)> work);
 
   const LoadTracker* const tracker_;
   LoadWatchers* const watchers_;

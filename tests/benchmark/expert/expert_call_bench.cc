@@ -1,7 +1,11 @@
 // Round trip of an expert call between two processes: the trunk's transport against the expert's
 // data plane, beside a raw-socket ping-pong of the same bytes. The server reads every byte of the
 // request and writes every byte of the reply; it computes nothing.
-//   expert_call_bench [--seconds S] [--transport tcp,unix] [--shards 1,2,4] [--output text|json]
+// Figures are medians over rounds; "above raw" is the median difference to the raw socket's p50 of
+// the same round.
+//   expert_call_bench [--rounds N] [--seconds S] [--transport tcp,unix] [--shards 1,2,4] [--output
+//   text|json]
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -38,11 +42,11 @@ constexpr int32_t kMaxRows = 512;
 constexpr int kSequence = 48;  // calls of one token
 
 struct Settings {
-  double seconds = 1.0;
+  double seconds = 0.3;
   double gap_us = 0;
   double spin_us = 1000;
   bool plain_server = false;
-  int rounds = 1;
+  int rounds = 5;
   std::vector<std::string> transports = {"tcp", "unix"};
   std::vector<int32_t> shards = {1, 2, 4};
   std::vector<int32_t> rows = {1, 4, 16, 64, 512};
@@ -146,25 +150,69 @@ Figures Measure(const Settings& settings, Call call) {
           times.size()};
 }
 
+// Rounds of the same measurement, each beside a raw-socket figure taken in the same second.
 struct Report {
-  bool json = false;
-  nlohmann::json rows = nlohmann::json::array();
+  struct Key {
+    std::string transport, kind;
+    int32_t shards, rows;
+    bool operator==(const Key& other) const = default;
+  };
+  struct Row {
+    Key key;
+    std::vector<double> p50_us, p99_us, min_us, token_ms, above_raw_us;
+  };
+  std::vector<Row> rows;
 
   void Add(const std::string& kind, const std::string& transport, int32_t shards, int32_t rows_sent,
            const Figures& f) {
-    rows.push_back({{"kind", kind},
-                    {"transport", transport},
-                    {"shards", shards},
-                    {"rows", rows_sent},
-                    {"p50_us", f.p50_us},
-                    {"p99_us", f.p99_us},
-                    {"min_us", f.min_us},
-                    {"calls_48_ms", f.token_ms},
-                    {"calls", f.calls}});
-    if (json) return;
-    std::printf("%-16s %-5s %6d %5d %10.1f %10.1f %10.1f %12.3f\n", kind.c_str(), transport.c_str(),
-                shards, rows_sent, f.p50_us, f.p99_us, f.min_us, f.token_ms);
-    std::fflush(stdout);
+    Row& row = Find({transport, kind, shards, rows_sent});
+    row.p50_us.push_back(f.p50_us);
+    row.p99_us.push_back(f.p99_us);
+    row.min_us.push_back(f.min_us);
+    row.token_ms.push_back(f.token_ms);
+    row.above_raw_us.push_back(f.p50_us - Find({transport, kRaw, 1, rows_sent}).p50_us.back());
+  }
+
+  void Print() {
+    std::printf("%-12s %-5s %6s %5s %8s %15s %8s %8s %10s %13s\n", "kind", "", "shards", "rows",
+                "p50 us", "(rounds)", "p99 us", "min us", "above raw", "48 calls ms");
+    for (Row& row : rows) {
+      const auto [low, high] = std::minmax_element(row.p50_us.begin(), row.p50_us.end());
+      const std::string range = fmt::format("({:.1f}-{:.1f})", *low, *high);
+      std::printf("%-12s %-5s %6d %5d %8.1f %15s %8.1f %8.1f %10.1f %13.3f\n", row.key.kind.c_str(),
+                  row.key.transport.c_str(), row.key.shards, row.key.rows,
+                  Quantile(row.p50_us, 0.5), range.c_str(), Quantile(row.p99_us, 0.5),
+                  Quantile(row.min_us, 0.0), Quantile(row.above_raw_us, 0.5),
+                  Quantile(row.token_ms, 0.5));
+    }
+  }
+
+  std::string Json() {
+    nlohmann::json all = nlohmann::json::array();
+    for (Row& row : rows) {
+      all.push_back({{"kind", row.key.kind},
+                     {"transport", row.key.transport},
+                     {"shards", row.key.shards},
+                     {"rows", row.key.rows},
+                     {"rounds", row.p50_us},
+                     {"p50_us", Quantile(row.p50_us, 0.5)},
+                     {"p99_us", Quantile(row.p99_us, 0.5)},
+                     {"min_us", Quantile(row.min_us, 0.0)},
+                     {"above_raw_us", Quantile(row.above_raw_us, 0.5)},
+                     {"calls_48_ms", Quantile(row.token_ms, 0.5)}});
+    }
+    return all.dump(2);
+  }
+
+  static constexpr char kRaw[] = "raw socket";
+
+ private:
+  Row& Find(const Key& key) {
+    for (Row& row : rows) {
+      if (row.key == key) return row;
+    }
+    rows.push_back({key, {}, {}, {}, {}, {}});
+    return rows.back();
   }
 };
 
@@ -178,8 +226,7 @@ class Bench {
   ~Bench() { std::filesystem::remove_all(directory_); }
 
   void Run() {
-    // A trunk serves clients beside its calls: so this process has an idle server of its own, with
-    // the same library threads asleep in gRPC.
+    // A trunk serves clients beside its calls: so this process has an idle server of its own.
     EchoExecutor idle(Geometry(0, 1));
     std::unique_ptr<ExpertHost> clients;
     if (!settings_.plain_server) {
@@ -189,26 +236,31 @@ class Bench {
           MakeDescription(idle.geometry(), expert::v1::WIDTH, 0, 1, "b0"), &idle);
     }
     for (const std::string& transport : settings_.transports) {
-      RunRaw(transport);
-      for (int32_t shards : settings_.shards) {
-        RunGrpc(transport, shards, false);
-        RunGrpc(transport, shards, true);
+      // New hosts and connections each time.
+      for (int round = 0; round < settings_.rounds; ++round) {
+        RunRaw(transport);
+        for (int32_t shards : settings_.shards) {
+          RunGrpc(transport, shards, false);
+          RunGrpc(transport, shards, true);
+        }
       }
     }
   }
 
  private:
   std::string Listen(const std::string& transport, const std::string& name) {
-    return transport == "tcp" ? "127.0.0.1:0" : "unix:" + (directory_ / name).string();
+    return transport == "tcp"
+               ? "127.0.0.1:0"
+               : fmt::format("unix:{}/{}.{}", directory_.string(), name, ++last_socket_);
   }
 
   // The sizes of the call with bf16 both ways, headers included.
   void RunRaw(const std::string& transport) {
-    SelfProcess server({"--serve_raw", Listen(transport, "raw.sock")});
+    SelfProcess server({"--serve_raw", Listen(transport, "raw")});
     for (int32_t rows : settings_.rows) {
       const auto t = static_cast<size_t>(rows);
       RawClient client(server.address(), 60 + t * (kHidden * 2 + kTopK * 6), 30 + t * kHidden * 2);
-      report_->Add("raw socket", transport, 1, rows, Measure(settings_, [&] { client.Call(); }));
+      report_->Add(Report::kRaw, transport, 1, rows, Measure(settings_, [&] { client.Call(); }));
     }
   }
 
@@ -217,9 +269,9 @@ class Bench {
     trunk::ExpertDirectory::Options options;
     for (int32_t s = 0; s < shards; ++s) {
       servers.push_back(std::make_unique<SelfProcess>(std::vector<std::string>{
-          "--serve", Listen(transport, "e" + std::to_string(s) + ".sock"), "--place",
-          std::to_string(s), "--places", std::to_string(shards), "--spin_us",
-          std::to_string(settings_.spin_us), settings_.plain_server ? "--plain_server" : "--"}));
+          "--serve", Listen(transport, "expert"), "--place", std::to_string(s), "--places",
+          std::to_string(shards), "--spin_us", std::to_string(settings_.spin_us),
+          settings_.plain_server ? "--plain_server" : "--"}));
       options.cluster.shards.push_back({{servers.back()->address()}});
     }
     options.model = {.fingerprint = "b0",
@@ -232,9 +284,7 @@ class Bench {
                      .max_rows = kMaxRows};
     for (int32_t i = 0; i < kSequence; ++i) options.model.moe_layers.push_back(i);
     options.spin = absl::Microseconds(settings_.spin_us);
-    // New connections to the same hosts each time: which of a host's queues watches a connection is
-    // decided when it is accepted.
-    for (int round = 0; round < settings_.rounds; ++round) RunGrpc(transport, options, f32);
+    RunGrpc(transport, options, f32);
   }
 
   void RunGrpc(const std::string& transport, const trunk::ExpertDirectory::Options& options,
@@ -280,6 +330,7 @@ class Bench {
   const Settings settings_;
   Report* const report_;
   std::filesystem::path directory_;
+  int last_socket_ = 0;
 };
 
 int Main(int argc, char** argv) {
@@ -294,7 +345,8 @@ int Main(int argc, char** argv) {
   app.add_option("--transport", settings.transports)->delimiter(',');
   app.add_option("--shards", settings.shards)->delimiter(',');
   app.add_option("--rows", settings.rows)->delimiter(',');
-  app.add_option("--rounds", settings.rounds, "connect anew and measure again");
+  app.add_option("--rounds", settings.rounds,
+                 "the whole measurement so often; medians are printed");
   app.add_flag("--plain_server", settings.plain_server,
                "no health and reflection beside the calls, nor a server in the trunk's process");
   app.add_option("--output", output)->check(CLI::IsMember({"text", "json"}));
@@ -308,13 +360,12 @@ int Main(int argc, char** argv) {
   if (!serve.empty()) ServeExperts(serve, place, places, settings);
 
   Report report;
-  report.json = output == "json";
-  if (!report.json) {
-    std::printf("%-16s %-5s %6s %5s %10s %10s %10s %12s\n", "kind", "", "shards", "rows", "p50 us",
-                "p99 us", "min us", "48 calls ms");
-  }
   Bench(settings, &report).Run();
-  if (report.json) std::printf("%s\n", report.rows.dump(2).c_str());
+  if (output == "json") {
+    std::printf("%s\n", report.Json().c_str());
+  } else {
+    report.Print();
+  }
   return 0;
 }
 

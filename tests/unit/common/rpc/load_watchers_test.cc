@@ -17,12 +17,12 @@ namespace {
 using common::v1::LoadProgress;
 using expert::v1::Experts;
 
-class Service final : public Experts::WithCallbackMethod_WatchLoad<Experts::Service> {
+class Service final : public Experts::Service {
  public:
   explicit Service(LoadWatchers* watchers) : watchers_(watchers) {}
-  grpc::ServerWriteReactor<LoadProgress>* WatchLoad(grpc::CallbackServerContext*,
-                                                    const expert::v1::WatchLoadRequest*) override {
-    return watchers_->NewStream();
+  grpc::Status WatchLoad(grpc::ServerContext* context, const expert::v1::WatchLoadRequest*,
+                         grpc::ServerWriter<LoadProgress>* writer) override {
+    return watchers_->Serve(context, writer);
   }
 
  private:
@@ -107,6 +107,35 @@ TEST_F(LoadWatchersTest, StopEndsOpenStreams) {
   const auto refused = stub_->WatchLoad(&later, {});
   while (refused->Read(&progress)) continue;
   EXPECT_EQ(refused->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+// A thread each, so they are counted; who leaves makes room.
+TEST_F(LoadWatchersTest, WatchersAreBounded) {
+  LoadProgress progress;
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<LoadProgress>>> streams;
+  for (int i = 0; i < WatchCalls::kMaxCalls; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    streams.push_back(stub_->WatchLoad(contexts.back().get(), {}));
+    ASSERT_TRUE(streams.back()->Read(&progress));
+  }
+  grpc::ClientContext refused;
+  EXPECT_EQ(stub_->WatchLoad(&refused, {})->Finish().error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  contexts.front()->TryCancel();
+  EXPECT_EQ(streams.front()->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  bool taken = false;
+  for (int i = 0; i < 100 && !taken; ++i) {  // until the server has seen it, 100 ms
+    grpc::ClientContext context;
+    const auto stream = stub_->WatchLoad(&context, {});
+    taken = stream->Read(&progress);
+    if (!taken) absl::SleepFor(absl::Milliseconds(20));
+    context.TryCancel();
+    (void)stream->Finish();
+  }
+  EXPECT_TRUE(taken);
+  for (const auto& context : contexts) context->TryCancel();
+  for (size_t i = 1; i < streams.size(); ++i) (void)streams[i]->Finish();
 }
 
 }  // namespace
