@@ -11,6 +11,7 @@
 
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/io/mapping_fault.h"
 
 namespace banyan {
 namespace {
@@ -47,6 +48,7 @@ absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
   if (data == MAP_FAILED) return ErrnoStatus(path, "mmap", errno);
   file.data_ = static_cast<const std::byte*>(data);
   file.size_ = size;
+  AddMapping(file.data_, size, path);
   return file;
 }
 
@@ -72,7 +74,10 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 MappedFile::~MappedFile() { Reset(); }
 
 void MappedFile::Reset() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ != nullptr) {
+    RemoveMapping(data_);
+    ::munmap(const_cast<std::byte*>(data_), size_);
+  }
   if (fd_ >= 0) ::close(fd_);
   data_ = nullptr;
   size_ = 0;

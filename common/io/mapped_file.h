@@ -13,7 +13,8 @@ namespace banyan {
 
 // Immutable; thread-safe. Movable; the mapping keeps its address when moved.
 //
-// Touching bytes() faults with SIGBUS if somebody truncates the file while it is mapped. Parsers
+// Touching bytes() faults with SIGBUS if somebody truncates the file while it is mapped
+// (mapping_fault.h names it). Parsers
 // therefore take their (small) input through Read, which reports kDataLoss instead; whoever streams
 // payload out of bytes() calls CheckUnchanged before and after.
 class MappedFile {

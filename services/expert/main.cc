@@ -7,6 +7,7 @@
 #include "common/base/logging.h"
 #include "common/base/stop_signals.h"
 #include "common/base/strings.h"
+#include "common/io/mapping_fault.h"
 #include "common/rpc/channel_settings.h"
 #include "services/expert/expert_options.h"
 #include "services/expert/server/expert_server.h"
@@ -27,6 +28,7 @@ int Fail(const absl::Status& status, int code) {
 int main(int argc, char** argv) {
   using namespace banyan;
   PrepareGrpcProcess();
+  NameMappingFaults();
   absl::StatusOr<std::optional<expert::ExpertOptions>> options =
       expert::ParseExpertOptions(argc, argv);
   if (!options.ok()) return Fail(options.status(), kExitUsage);

@@ -7,6 +7,7 @@
 #include "common/base/logging.h"
 #include "common/base/stop_signals.h"
 #include "common/base/strings.h"
+#include "common/io/mapping_fault.h"
 #include "common/rpc/channel_settings.h"
 #include "services/trunk/server/inference_server.h"
 #include "services/trunk/trunk_options.h"
@@ -27,6 +28,7 @@ int Fail(const absl::Status& status, int code) {
 int main(int argc, char** argv) {
   using namespace banyan;
   PrepareGrpcProcess();
+  NameMappingFaults();
   absl::StatusOr<std::optional<trunk::TrunkOptions>> options = trunk::ParseTrunkOptions(argc, argv);
   if (!options.ok()) return Fail(options.status(), kExitUsage);
   if (!options->has_value()) return 0;

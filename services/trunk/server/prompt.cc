@@ -7,6 +7,7 @@
 
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/tokenizer/untrusted_json.h"
 
 namespace banyan::trunk {
 namespace {
@@ -16,44 +17,16 @@ using inference::v1::ChatPrompt;
 using inference::v1::GenerateRequest;
 using nlohmann::ordered_json;
 
-constexpr int kMaxJsonDepth = 64;
-
-// Levels of brackets outside strings.
-int JsonDepth(std::string_view text) {
-  int depth = 0;
-  int deepest = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') {
-        ++i;
-      } else if (c == '"') {
-        in_string = false;
-      }
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '[' || c == '{') {
-      deepest = std::max(deepest, ++depth);
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
-  return deepest;
-}
-
 absl::StatusOr<ordered_json> ParseField(const std::string& field, std::string_view text,
                                         ordered_json::value_t type) {
   const std::string_view expected =
       type == ordered_json::value_t::array ? "a JSON array" : "a JSON object";
-  if (JsonDepth(text) > kMaxJsonDepth) {
-    return InvalidArgumentF("{}: nested deeper than {} levels", field, kMaxJsonDepth);
-  }
-  ordered_json value = ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) {
-    return InvalidArgumentF("{}: \"{}\" is not JSON, expected {}", field, Printable(text, 80),
+  absl::StatusOr<ordered_json> parsed = ParseUntrustedJson(text);
+  if (!parsed.ok()) {
+    return InvalidArgumentF("{}: {}, expected {}", field, ToStd(parsed.status().message()),
                             expected);
   }
+  ordered_json& value = *parsed;
   if (value.type() != type) {
     return InvalidArgumentF("{}: a JSON {}, expected {}", field, value.type_name(), expected);
   }

@@ -43,4 +43,12 @@ absl::StatusOr<const KernelTable*> FindKernels(std::string_view name) {
   return InvalidArgumentF("cpu tier '{}': expected auto, scalar, avx2 or avx512", Printable(name));
 }
 
+std::vector<std::string> AvailableTiers() {
+  std::vector<std::string> names;
+  for (const Tier& tier : kTiers) {
+    if (tier.supported()) names.emplace_back(tier.kernels->name);
+  }
+  return names;
+}
+
 }  // namespace banyan::trunk::cpu

@@ -2,7 +2,9 @@
 // system saves.
 #pragma once
 
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "services/trunk/ops/cpu/kernel_table.h"
@@ -13,5 +15,8 @@ namespace banyan::trunk::cpu {
 // machine runs. kInvalidArgument: another name; kUnimplemented: this CPU lacks it. Results of
 // different tiers differ in rounding.
 absl::StatusOr<const KernelTable*> FindKernels(std::string_view name);
+
+// The tiers that this machine runs, best first.
+std::vector<std::string> AvailableTiers();
 
 }  // namespace banyan::trunk::cpu

@@ -1,0 +1,76 @@
+#include "common/io/mapping_fault.h"
+
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+namespace banyan {
+namespace {
+
+// A slot is free while `data` is null and taken while it is kWriting; the handler reads complete
+// ones only. Names are never freed: the handler may be reading one.
+struct Slot {
+  std::atomic<const std::byte*> data{nullptr};
+  size_t size = 0;
+  const char* path = nullptr;
+};
+std::array<Slot, 1024> slots;
+const std::byte writing{};
+const std::byte* const kWriting = &writing;
+
+void Say(const char* text) {
+  // Nothing can be done about a standard error that is closed.
+  if (write(STDERR_FILENO, text, strlen(text)) < 0) return;
+}
+
+// Calls only what is safe in a signal handler.
+void OnFault(int signal, siginfo_t* info, void*) {
+  const auto* const address = static_cast<const std::byte*>(info->si_addr);
+  for (const Slot& slot : slots) {
+    const std::byte* const data = slot.data.load(std::memory_order_acquire);
+    if (data == nullptr || data == kWriting) continue;
+    if (address < data || address >= data + slot.size) continue;
+    Say("error: ");
+    Say(slot.path);
+    Say(": was truncated, or could not be read, while it was in use\n");
+    _exit(1);
+  }
+  // The default action follows when the faulting instruction runs again.
+  struct sigaction action = {};
+  action.sa_handler = SIG_DFL;
+  sigaction(signal, &action, nullptr);
+}
+
+}  // namespace
+
+void NameMappingFaults() {
+  struct sigaction action = {};
+  action.sa_sigaction = OnFault;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGBUS, &action, nullptr);
+}
+
+void AddMapping(const std::byte* data, size_t size, const std::string& path) {
+  for (Slot& slot : slots) {
+    const std::byte* expected = nullptr;
+    if (!slot.data.compare_exchange_strong(expected, kWriting)) continue;
+    if (slot.path == nullptr || path != slot.path) slot.path = strdup(path.c_str());
+    slot.size = size;
+    slot.data.store(data, std::memory_order_release);
+    return;
+  }
+}
+
+void RemoveMapping(const std::byte* data) {
+  for (Slot& slot : slots) {
+    if (slot.data.load(std::memory_order_relaxed) != data) continue;
+    slot.data.store(nullptr, std::memory_order_release);
+    return;
+  }
+}
+
+}  // namespace banyan
