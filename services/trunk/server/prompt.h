@@ -17,8 +17,8 @@ namespace banyan::trunk {
 // Variables of the chat template: "messages" (each with role, content, and where set
 // reasoning_content, tool_calls, tool_call_id), "tools" where given, "add_generation_prompt", and
 // the keys of template_args_json. kInvalidArgument names the field: no messages, an unknown role,
-// text that is not JSON of the right type or passes the limits of common/tokenizer/untrusted_json.h,
-// an argument that would replace one of the first three.
+// text that is not JSON of the right type or passes the limits of
+// common/tokenizer/untrusted_json.h, an argument that would replace one of the first three.
 absl::StatusOr<nlohmann::ordered_json> ChatVariables(const inference::v1::ChatPrompt& chat);
 
 // kFailedPrecondition: the checkpoint has no tokenizer, or no usable chat template.
