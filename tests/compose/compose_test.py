@@ -7,6 +7,7 @@ Talks to the services as a user of the machine would: through the published port
 import argparse
 import json
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -75,6 +76,18 @@ def query(address, expression):
         return []
 
 
+def grant_locked_memory(project):
+    """Leaves the file's default, no limit, unless this engine may not grant that."""
+    try:
+        project.engine.run(
+            "run", "--rm", "--network=none", "--ulimit=memlock=-1:-1", BASE_IMAGE, "true"
+        )
+    except AssertionError:
+        limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+        project.environment["MEMLOCK"] = str(limit)
+        print(f"this engine may not lift the limit of locked memory: {limit} bytes", flush=True)
+
+
 def build(project):
     begin = time.monotonic()
     project.engine.run(
@@ -125,7 +138,7 @@ def check_confinement(project):
             assert int(lines[capabilities], 16) == 0, f"{capabilities} {lines[capabilities]}"
         assert lines["NoNewPrivs"].strip() == "1"
         locked = next(line for line in shown.splitlines() if line.startswith("Max locked memory"))
-        assert locked.split()[3] == "unlimited", locked
+        assert locked.split()[3] == project.environment.get("MEMLOCK", "unlimited"), locked
         published = [p for p in container["NetworkSettings"]["Ports"].values() if p]
         assert all(b["HostIp"] == "127.0.0.1" for port in published for b in port), published
         assert bool(published) == (service == "trunk"), f"{service}: {published}"
@@ -191,6 +204,7 @@ def check_nothing_left(project):
 def run(project, bin_dir, source):
     # The override for GPUs cannot be started here; it has to make sense beside the main file.
     project.compose("config", files=("docker-compose.yml", "docker-compose.gpu.yml"))
+    grant_locked_memory(project)
     build(project)
     image_checks.check(project.engine, project.name)
     client = start(project, bin_dir)

@@ -124,7 +124,7 @@ class Project:
             "TRUNK_METRICS_PORT": "0",
             "PROMETHEUS_PORT": "0",
         }
-        for name in ("MODEL_DIR", "TRUNK_MEMORY", "EXPERT_MEMORY", "COMPOSE_FILE"):
+        for name in ("MODEL_DIR", "TRUNK_MEMORY", "EXPERT_MEMORY", "MEMLOCK", "COMPOSE_FILE"):
             self.environment.pop(name, None)
 
     def compose(self, *args, files=(), environment=None, quiet=True):
