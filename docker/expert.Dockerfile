@@ -11,7 +11,7 @@ RUN --mount=type=bind,source=run.sh,target=/src/run.sh \
     packages=$(./run.sh packages build); \
     apt-get -q update; \
     DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends \
-      ccache python3-minimal $packages
+      ccache python3 $packages
 COPY CMakeLists.txt CMakePresets.json run.sh ./
 COPY cmake cmake
 COPY proto proto

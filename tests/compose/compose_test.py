@@ -90,9 +90,10 @@ def grant_locked_memory(project):
 
 def build(project):
     begin = time.monotonic()
+    here = pathlib.Path(__file__).parent
     project.engine.run(
         "build", "--network=host", "-t", project.environment["PROMETHEUS_IMAGE"],
-        "-f", "prometheus.Dockerfile", str(pathlib.Path(__file__).parent),
+        "-f", str(here / "prometheus.Dockerfile"), str(here),
     )  # fmt: skip
     print(f"Prometheus image built in {time.monotonic() - begin:.0f} s", flush=True)
     for service in ("trunk", "expert-0", "expert-1"):  # the second and third are one image
