@@ -25,6 +25,7 @@ def facts(engine, image):
         if path in OF_THE_ENGINE | ENGINE_FILES or path.startswith(("dev/", "proc/", "sys/")):
             continue
         what = entry.linkname or hashlib.sha256(data).hexdigest()
+        # Old BuildKits stamp a directory anew when two COPY put something into it.
         time_s = None if entry.isdir() else int(entry.mtime)
         found[path] = (oct(entry.mode), entry.uid, entry.gid, time_s, what)
     return found
