@@ -17,8 +17,8 @@ COPY cmake cmake
 COPY proto proto
 COPY common common
 COPY services services
-# Any value: compile everything (tests/compose/reproducible.py).
-ARG CCACHE_DISABLE
+# Any value: compile everything anew (tests/compose/reproducible.py).
+ARG CCACHE_RECACHE
 RUN --mount=type=cache,target=/root/.cache/ccache ./run.sh build
 COPY LICENSE NOTICE ./
 COPY docker docker

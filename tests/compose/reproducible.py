@@ -1,6 +1,7 @@
 """Builds both runtime images twice and compares every file: bytes, mode, owner, time, link.
 
-Usage: reproducible.py DOCKER SOURCE. By hand, since the second build takes nothing from a cache.
+Usage: reproducible.py DOCKER SOURCE. By hand, since the second build compiles everything anew. ccache stays
+in between both times: it makes paths relative, and those are in the programs.
 What is compared is the images' files. Two things are not in our hands: Debian's packages may change
 between builds (the SBOM then names the difference), and old BuildKits put the hour of the build into
 the image's configuration, and so into its id.
@@ -48,7 +49,7 @@ def main():
     different = 0
     try:
         first = {name: build(engine, source, name, tag) for name in IMAGES}
-        fresh = ["--build-arg=CCACHE_DISABLE=1"]
+        fresh = ["--build-arg=CCACHE_RECACHE=1"]
         for name in IMAGES:
             # The stage that compiles is the same in both: once is enough.
             no_cache = ["--no-cache"] if name == IMAGES[0] else []
