@@ -18,6 +18,12 @@ bool IsName(std::string_view name, bool colon) {
   });
 }
 
+constexpr std::string_view kTotal = "_total";
+
+bool EndsWith(std::string_view text, std::string_view end) {
+  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+}
+
 std::vector<std::string> CheckedNames(const MetricLabels& labels) {
   std::vector<std::string> names;
   for (const auto& [name, value] : labels) {
@@ -36,7 +42,12 @@ void MetricsRegistry::Declare(const std::string& name, Declared declared) {
   CHECK(!declared.help.empty());
   absl::MutexLock lock(&mutex_);
   const auto [it, inserted] = declared_.try_emplace(name, declared);
-  if (inserted) return;
+  if (inserted) {
+    const std::string other = EndsWith(name, kTotal) ? name.substr(0, name.size() - kTotal.size())
+                                                     : name + std::string(kTotal);
+    CHECK(!declared_.contains(other));
+    return;
+  }
   CHECK(it->second.type == declared.type);
   CHECK(it->second.help == declared.help);
   CHECK(it->second.bounds == declared.bounds);

@@ -21,7 +21,8 @@ using MetricLabels = std::map<std::string, std::string>;
 
 // Thread-safe. Metrics live as long as the registry; asking again for the same name and labels
 // returns the same metric. A malformed name, or one used with another type, help, bounds or other
-// label names, is our own bug (CHECK).
+// label names, is our own bug (CHECK), and so is a counter x_total beside a family x: OpenMetrics
+// calls both x.
 class MetricsRegistry {
  public:
   MetricsRegistry();

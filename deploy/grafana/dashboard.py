@@ -275,15 +275,13 @@ CALL_PHASES = timeseries(
 )
 BATCH = timeseries(
     "Rows and sequences of a step",
-    "Means, and the limit of rows. Steps of many rows are steps with prompts in them: they take longer, "
-    "and everybody waits for them.",
+    "Means. Steps of many rows are steps with prompts in them: they take longer, and everybody waits "
+    "for them.",
     [
         target(mean("banyan_trunk_batch_rows"), "rows"),
         target(mean("banyan_trunk_batch_sequences"), "sequences"),
-        target(f"max(banyan_trunk_batch_limit_rows{of()})", "limit of rows"),
     ],
     "none",
-    overrides=[dashed("limit")],
 )
 
 # --- Capacity ----------------------------------------------------------------------------------

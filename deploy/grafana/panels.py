@@ -161,7 +161,7 @@ def dashed(pattern):
         "properties": [
             {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [8, 6]}},
             {"id": "custom.fillOpacity", "value": 0},
-            {"id": "custom.stacking", "value": {"mode": "none"}},
+            {"id": "custom.stacking", "value": {"mode": "none", "group": "A"}},
         ],
     }
 

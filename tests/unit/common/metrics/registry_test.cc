@@ -56,6 +56,8 @@ TEST(MetricsRegistryDeathTest, ContradictoryDeclarationsAreOurBug) {
   EXPECT_DEATH(registry.Counter("banyan_test_total", "Other help"), "CHECK failed");
   EXPECT_DEATH(registry.Histogram("banyan_test_seconds", "Time", {1, 3}), "CHECK failed");
   EXPECT_DEATH(registry.Histogram("banyan_test_2", "Time", {2, 1}), "CHECK failed");
+  EXPECT_DEATH(registry.Gauge("banyan_test", "Clashes with banyan_test_total"), "CHECK failed");
+  EXPECT_DEATH(registry.Counter("banyan_test_rows_total", "Clashes"), "CHECK failed");
   EXPECT_DEATH(registry.Counter("banyan test", "Help"), "CHECK failed");
   EXPECT_DEATH(registry.Counter("banyan_test_3", "Help", {{"le gend", "x"}}), "CHECK failed");
 }
