@@ -19,6 +19,7 @@ build_packages=(
 test_packages=(
   ccache libgtest-dev libgmock-dev libbenchmark-dev
   clang-format-14 shellcheck python3 python3-grpcio python3-protobuf prometheus
+  python3-jsonschema python3-yaml python3-prometheus-client
 )
 
 usage() {

@@ -31,7 +31,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kStepsPerSlice = 16;
-constexpr int kSlicesPerRequest = 16;  // in the order on, off, off, on
+constexpr int kSlicesPerRequest = 16;
 constexpr int kPromptTokens = 16;
 
 double Since(Clock::time_point start) {
@@ -68,7 +68,9 @@ class Expert {
 // Seconds of the slices of one request; the one who leads a batch also turns the switch.
 class Listener final : public trunk::RequestListener {
  public:
-  Listener(absl::BlockingCounter* done, bool leads) : done_(done), leads_(leads) {}
+  // `first_on`: slices go on, off, off, on; else off, on, on, off. nullopt: all are on.
+  Listener(absl::BlockingCounter* done, bool leads, std::optional<bool> first_on)
+      : done_(done), leads_(leads), first_on_(first_on) {}
 
   void OnStarted(std::vector<trunk::TokenLogprobs> /*prompt_logprobs*/) override {}
   bool OnToken(int32_t /*token_id*/, bool /*is_stop_token*/,
@@ -78,7 +80,9 @@ class Listener final : public trunk::RequestListener {
       const Clock::time_point now = Clock::now();
       if (num_tokens_ > 1) seconds_.push_back(std::chrono::duration<double>(now - begin_).count());
       const size_t place = seconds_.size() % 4;
-      metrics_switch::Set(place == 0 || place == 3);
+      if (first_on_.has_value()) {
+        metrics_switch::Set((place == 0 || place == 3) == *first_on_);
+      }
       begin_ = Clock::now();
     }
     return false;
@@ -92,13 +96,15 @@ class Listener final : public trunk::RequestListener {
  private:
   absl::BlockingCounter* const done_;
   const bool leads_;
+  const std::optional<bool> first_on_;
   int num_tokens_ = 0;
   Clock::time_point begin_;
   std::vector<double> seconds_;
 };
 
-// Decodes `num_sequences` side by side, once; seconds of the slices.
-std::vector<double> Decode(trunk::Engine* engine, int num_sequences) {
+// Decodes `num_sequences` side by side, once; seconds of the slices. Metrics are on at the end, and
+// all the time for nullopt.
+std::vector<double> Decode(trunk::Engine* engine, int num_sequences, std::optional<bool> first_on) {
   absl::BlockingCounter done(num_sequences);
   std::vector<std::shared_ptr<Listener>> listeners;
   for (int i = 0; i < num_sequences; ++i) {
@@ -108,11 +114,11 @@ std::vector<double> Decode(trunk::Engine* engine, int num_sequences) {
     request.sampling.temperature = 0;
     request.max_new_tokens = kStepsPerSlice * kSlicesPerRequest + 1;
     // The last one leads: all of them decode when it does.
-    listeners.push_back(std::make_shared<Listener>(&done, i + 1 == num_sequences));
+    listeners.push_back(std::make_shared<Listener>(&done, i + 1 == num_sequences, first_on));
     CHECK(engine->Submit(std::move(request), listeners.back()).ok());
   }
   done.Wait();
-  metrics_switch::Set(true);
+  if (first_on.has_value()) metrics_switch::Set(true);
   return listeners.back()->seconds();
 }
 
@@ -149,20 +155,26 @@ double Nanoseconds(Update update) {
 
 void Report(trunk::Engine* engine, int num_sequences, double seconds, double counter_ns,
             double gauge_ns, double histogram_ns) {
-  Decode(engine, num_sequences);  // warms up
+  Decode(engine, num_sequences, std::nullopt);  // warms up
   metrics_switch::StartCounting();
-  Decode(engine, num_sequences);
+  Decode(engine, num_sequences, std::nullopt);
   const metrics_switch::Updates updates = metrics_switch::StopCounting();
 
+  // Requests in turn begin with metrics on and off: a request's first slices are its slowest.
   std::vector<double> on, off, ratios;
+  bool first_on = false;
   for (const Clock::time_point start = Clock::now(); Since(start) < seconds;) {
-    const std::vector<double> slices = Decode(engine, num_sequences);
+    first_on = !first_on;
+    const std::vector<double> slices = Decode(engine, num_sequences, first_on);
     CHECK(slices.size() == kSlicesPerRequest);
+    std::vector<double>& outer = first_on ? on : off;
+    std::vector<double>& inner = first_on ? off : on;
     for (size_t i = 0; i < slices.size(); i += 4) {
-      on.insert(on.end(), {slices[i], slices[i + 3]});
-      off.insert(off.end(), {slices[i + 1], slices[i + 2]});
+      outer.insert(outer.end(), {slices[i], slices[i + 3]});
+      inner.insert(inner.end(), {slices[i + 1], slices[i + 2]});
       // Tokens per second with metrics over those without.
-      ratios.push_back((slices[i + 1] + slices[i + 2]) / (slices[i] + slices[i + 3]));
+      const double ratio = (slices[i + 1] + slices[i + 2]) / (slices[i] + slices[i + 3]);
+      ratios.push_back(first_on ? ratio : 1 / ratio);
     }
   }
   const double tokens = static_cast<double>(num_sequences) * kStepsPerSlice;
@@ -174,8 +186,8 @@ void Report(trunk::Engine* engine, int num_sequences, double seconds, double cou
   std::printf(
       "  with / without: %.4f, 95 %% interval %.4f to %.4f; quartiles of pairs %.4f, %.4f\n",
       Median(ratios), low, high, ratios[ratios.size() / 4], ratios[ratios.size() * 3 / 4]);
-  // Of the counted run half of the slices were on; its prompts are in the count too.
-  const double steps = kSlicesPerRequest * kStepsPerSlice / 2;
+  const double steps =
+      kSlicesPerRequest * kStepsPerSlice;  // the prompts' few are counted as theirs
   const double step_us = Median(off) * 1e6 / kStepsPerSlice;
   const double cost_us = (static_cast<double>(updates.counters) * counter_ns +
                           static_cast<double>(updates.gauges) * gauge_ns +

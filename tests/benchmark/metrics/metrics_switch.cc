@@ -12,26 +12,31 @@
 namespace banyan::metrics_switch {
 namespace {
 
-std::atomic<bool> is_on{true};
-std::atomic<bool> is_counting{false};
+enum State { kOff, kOn, kCounting };
+std::atomic<int> state{kOn};
 std::atomic<int64_t> num_counters{0};
 std::atomic<int64_t> num_gauges{0};
 std::atomic<int64_t> num_histograms{0};
 thread_local int depth = 0;
 
-// The library's own function. A member function is called as one whose first argument is `this`
-// (Itanium C++ ABI).
+// The library's own functions, found when the program starts. A member function is called as one
+// whose first argument is `this` (Itanium C++ ABI).
 template <typename Function>
 Function* Original(const char* symbol) {
   void* const found = dlsym(RTLD_NEXT, symbol);
   CHECK(found != nullptr);
   return reinterpret_cast<Function*>(found);
 }
+auto* const increment = Original<void(void*)>("_ZN10prometheus7Counter9IncrementEv");
+auto* const increment_by = Original<void(void*, double)>("_ZN10prometheus7Counter9IncrementEd");
+auto* const set = Original<void(void*, double)>("_ZN10prometheus5Gauge3SetEd");
+auto* const observe = Original<void(void*, double)>("_ZN10prometheus9Histogram7ObserveEd");
 
 template <typename Call>
 void Pass(std::atomic<int64_t>& count, Call call) {
-  if (!is_on.load(std::memory_order_relaxed)) return;
-  if (!is_counting.load(std::memory_order_relaxed)) {
+  const int now = state.load(std::memory_order_relaxed);
+  if (now == kOff) return;
+  if (now == kOn) {
     call();
     return;
   }
@@ -42,17 +47,17 @@ void Pass(std::atomic<int64_t>& count, Call call) {
 
 }  // namespace
 
-void Set(bool on) { is_on.store(on, std::memory_order_relaxed); }
+void Set(bool on) { state.store(on ? kOn : kOff, std::memory_order_relaxed); }
 
 void StartCounting() {
   num_counters = 0;
   num_gauges = 0;
   num_histograms = 0;
-  is_counting = true;
+  state = kCounting;
 }
 
 Updates StopCounting() {
-  is_counting = false;
+  state = kOn;
   return {num_counters, num_gauges, num_histograms};
 }
 
@@ -60,32 +65,25 @@ Updates StopCounting() {
 
 namespace prometheus {
 
-using banyan::metrics_switch::num_counters;
-using banyan::metrics_switch::num_gauges;
-using banyan::metrics_switch::num_histograms;
-using banyan::metrics_switch::Original;
-using banyan::metrics_switch::Pass;
+namespace metrics_switch = banyan::metrics_switch;
 
 void Counter::Increment() {
-  static auto* const original = Original<void(Counter*)>("_ZN10prometheus7Counter9IncrementEv");
-  Pass(num_counters, [this] { original(this); });
+  metrics_switch::Pass(metrics_switch::num_counters, [this] { metrics_switch::increment(this); });
 }
 
 void Counter::Increment(double amount) {
-  static auto* const original =
-      Original<void(Counter*, double)>("_ZN10prometheus7Counter9IncrementEd");
-  Pass(num_counters, [this, amount] { original(this, amount); });
+  metrics_switch::Pass(metrics_switch::num_counters,
+                       [this, amount] { metrics_switch::increment_by(this, amount); });
 }
 
 void Gauge::Set(double value) {
-  static auto* const original = Original<void(Gauge*, double)>("_ZN10prometheus5Gauge3SetEd");
-  Pass(num_gauges, [this, value] { original(this, value); });
+  metrics_switch::Pass(metrics_switch::num_gauges,
+                       [this, value] { metrics_switch::set(this, value); });
 }
 
 void Histogram::Observe(double value) {
-  static auto* const original =
-      Original<void(Histogram*, double)>("_ZN10prometheus9Histogram7ObserveEd");
-  Pass(num_histograms, [this, value] { original(this, value); });
+  metrics_switch::Pass(metrics_switch::num_histograms,
+                       [this, value] { metrics_switch::observe(this, value); });
 }
 
 }  // namespace prometheus
