@@ -61,7 +61,9 @@ Result Banyan(const std::string& args) {
 // The pid in the newest line of the log that tells of a start of `service`; 0 when there is none.
 pid_t LoggedPid(const std::string& log_path, const std::string& service) {
   const std::string log = ReadFile(log_path);
-  const size_t at = log.rfind(fmt::format("started service=\"{}\" pid=", service));
+  const bool quoted = service.find(' ') != std::string::npos;
+  const size_t at =
+      log.rfind(fmt::format(quoted ? "started name=\"{}\" pid=" : "started name={} pid=", service));
   return at == std::string::npos ? 0 : std::stoi(log.substr(log.find("pid=", at) + 4));
 }
 

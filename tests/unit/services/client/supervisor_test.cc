@@ -171,7 +171,7 @@ TEST(Supervisor, EndsWhenAServiceCannotStartAndGivesItsLastWords) {
   std::fclose(out);
   const std::string log = ReadFile(options.log_path);
   EXPECT_THAT(log, HasSubstr("expert 0 | first\nexpert 0 | no such model\n"));
-  EXPECT_THAT(log, HasSubstr("ended service=\"trunk\" by=\"signal 15 (Terminated)\""));
+  EXPECT_THAT(log, HasSubstr("ended name=trunk by=\"signal 15 (Terminated)\""));
   EXPECT_THAT(ReadFile(temp.File("out")), HasSubstr("trunk: starting\n"));
   EXPECT_EQ(kill(std::stoi(ReadFile(pid_file)), 0), -1);
 }
