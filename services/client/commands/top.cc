@@ -34,10 +34,6 @@ struct Options {
   bool once = false;
 };
 
-bool Reached(const Overview& overview) {
-  return overview.server.has_value() || overview.figures.has_trunk;
-}
-
 std::string Plain(const Options& options, const Overview& overview) {
   if (options.output == "json") return OverviewJson(overview).dump() + "\n";
   if (!options.once) return OverviewLine(overview) + "\n";
@@ -48,27 +44,27 @@ std::string Plain(const Options& options, const Overview& overview) {
 
 // A line or an object for every window; with --once a single one, whole.
 int RunPlain(const Options& options, OverviewReader& reader) {
-  const absl::Duration interval = absl::Seconds(options.interval_seconds);
   Overview overview = reader.Read();
-  while (Reached(overview)) {
-    absl::SleepFor(interval);
+  if (!overview.server) return Fail(overview.problem);
+  do {
+    absl::SleepFor(absl::Seconds(options.interval_seconds));
     overview = reader.Read();
     const std::string text = Plain(options, overview);
     if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() ||
         std::fflush(stdout) != 0) {
       return Fail(StatusF(absl::StatusCode::kUnknown, "cannot write to stdout"));
     }
-    if (options.once) return kExitOk;
-  }
-  return Fail(overview.problem);
+  } while (!options.once);
+  return kExitOk;
 }
 
 int RunLive(const Options& options, OverviewReader& reader) {
-  LiveScreen screen;  // before gRPC starts threads, which inherit the blocked signals
-  const absl::Duration interval = absl::Seconds(options.interval_seconds);
-  for (;;) {
-    const Overview overview = reader.Read();
-    const absl::Time next = overview.at + interval;
+  LiveScreen::BlockSignals();
+  Overview overview = reader.Read();
+  if (!overview.server) return Fail(overview.problem);
+  LiveScreen screen;
+  while (true) {
+    const absl::Time next = overview.at + absl::Seconds(options.interval_seconds);
     LiveScreen::Event event;
     do {
       std::vector<std::string> lines = OverviewLines(overview, screen.columns());
@@ -77,6 +73,7 @@ int RunLive(const Options& options, OverviewReader& reader) {
       event = screen.Wait(next);
     } while (event == LiveScreen::Event::kResize);
     if (event == LiveScreen::Event::kQuit) return kExitOk;
+    overview = reader.Read();  // a server that went is said on the screen; it may come back
   }
 }
 

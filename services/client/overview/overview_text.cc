@@ -151,8 +151,8 @@ void AddSteps(const Figures& figures, Page& page) {
                                Time(figures.step_seconds), figures.steps_per_second,
                                figures.rows_per_step, figures.busy * 100));
   for (const Figures::Share& part : figures.step_split) {
-    page.Add("  " + part.name, fmt::format("{} {:>3.0f} %  {:>8}", Bar(part.share),
-                                           part.share * 100, Time(part.seconds_per_step)));
+    page.Add(" " + part.name, fmt::format("{} {:>3.0f} %  {:>8}", Bar(part.share), part.share * 100,
+                                          Time(part.seconds_per_step)));
   }
 }
 

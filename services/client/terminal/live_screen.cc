@@ -22,6 +22,13 @@ constexpr std::string_view kEnter = "\x1b[?1049h\x1b[?25l";
 constexpr std::string_view kLeave = "\x1b[?25h\x1b[?1049l";
 constexpr char kCtrlC = 3;
 
+sigset_t ScreenSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGWINCH}) sigaddset(&set, signal);
+  return set;
+}
+
 void Put(std::string_view bytes) {
   std::fwrite(bytes.data(), 1, bytes.size(), stdout);
   std::fflush(stdout);
@@ -29,11 +36,13 @@ void Put(std::string_view bytes) {
 
 }  // namespace
 
-LiveScreen::LiveScreen() {
-  sigset_t set;
-  sigemptyset(&set);
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGWINCH}) sigaddset(&set, signal);
+void LiveScreen::BlockSignals() {
+  const sigset_t set = ScreenSignals();
   CHECK(pthread_sigmask(SIG_BLOCK, &set, nullptr) == 0);
+}
+
+LiveScreen::LiveScreen() {
+  const sigset_t set = ScreenSignals();
   signal_fd_ = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
   CHECK(signal_fd_ >= 0);
   CHECK(tcgetattr(STDIN_FILENO, &before_) == 0);
@@ -64,7 +73,7 @@ void LiveScreen::Draw(const std::vector<std::string>& lines) {
   for (size_t i = 0; i < count; ++i) {
     out.append(lines[i], 0, static_cast<size_t>(columns_));
     out += "\x1b[K";
-    if (i + 1 < count) out += "\r\n";
+    if (i + 1 < count) out += "\n";
   }
   Put(out + "\x1b[J");
 }

@@ -11,11 +11,13 @@
 namespace banyan::client {
 
 // While one exists the terminal (stdin and stdout) shows the alternate screen without a cursor and
-// hands keys over unechoed; the destructor gives it back as it was. SIGINT, SIGTERM, SIGHUP and
-// SIGWINCH are blocked in this thread and in those it starts later, so make it before gRPC starts
-// any. Owned by one thread.
+// hands keys over unechoed; the destructor gives it back as it was. Owned by one thread.
 class LiveScreen {
  public:
+  // Blocks SIGINT, SIGTERM, SIGHUP and SIGWINCH, which Wait reads, in this thread and in those it
+  // starts later: to be called before gRPC starts any.
+  static void BlockSignals();
+
   LiveScreen();
   ~LiveScreen();
   LiveScreen(const LiveScreen&) = delete;
