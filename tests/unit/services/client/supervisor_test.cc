@@ -102,6 +102,14 @@ TEST(ChildProcess, IsAloneInItsProcessGroupAndNamesItsSignal) {
   EXPECT_EQ(RunToEnd(**child, lines).ToString(), "signal 9 (Killed)");
 }
 
+TEST(ChildProcess, AChangeOfTheLogLevelDoesNotEndWhatIsStillStarting) {
+  auto child = ChildProcess::Start({"/bin/sh", "-c", "kill -USR1 $$; kill -USR2 $$; echo alive"});
+  ASSERT_TRUE(child.ok());
+  std::vector<std::string> lines;
+  EXPECT_EQ(RunToEnd(**child, lines).ToString(), "exit code 0");
+  EXPECT_THAT(lines, ElementsAre("alive"));
+}
+
 TEST(ChildProcess, NamesAMissingProgram) {
   EXPECT_EQ(ToStd(ChildProcess::Start({"/none/such"}).status().message()),
             "/none/such: No such file or directory");
