@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
   AddTokenize(app, action);
   AddStatus(app, action);
   AddBench(app, action);
+  AddCompletion(app, action);
   app.set_version_flag("--version", version, "Print the version and exit");
   for (CLI::App* verb : app.get_subcommands({})) {
     verb->set_version_flag("--version", version, "Print the version and exit");

@@ -33,5 +33,6 @@ void AddGenerate(CLI::App& app, Action& action);
 void AddTokenize(CLI::App& app, Action& action);
 void AddStatus(CLI::App& app, Action& action);
 void AddBench(CLI::App& app, Action& action);
+void AddCompletion(CLI::App& app, Action& action);
 
 }  // namespace banyan::client
