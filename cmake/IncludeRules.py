@@ -52,8 +52,9 @@ CLIENT = {
     "chat": set(),
     "connection": {"terminal"},
     "load": {"connection", "terminal"},
+    "overview": {"connection", "terminal"},
     "supervisor": {"connection", "terminal"},
-    "commands": {"chat", "connection", "load", "supervisor", "terminal"},
+    "commands": {"chat", "connection", "load", "overview", "supervisor", "terminal"},
 }
 SERVICES = {"expert": EXPERT, "trunk": TRUNK, "client": CLIENT}
 

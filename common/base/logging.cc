@@ -3,34 +3,27 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <cstdio>
 #include <memory>
+#include <string>
 
+#include "absl/time/clock.h"
+#include "common/base/status_macros.h"
 #include "common/base/strings.h"
 
 namespace banyan {
 namespace {
 
-spdlog::level::level_enum ToSpdlog(LogLevel level) {
-  switch (level) {
-    case LogLevel::kDebug:
-      return spdlog::level::debug;
-    case LogLevel::kInfo:
-      return spdlog::level::info;
-    case LogLevel::kWarning:
-      return spdlog::level::warn;
-    case LogLevel::kError:
-      return spdlog::level::err;
-  }
-  return spdlog::level::info;
-}
+std::atomic<LogFormat> log_format{LogFormat::kKeyValue};
 
 // Lines go to stderr, so that the standard output of a command stays its result. Never destroyed:
-// threads of libraries may log while the process exits.
+// threads of libraries may log while the process exits. Levels are checked in the header.
 spdlog::logger& Logger() {
   static spdlog::logger* const logger = [] {
     auto* made = new spdlog::logger("banyan", std::make_shared<spdlog::sinks::stderr_sink_mt>());
-    made->set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
-    made->flush_on(spdlog::level::info);
+    made->set_pattern("%v");
+    made->set_level(spdlog::level::trace);
+    made->flush_on(spdlog::level::trace);
     return made;
   }();
   return *logger;
@@ -38,25 +31,35 @@ spdlog::logger& Logger() {
 
 }  // namespace
 
+void SetLogLevel(LogLevel level) { internal::log_level.store(level, std::memory_order_relaxed); }
+
+LogLevel GetLogLevel() { return internal::log_level.load(std::memory_order_relaxed); }
+
 absl::Status SetLogLevel(std::string_view level) {
-  if (level == "debug") {
-    Logger().set_level(spdlog::level::debug);
-  } else if (level == "info") {
-    Logger().set_level(spdlog::level::info);
-  } else if (level == "warning") {
-    Logger().set_level(spdlog::level::warn);
-  } else if (level == "error") {
-    Logger().set_level(spdlog::level::err);
-  } else {
-    return InvalidArgumentF("log level '{}': expected debug, info, warning or error", level);
-  }
+  ASSIGN_OR_RETURN(const LogLevel parsed, ParseLogLevel(level));
+  SetLogLevel(parsed);
   return absl::OkStatus();
 }
 
-bool LogEnabled(LogLevel level) { return Logger().should_log(ToSpdlog(level)); }
+absl::Status SetLogFormat(std::string_view format) {
+  ASSIGN_OR_RETURN(const LogFormat parsed, ParseLogFormat(format));
+  log_format.store(parsed, std::memory_order_relaxed);
+  return absl::OkStatus();
+}
 
-void LogLine(LogLevel level, std::string_view line) {
-  Logger().log(ToSpdlog(level), spdlog::string_view_t(line.data(), line.size()));
+LogFormat GetLogFormat() { return log_format.load(std::memory_order_relaxed); }
+
+void WriteLog(LogLevel level, std::string_view event, LogFields fields) {
+  const std::string line = FormatLogLine(GetLogFormat(), absl::Now(), level, event, fields);
+  Logger().log(spdlog::level::info, spdlog::string_view_t(line.data(), line.size()));
+}
+
+void LogFatalExit(std::string_view program, const absl::Status& status) {
+  if (GetLogFormat() == LogFormat::kJson) {
+    WriteLog(LogLevel::kError, "failed", {{"error", status.message()}});
+  } else {
+    fmt::print(stderr, "{}: error: {}\n", program, ToStd(status.message()));
+  }
 }
 
 }  // namespace banyan

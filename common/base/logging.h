@@ -1,41 +1,55 @@
-// Log lines are `event key=value ...`: LogInfo("load_done tensors={} seconds={:.2f}", n, s).
+// The process's log: one line per event, on stderr.
+//   LogInfo("load_done", {{"tensors", n}, {"seconds", seconds}});
 // Thread-safe. Nothing per token above debug. The only code that knows spdlog is logging.cc.
 #pragma once
 
-#include <fmt/format.h>
-
+#include <atomic>
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "common/base/log_line.h"
 
 namespace banyan {
 
-enum class LogLevel { kDebug, kInfo, kWarning, kError };
-
-// "debug" | "info" | "warning" | "error"; kInvalidArgument names what was given.
+// Lines below `level` are not written. May be called at any time from any thread.
+void SetLogLevel(LogLevel level);
+LogLevel GetLogLevel();
+// The same by the names of --log_level and --log_format; an error changes nothing.
 absl::Status SetLogLevel(std::string_view level);
-bool LogEnabled(LogLevel level);
-void LogLine(LogLevel level, std::string_view line);
+absl::Status SetLogFormat(std::string_view format);
+LogFormat GetLogFormat();
 
-template <typename... Args>
-void LogDebug(fmt::format_string<Args...> format, Args&&... args) {
-  if (LogEnabled(LogLevel::kDebug))
-    LogLine(LogLevel::kDebug, fmt::format(format, std::forward<Args>(args)...));
+namespace internal {
+inline std::atomic<LogLevel> log_level{LogLevel::kInfo};
+}  // namespace internal
+
+// One relaxed load: what a line costs whose level is off, beside the evaluation of its fields.
+// Fields that are dear to make (a copy, a name to be formatted) are made behind this.
+inline bool LogEnabled(LogLevel level) {
+  return level >= internal::log_level.load(std::memory_order_relaxed);
 }
-template <typename... Args>
-void LogInfo(fmt::format_string<Args...> format, Args&&... args) {
-  if (LogEnabled(LogLevel::kInfo))
-    LogLine(LogLevel::kInfo, fmt::format(format, std::forward<Args>(args)...));
+
+// Whatever the level in force: for lines that say that it has changed.
+void WriteLog(LogLevel level, std::string_view event, LogFields fields);
+
+inline void Log(LogLevel level, std::string_view event, LogFields fields = {}) {
+  if (LogEnabled(level)) WriteLog(level, event, fields);
 }
-template <typename... Args>
-void LogWarning(fmt::format_string<Args...> format, Args&&... args) {
-  if (LogEnabled(LogLevel::kWarning))
-    LogLine(LogLevel::kWarning, fmt::format(format, std::forward<Args>(args)...));
+inline void LogDebug(std::string_view event, LogFields fields = {}) {
+  if (LogEnabled(LogLevel::kDebug)) WriteLog(LogLevel::kDebug, event, fields);
 }
-template <typename... Args>
-void LogError(fmt::format_string<Args...> format, Args&&... args) {
-  if (LogEnabled(LogLevel::kError))
-    LogLine(LogLevel::kError, fmt::format(format, std::forward<Args>(args)...));
+inline void LogInfo(std::string_view event, LogFields fields = {}) {
+  if (LogEnabled(LogLevel::kInfo)) WriteLog(LogLevel::kInfo, event, fields);
 }
+inline void LogWarning(std::string_view event, LogFields fields = {}) {
+  if (LogEnabled(LogLevel::kWarning)) WriteLog(LogLevel::kWarning, event, fields);
+}
+inline void LogError(std::string_view event, LogFields fields = {}) {
+  if (LogEnabled(LogLevel::kError)) WriteLog(LogLevel::kError, event, fields);
+}
+
+// The end of a program that could not go on: "PROGRAM: error: MESSAGE" on stderr, or in JSON the
+// event "failed" with the message as `error`.
+void LogFatalExit(std::string_view program, const absl::Status& status);
 
 }  // namespace banyan

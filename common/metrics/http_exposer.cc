@@ -164,7 +164,7 @@ absl::StatusOr<std::unique_ptr<HttpExposer>> HttpExposer::Create(const std::stri
   exposer->address_ = fmt::format("{}:{}", where.host, bound.port);
   mg_set_request_handler(exposer->context_, "/metrics", ServeMetrics, exposer.get());
   mg_set_request_handler(exposer->context_, "/", ServeRoot, exposer.get());
-  LogInfo("metrics_listening address={}", exposer->address_);
+  LogInfo("metrics_listening", {{"address", exposer->address_}});
   return exposer;
 }
 

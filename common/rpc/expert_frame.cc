@@ -12,6 +12,7 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/base/trace_context.h"
 #include "common/rpc/channel_settings.h"
 #include "proto/expert/v1/expert.pb.h"
 
@@ -153,7 +154,8 @@ std::span<const std::byte> BytesOf(const std::string& text) {
 
 grpc::ByteBuffer MakeForwardRequest(const ForwardRequestHeader& header,
                                     std::span<const uint16_t> expert_ids,
-                                    std::span<const float> weights, grpc::Slice activations) {
+                                    std::span<const float> weights, grpc::Slice activations,
+                                    std::string_view trace) {
   const size_t head_bytes = kRequestFixedBytes + BytesHeadSize(expert_ids.size_bytes()) +
                             expert_ids.size_bytes() + BytesHeadSize(weights.size_bytes()) +
                             weights.size_bytes() + BytesHeadSize(activations.size());
@@ -172,7 +174,12 @@ grpc::ByteBuffer MakeForwardRequest(const ForwardRequestHeader& header,
   writer.Copy(weights.data(), weights.size_bytes());
   writer.BytesHead(10, activations.size());
   CHECK(writer.position() == head.end());
-  const std::array<grpc::Slice, 2> slices = {std::move(head), std::move(activations)};
+  std::array<grpc::Slice, 3> slices = {std::move(head), std::move(activations)};
+  if (trace.empty()) return grpc::ByteBuffer(slices.data(), 2);
+  slices[2] = grpc::Slice(BytesHeadSize(trace.size()) + trace.size());
+  Writer tail(const_cast<uint8_t*>(slices[2].begin()));
+  tail.BytesHead(11, trace.size());
+  tail.Copy(trace.data(), trace.size());
   return grpc::ByteBuffer(slices.data(), slices.size());
 }
 
@@ -201,6 +208,7 @@ class ForwardFrameParser::Impl {
     RETURN_IF_ERROR(Open("ForwardRequest", frame));
     ForwardRequestView view;
     if (!FastRequest(&view)) {
+      view.trace = {};
       RETURN_IF_ERROR(ParseGenerated("ForwardRequest", request_));
       view.header = {.sequence = request_.sequence(),
                      .step = request_.step(),
@@ -212,6 +220,7 @@ class ForwardFrameParser::Impl {
       view.expert_ids = BytesOf(request_.expert_ids());
       view.weights = BytesOf(request_.weights());
       view.activations = BytesOf(request_.activations());
+      view.trace = request_.trace();
     }
     RETURN_IF_ERROR(CheckRequest(view));
     return view;
@@ -262,10 +271,16 @@ class ForwardFrameParser::Impl {
     if (!FixedAt(at += kFixed32Bytes, Fixed32Tag(6), &header.flags)) return false;
     if (!FixedAt(at += kFixed32Bytes, Fixed32Tag(7), &header.attempt)) return false;
     size_t size = 0;
-    return cursor.BytesHead(8, &size) && cursor.Take(size, storage_[0], &view->expert_ids) &&
-           cursor.BytesHead(9, &size) && cursor.Take(size, storage_[1], &view->weights) &&
-           cursor.BytesHead(10, &size) && cursor.Take(size, storage_[2], &view->activations) &&
-           cursor.remaining() == 0;
+    if (!cursor.BytesHead(8, &size) || !cursor.Take(size, storage_[0], &view->expert_ids) ||
+        !cursor.BytesHead(9, &size) || !cursor.Take(size, storage_[1], &view->weights) ||
+        !cursor.BytesHead(10, &size) || !cursor.Take(size, storage_[2], &view->activations)) {
+      return false;
+    }
+    if (cursor.remaining() == 0) return true;
+    std::span<const std::byte> trace;
+    if (!cursor.BytesHead(11, &size) || !cursor.Take(size, storage_[3], &trace)) return false;
+    view->trace = {reinterpret_cast<const char*>(trace.data()), trace.size()};
+    return cursor.remaining() == 0;
   }
 
   bool FastResponse(ForwardResponseView* view) {
@@ -310,8 +325,10 @@ class ForwardFrameParser::Impl {
                               header.top_k, sizeof(uint16_t)));
     RETURN_IF_ERROR(CheckSize("ForwardRequest", "weights", view.weights.size(), rows, header.top_k,
                               sizeof(float)));
-    return CheckSize("ForwardRequest", "activations", view.activations.size(), rows, hidden_size_,
-                     (header.flags & kActivationsF32) != 0 ? 4 : 2);
+    RETURN_IF_ERROR(CheckSize("ForwardRequest", "activations", view.activations.size(), rows,
+                              hidden_size_, (header.flags & kActivationsF32) != 0 ? 4 : 2));
+    if (view.trace.empty()) return absl::OkStatus();
+    return Annotate(ParseTrace(view.trace).status(), "ForwardRequest");
   }
 
   absl::Status CheckResponse(const ForwardResponseView& view) const {
@@ -350,7 +367,7 @@ class ForwardFrameParser::Impl {
   const uint64_t hidden_size_;
   size_t frame_bytes_ = 0;
   std::vector<grpc::Slice> slices_;
-  std::array<std::string, 3> storage_;
+  std::array<std::string, 4> storage_;
   expert::v1::ForwardRequest request_;
   expert::v1::ForwardResponse response_;
 };

@@ -1,7 +1,7 @@
 // The bytes of ForwardRequest and ForwardResponse, written and read by hand without touching the
-// payload. A frame is exactly what generated code makes of the message with every field set
-// (proto/expert/v1/expert.proto), so any gRPC client can speak to an expert. Byte by byte:
-// docs/formats/expert_call.md.
+// payload. A frame is exactly what generated code makes of the message with every field set,
+// less the trace where nothing is to be told (proto/expert/v1/expert.proto), so any gRPC client can
+// speak to an expert. Byte by byte: docs/formats/expert_call.md.
 #pragma once
 
 #include <grpcpp/support/byte_buffer.h>
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -47,15 +48,16 @@ struct ForwardResponseHeader {
   uint32_t compute_ns = 0;
 };
 
-// Frames of one or two slices. Ids and weights (60 bytes a row at top-10) are copied behind the
+// Frames of one to three slices. Ids and weights (60 bytes a row at top-10) are copied behind the
 // header; the large payload is the caller's slice, referenced. A reference-counted slice
 // (payload_buffer.h) may be released at once; memory under a static slice must stay unchanged until
 // gRPC has let go of the frame, which is later than the end of the write.
 //   expert_ids [num_rows, top_k], weights [num_rows, top_k], activations [num_rows, hidden] as
-//   flags say
+//   flags say; trace: the lines of trace_context.h, copied; "" leaves the field out
 grpc::ByteBuffer MakeForwardRequest(const ForwardRequestHeader& header,
                                     std::span<const uint16_t> expert_ids,
-                                    std::span<const float> weights, grpc::Slice activations);
+                                    std::span<const float> weights, grpc::Slice activations,
+                                    std::string_view trace = {});
 grpc::ByteBuffer MakeForwardResponse(const ForwardResponseHeader& header, grpc::Slice partial_sums);
 
 // Fields found in a frame. Payload spans point into the frame's own slices when they lie in one
@@ -66,6 +68,7 @@ struct ForwardRequestView {
   std::span<const std::byte> expert_ids;
   std::span<const std::byte> weights;
   std::span<const std::byte> activations;
+  std::string_view trace;  // ParseTrace accepts it; mostly empty
 };
 struct ForwardResponseView {
   ForwardResponseHeader header;
@@ -74,8 +77,9 @@ struct ForwardResponseView {
 
 // The exact frame is read by a fast path; any other valid encoding of the message by generated
 // code. Checks everything that can be checked without knowing the model: malformed bytes, counts of
-// zero, unknown flags, payload sizes against counts (hidden_size is given). kInvalidArgument says
-// what was expected and found. Thread-compatible; owns the slices of the frame it parsed last.
+// zero, unknown flags, payload sizes against counts (hidden_size is given), the trace.
+// kInvalidArgument says what was expected and found. Thread-compatible; owns the slices of the
+// frame it parsed last.
 class ForwardFrameParser {
  public:
   explicit ForwardFrameParser(int32_t hidden_size);

@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
   AddGenerate(app, action);
   AddTokenize(app, action);
   AddStatus(app, action);
+  AddTop(app, action);
   AddBench(app, action);
   app.set_version_flag("--version", version, "Print the version and exit");
   for (CLI::App* verb : app.get_subcommands({})) {

@@ -77,7 +77,11 @@ absl::StatusOr<std::optional<ExpertOptions>> ParseExpertOptions(int argc, const 
       ->capture_default_str();
   app.add_flag("--insecure_listen", options.insecure_listen,
                "Allow an address that other machines reach, without TLS");
-  app.add_option("--log_level", options.log_level, "debug, info, warning or error")
+  app.add_option("--log_level", options.log_level,
+                 "debug, info, warning or error; SIGUSR1 makes a running process one step more "
+                 "verbose, SIGUSR2 one less")
+      ->capture_default_str();
+  app.add_option("--log_format", options.log_format, "key_value or json: one object a line")
       ->capture_default_str();
 
   std::vector<std::string> args = SplitEmptyValues(argc, argv);
@@ -111,6 +115,7 @@ absl::StatusOr<std::optional<ExpertOptions>> ParseExpertOptions(int argc, const 
   RETURN_IF_ERROR(
       Annotate(CheckListenAddress(options.listen, options.insecure_listen), "--listen"));
   RETURN_IF_ERROR(Annotate(SetLogLevel(options.log_level), "--log_level"));
+  RETURN_IF_ERROR(Annotate(SetLogFormat(options.log_format), "--log_format"));
   return options;
 }
 

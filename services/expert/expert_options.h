@@ -19,6 +19,7 @@ struct ExpertOptions {
   std::string cpu_tier = "auto";
   bool insecure_listen = false;
   std::string log_level = "info";
+  std::string log_format = "key_value";
 };
 
 // kInvalidArgument: what is wrong with which flag. nullopt: --help or --version was asked for and

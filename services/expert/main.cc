@@ -1,12 +1,10 @@
 // banyan-expert: one shard of the expert pool behind a gRPC service.
-#include <cstdio>
 #include <memory>
 #include <optional>
-#include <string>
 
+#include "common/base/log_level_signals.h"
 #include "common/base/logging.h"
 #include "common/base/stop_signals.h"
-#include "common/base/strings.h"
 #include "common/io/mapping_fault.h"
 #include "common/rpc/channel_settings.h"
 #include "services/expert/expert_options.h"
@@ -18,8 +16,7 @@ constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
 
 int Fail(const absl::Status& status, int code) {
-  std::fprintf(stderr, "banyan-expert: error: %s\n",
-               std::string(banyan::ToStd(status.message())).c_str());
+  banyan::LogFatalExit("banyan-expert", status);
   return code;
 }
 
@@ -35,10 +32,11 @@ int main(int argc, char** argv) {
   if (!options->has_value()) return 0;
 
   StopSignals stop;
+  const LogLevelSignals level_signals;
   absl::StatusOr<std::unique_ptr<expert::ExpertServer>> server =
       expert::ExpertServer::Create(**options);
   if (!server.ok()) return Fail(server.status(), kExitFailure);
-  LogInfo("listening address={}", (*server)->address());
+  LogInfo("listening", {{"address", (*server)->address()}});
   if (absl::Status status = (*server)->Run(stop); !status.ok()) return Fail(status, kExitFailure);
   return 0;
 }

@@ -1,12 +1,10 @@
 // banyan-trunk: the model behind a gRPC service, less its routed experts.
-#include <cstdio>
 #include <memory>
 #include <optional>
-#include <string>
 
+#include "common/base/log_level_signals.h"
 #include "common/base/logging.h"
 #include "common/base/stop_signals.h"
-#include "common/base/strings.h"
 #include "common/io/mapping_fault.h"
 #include "common/rpc/channel_settings.h"
 #include "services/trunk/server/inference_server.h"
@@ -18,8 +16,7 @@ constexpr int kExitFailure = 1;
 constexpr int kExitUsage = 2;
 
 int Fail(const absl::Status& status, int code) {
-  std::fprintf(stderr, "banyan-trunk: error: %s\n",
-               std::string(banyan::ToStd(status.message())).c_str());
+  banyan::LogFatalExit("banyan-trunk", status);
   return code;
 }
 
@@ -34,10 +31,11 @@ int main(int argc, char** argv) {
   if (!options->has_value()) return 0;
 
   StopSignals stop;
+  const LogLevelSignals level_signals;
   absl::StatusOr<std::unique_ptr<trunk::InferenceServer>> server =
       trunk::InferenceServer::Create(**options);
   if (!server.ok()) return Fail(server.status(), kExitFailure);
-  LogInfo("listening address={}", (*server)->address());
+  LogInfo("listening", {{"address", (*server)->address()}});
   if (absl::Status status = (*server)->Run(stop); !status.ok()) return Fail(status, kExitFailure);
   return 0;
 }

@@ -94,7 +94,11 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
       ->capture_default_str();
   app.add_flag("--insecure_listen", options.insecure_listen,
                "Allow an address that other machines reach, without TLS");
-  app.add_option("--log_level", options.log_level, "debug, info, warning or error")
+  app.add_option("--log_level", options.log_level,
+                 "debug, info, warning or error; SIGUSR1 makes a running process one step more "
+                 "verbose, SIGUSR2 one less")
+      ->capture_default_str();
+  app.add_option("--log_format", options.log_format, "key_value or json: one object a line")
       ->capture_default_str();
 }
 
@@ -209,6 +213,7 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
   ASSIGN_OR_RETURN(options.slow_client_timeout,
                    ParseDuration("--slow_client_timeout", given.slow_client_timeout, false));
   RETURN_IF_ERROR(Annotate(SetLogLevel(options.log_level), "--log_level"));
+  RETURN_IF_ERROR(Annotate(SetLogFormat(options.log_format), "--log_format"));
   return options;
 }
 

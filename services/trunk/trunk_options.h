@@ -28,6 +28,7 @@ struct TrunkOptions {
   absl::Duration slow_client_timeout = absl::Seconds(30);
   bool insecure_listen = false;
   std::string log_level = "info";
+  std::string log_format = "key_value";
 };
 
 // kInvalidArgument: what is wrong with which flag; kUnimplemented: a backend or load format that

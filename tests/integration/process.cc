@@ -108,12 +108,13 @@ absl::StatusOr<int> Process::WaitExit(absl::Duration timeout) {
   return exit_code_;
 }
 
-bool Process::HasLineOrEnded(const std::string& text, std::string* line) const {
+bool Process::HasLineOrEnded(const std::vector<std::string>& texts, std::string* line) const {
   for (size_t begin = 0; begin < log_.size();) {
     const size_t end = log_.find('\n', begin);
     if (end == std::string::npos) break;
     const std::string_view candidate = std::string_view(log_).substr(begin, end - begin);
-    if (candidate.find(text) != std::string_view::npos) {
+    for (const std::string& text : texts) {
+      if (candidate.find(text) == std::string_view::npos) continue;
       *line = candidate;
       return true;
     }
@@ -123,25 +124,35 @@ bool Process::HasLineOrEnded(const std::string& text, std::string* line) const {
 }
 
 absl::StatusOr<std::string> Process::WaitForLine(std::string_view text, absl::Duration timeout) {
-  const std::string wanted(text);
+  return WaitForAnyLine({std::string(text)}, timeout);
+}
+
+absl::StatusOr<std::string> Process::WaitForAnyLine(const std::vector<std::string>& texts,
+                                                    absl::Duration timeout) {
   std::string line;
   absl::MutexLock lock(&mutex_);
-  const auto found = [this, &wanted, &line]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
-    return HasLineOrEnded(wanted, &line);
+  const auto found = [this, &texts, &line]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+    return HasLineOrEnded(texts, &line);
   };
   const bool in_time = mutex_.AwaitWithTimeout(absl::Condition(&found), timeout);
   if (!line.empty()) return line;
   return StatusF(in_time ? absl::StatusCode::kNotFound : absl::StatusCode::kDeadlineExceeded,
-                 "no line with '{}' {}; log:\n{}", wanted,
+                 "no line with '{}' {}; log:\n{}", texts[0],
                  in_time ? "before the output ended" : "in time", log_);
 }
 
 absl::StatusOr<std::string> Process::ListeningAddress(absl::Duration timeout) {
-  constexpr std::string_view kKey = " listening address=";
-  absl::StatusOr<std::string> line = WaitForLine(kKey, timeout);
+  const std::vector<std::string> keys = {" listening address=",
+                                         R"("event":"listening","address":")"};
+  absl::StatusOr<std::string> line = WaitForAnyLine(keys, timeout);
   if (!line.ok()) return line.status();
-  const std::string rest = line->substr(line->find(kKey) + kKey.size());
-  return rest.substr(0, rest.find(' '));
+  for (const std::string& key : keys) {
+    const size_t at = line->find(key);
+    if (at == std::string::npos) continue;
+    const std::string rest = line->substr(at + key.size());
+    return rest.substr(0, rest.find_first_of(" \""));
+  }
+  return *line;
 }
 
 std::string Process::Log() const {

@@ -40,7 +40,7 @@ class Process {
   // the output has ended without it, both with the log so far.
   absl::StatusOr<std::string> WaitForLine(std::string_view text, absl::Duration timeout);
 
-  // The address that the service logged in its `listening address=...` line.
+  // The address that the service logged in its line of the event `listening`, in either format.
   absl::StatusOr<std::string> ListeningAddress(absl::Duration timeout);
 
   std::string Log() const;
@@ -48,7 +48,9 @@ class Process {
 
  private:
   void ReadOutput();
-  bool HasLineOrEnded(const std::string& text, std::string* line) const
+  absl::StatusOr<std::string> WaitForAnyLine(const std::vector<std::string>& texts,
+                                             absl::Duration timeout);
+  bool HasLineOrEnded(const std::vector<std::string>& texts, std::string* line) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   pid_t pid_ = -1;

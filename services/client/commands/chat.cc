@@ -28,6 +28,7 @@ namespace {
 struct Options {
   ServerFlags server;
   SamplingFlags sampling;
+  TraceFlags trace;
   std::string system;
   std::string load;
   std::string history;
@@ -130,6 +131,7 @@ absl::Status Chat::Ask(const std::string& question) {
   if (options_.server.timeout_seconds > 0) {
     context.set_deadline(absl::ToChronoTime(options_.server.Deadline()));
   }
+  options_.trace.Fill(context);
   Generation generation(absl::Now());
   absl::Status status;
   {
@@ -178,6 +180,9 @@ std::string DefaultHistoryPath() {
 int Run(const Options& options) {
   inference::v1::GenerateRequest checked;
   if (absl::Status status = options.sampling.Fill(checked); !status.ok()) {
+    return FailUsage(ToStd(status.message()));
+  }
+  if (absl::Status status = options.trace.Check(); !status.ok()) {
     return FailUsage(ToStd(status.message()));
   }
   if (absl::Status status = CheckServerAddress(options.server.address); !status.ok()) {
@@ -237,6 +242,7 @@ void AddChat(CLI::App& app, Action& action) {
   verb->add_option("--history", options->history,
                    "File of typed lines (default: ~/.local/state/banyan/chat_history)");
   verb->add_flag("--no_history", options->no_history, "Keep typed lines in memory only");
+  AddTraceFlags(*verb, options->trace);
   AddServerFlags(*verb, options->server, 0);
   AddSamplingFlags(*verb, options->sampling);
   verb->callback([options, &action] { action = [options] { return Run(*options); }; });

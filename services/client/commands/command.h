@@ -32,6 +32,7 @@ void AddChat(CLI::App& app, Action& action);
 void AddGenerate(CLI::App& app, Action& action);
 void AddTokenize(CLI::App& app, Action& action);
 void AddStatus(CLI::App& app, Action& action);
+void AddTop(CLI::App& app, Action& action);
 void AddBench(CLI::App& app, Action& action);
 
 }  // namespace banyan::client

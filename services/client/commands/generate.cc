@@ -26,6 +26,7 @@ namespace {
 struct Options {
   ServerFlags server;
   SamplingFlags sampling;
+  TraceFlags trace;
   std::optional<std::string> prompt;
   std::string ids;
   bool chat = false;
@@ -93,6 +94,9 @@ int Run(const Options& options) {
   if (absl::Status status = CheckServerAddress(options.server.address); !status.ok()) {
     return FailUsage(ToStd(status.message()));
   }
+  if (absl::Status status = options.trace.Check(); !status.ok()) {
+    return FailUsage(ToStd(status.message()));
+  }
   if (absl::Status status = FillPrompt(options, request); !status.ok()) {
     return FailUsage(ToStd(status.message()));
   }
@@ -109,6 +113,7 @@ int Run(const Options& options) {
   if (options.server.timeout_seconds > 0) {
     context.set_deadline(absl::ToChronoTime(options.server.Deadline()));
   }
+  options.trace.Fill(context);
   Generation generation(absl::Now());
   const absl::Status status =
       RunGenerate(*stub, request, options.server.address, context, generation,
@@ -153,6 +158,7 @@ void AddGenerate(CLI::App& app, Action& action) {
   verb->add_flag("--prompt_logprobs", options->prompt_logprobs,
                  "Log-probabilities of the prompt's tokens in the json");
   verb->add_option("--request_id", options->request_id, "Name of the request in the server's log");
+  AddTraceFlags(*verb, options->trace);
   AddServerFlags(*verb, options->server, 0);
   AddSamplingFlags(*verb, options->sampling);
   verb->callback([options, &action] { action = [options] { return Run(*options); }; });

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/logging.h"
 #include "common/base/strings.h"
 #include "common/parallel/topology.h"
 #include "services/client/commands/command.h"
@@ -37,6 +38,8 @@ struct Options {
   std::string listen = kDefaultServer;
   std::string metrics_listen = "127.0.0.1:9101";
   std::string log_file = "server.log";
+  std::string log_level = "info";
+  std::string log_format = "key_value";
   std::string run_dir;
   int32_t threads = 0;
   double drain_timeout_seconds = 20;
@@ -45,8 +48,7 @@ struct Options {
       {"--backend", {}},       {"--load_format", {}},      {"--max_context_tokens", {}},
       {"--max_sequences", {}}, {"--max_batch_tokens", {}}, {"--max_queued_requests", {}},
       {"--host_budget", {}}};
-  std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}},
-                                                                             {"--log_level", {}}};
+  std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
       {"--pool_format", {}}};
   bool insecure_listen = false;
@@ -181,6 +183,11 @@ void RemoveDeadSocket(const std::string& listen) {
 }
 
 int Run(const Options& options) {
+  if (absl::Status status = SetLogLevel(options.log_level); !status.ok()) {
+    return FailUsage(ToStd(status.message()));
+  }
+  const absl::StatusOr<LogFormat> log_format = ParseLogFormat(options.log_format);
+  if (!log_format.ok()) return FailUsage(ToStd(log_format.status().message()));
   if (absl::Status status = CheckServerAddress(options.listen); !status.ok()) {
     return FailUsage(
         fmt::format("--listen: {} (a port of its own, not 0)", ToStd(status.message())));
@@ -195,6 +202,8 @@ int Run(const Options& options) {
 
   SupervisorOptions supervised;
   supervised.log_path = options.log_file;
+  supervised.log_format = *log_format;
+  supervised.pass_log_flags = true;
   supervised.drain_limit = absl::Seconds(options.drain_timeout_seconds) + kKillGrace;
   supervised.when_ready = ReadyLines(options);
   if (absl::Status status = AddServices(options, **run, supervised); !status.ok()) {
@@ -235,6 +244,13 @@ void AddServe(CLI::App& app, Action& action) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   verb->add_option("--log_file", options->log_file, "Log of all services, appended to")
+      ->capture_default_str();
+  verb->add_option("--log_level", options->log_level,
+                   "debug, info, warning or error, in all services; SIGUSR1 to this process makes "
+                   "all one step more verbose, SIGUSR2 one less")
+      ->capture_default_str();
+  verb->add_option("--log_format", options->log_format,
+                   "key_value or json: one object a line, with the service it comes from")
       ->capture_default_str();
   verb->add_option(
       "--run_dir", options->run_dir,

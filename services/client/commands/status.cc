@@ -22,6 +22,7 @@
 #include "services/client/connection/metrics_scrape.h"
 #include "services/client/connection/request_flags.h"
 #include "services/client/connection/server_connection.h"
+#include "services/client/connection/server_status.h"
 #include "services/client/terminal/table.h"
 
 namespace banyan::client {
@@ -30,7 +31,7 @@ namespace {
 using inference::v1::GetModelInfoResponse;
 using nlohmann::ordered_json;
 
-constexpr absl::Duration kExpertPatience = absl::Milliseconds(500);
+constexpr absl::Duration kMetricsPatience = absl::Milliseconds(500);
 constexpr absl::Duration kRateWindow = absl::Seconds(1);
 constexpr absl::Duration kPollInterval = absl::Milliseconds(100);
 
@@ -42,24 +43,14 @@ struct Options {
   double wait_seconds = 0;
 };
 
-struct ReplicaStatus {
-  std::string address;
-  std::string state;  // as the trunk sees it
-  std::string load;   // asked from here; "" when it cannot be reached from here
-};
-
 struct Rate {
   std::string name;  // "generated tokens"
   double total = 0;
   double per_second = 0;
 };
 
-struct ServerStatus {
-  bool serving = false;
-  std::string phase;
-  common::v1::LoadProgress progress;
-  std::optional<GetModelInfoResponse> info;  // absent while it loads
-  std::vector<std::vector<ReplicaStatus>> shards;
+struct Shown {
+  ServerStatus server;
   std::vector<Rate> rates;  // empty where the metrics cannot be read
 };
 
@@ -80,78 +71,30 @@ std::optional<std::string> RateName(const std::string& family) {
 
 std::vector<Rate> ReadRates(const std::string& address) {
   std::vector<Rate> rates;
-  const auto before = ScrapeMetrics(address, kExpertPatience);
+  const auto before = ScrapeMetrics(address, kMetricsPatience);
   if (!before.ok()) return rates;
   const absl::Time begin = absl::Now();
   absl::SleepFor(kRateWindow);
-  const auto after = ScrapeMetrics(address, kExpertPatience);
+  const auto after = ScrapeMetrics(address, kMetricsPatience);
   if (!after.ok()) return rates;
   const double seconds = absl::ToDoubleSeconds(absl::Now() - begin);
-  for (const auto& [family, value] : *after) {
+  for (const auto& [family, value] : after->Totals()) {
     const auto name = RateName(family);
     if (!name) continue;
-    const auto old = before->find(family);
-    const double gained = value - (old == before->end() ? 0 : old->second);
-    rates.push_back({*name, value, std::max(0.0, gained) / seconds});
+    const double gained = Increase(before->Sum(family).value_or(0), value);
+    rates.push_back({*name, value, gained / seconds});
   }
   return rates;
 }
 
-ReplicaStatus ReadReplica(const std::string& address, const std::string& state) {
-  ReplicaStatus replica{address, state, ""};
-  const auto channel = Connect(address, kExpertPatience);
-  if (!channel.ok()) return replica;
-  const auto progress = ReadLoad(*channel, ServiceKind::kExpert, absl::Now() + kExpertPatience);
-  if (progress.ok()) replica.load = LoadPhaseName(progress->phase());
-  return replica;
-}
-
-absl::StatusOr<ServerStatus> ReadStatus(const Options& options,
-                                        const std::shared_ptr<grpc::Channel>& channel) {
-  const auto deadline = options.server.Deadline();
-  ServerStatus status;
-  {
-    auto stub = grpc::health::v1::Health::NewStub(channel);
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(deadline));
-    grpc::health::v1::HealthCheckResponse response;
-    const absl::Status called =
-        FromGrpc(stub->Check(&context, grpc::health::v1::HealthCheckRequest(), &response));
-    if (!called.ok()) return ExplainCall(called, options.server.address);
-    status.serving = response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
-  }
-  const auto progress = ReadLoad(channel, ServiceKind::kTrunk, deadline);
-  if (!progress.ok()) return ExplainCall(progress.status(), options.server.address);
-  status.progress = *progress;
-  status.phase = LoadPhaseName(progress->phase());
-  auto stub = inference::v1::Inference::NewStub(channel);
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(deadline));
-  GetModelInfoResponse info;
-  const absl::Status called =
-      FromGrpc(stub->GetModelInfo(&context, inference::v1::GetModelInfoRequest(), &info));
-  if (called.ok()) {
-    for (const auto& shard : info.shards()) {
-      auto& replicas = status.shards.emplace_back();
-      for (int i = 0; i < shard.replicas_size(); ++i) {
-        replicas.push_back(
-            ReadReplica(shard.replicas(i), i < shard.states_size() ? shard.states(i) : ""));
-      }
-    }
-    status.info = std::move(info);
-  } else if (called.code() != absl::StatusCode::kUnavailable) {
-    return ExplainCall(called, options.server.address);
-  }
-  if (!options.metrics.empty()) status.rates = ReadRates(options.metrics);
-  return status;
-}
-
-std::string ToText(const Options& options, const ServerStatus& status) {
+std::string ToText(const Options& options, const Shown& shown) {
+  const ServerStatus& status = shown.server;
+  const std::string phase = LoadPhaseName(status.progress.phase());
   const auto& progress = status.progress;
   std::string out = fmt::format("trunk {}: {}", options.server.address,
                                 status.serving ? "serving" : "not serving");
-  if (status.phase != "ready") {
-    out += fmt::format(", load: {}", status.phase);
+  if (phase != "ready") {
+    out += fmt::format(", load: {}", phase);
     if (progress.bytes_total() > 0) {
       out += fmt::format(" {} of {}", HumanBytes(static_cast<double>(progress.bytes_done())),
                          HumanBytes(static_cast<double>(progress.bytes_total())));
@@ -174,15 +117,16 @@ std::string ToText(const Options& options, const ServerStatus& status) {
       const auto& shard = info.shards(i);
       for (const ReplicaStatus& replica : status.shards[static_cast<size_t>(i)]) {
         table.AddRow({std::to_string(shard.index()), replica.address, replica.state,
-                      replica.load.empty() ? "?" : replica.load, shard.split(), shard.pool_format(),
-                      shard.kernel_tier(), HumanBytes(static_cast<double>(shard.pool_bytes()))});
+                      replica.progress ? LoadPhaseName(replica.progress->phase()) : "?",
+                      shard.split(), shard.pool_format(), shard.kernel_tier(),
+                      HumanBytes(static_cast<double>(shard.pool_bytes()))});
       }
     }
     out += table.ToText();
   }
-  if (!status.rates.empty()) {
+  if (!shown.rates.empty()) {
     Table table({"rate", "per second", "total"});
-    for (const Rate& rate : status.rates) {
+    for (const Rate& rate : shown.rates) {
       table.AddRow(
           {rate.name, fmt::format("{:.1f}", rate.per_second), fmt::format("{:.0f}", rate.total)});
     }
@@ -191,11 +135,13 @@ std::string ToText(const Options& options, const ServerStatus& status) {
   return out;
 }
 
-ordered_json ToJson(const Options& options, const ServerStatus& status) {
+ordered_json ToJson(const Options& options, const Shown& shown) {
+  const ServerStatus& status = shown.server;
+  const std::string phase = LoadPhaseName(status.progress.phase());
   ordered_json json = {{"server", options.server.address},
                        {"serving", status.serving},
                        {"load",
-                        {{"phase", status.phase},
+                        {{"phase", phase},
                          {"bytes_done", status.progress.bytes_done()},
                          {"bytes_total", status.progress.bytes_total()},
                          {"elapsed_seconds", status.progress.elapsed_seconds()},
@@ -222,7 +168,9 @@ ordered_json ToJson(const Options& options, const ServerStatus& status) {
       ordered_json replicas = ordered_json::array();
       for (const ReplicaStatus& replica : status.shards[static_cast<size_t>(i)]) {
         replicas.push_back(
-            {{"address", replica.address}, {"state", replica.state}, {"load", replica.load}});
+            {{"address", replica.address},
+             {"state", replica.state},
+             {"load", replica.progress ? LoadPhaseName(replica.progress->phase()) : ""}});
       }
       json["shards"].push_back({{"index", shard.index()},
                                 {"split", shard.split()},
@@ -233,11 +181,20 @@ ordered_json ToJson(const Options& options, const ServerStatus& status) {
     }
   }
   json["rates"] = ordered_json::array();
-  for (const Rate& rate : status.rates) {
+  for (const Rate& rate : shown.rates) {
     json["rates"].push_back(
         {{"name", rate.name}, {"per_second", rate.per_second}, {"total", rate.total}});
   }
   return json;
+}
+
+absl::StatusOr<Shown> Read(const Options& options) {
+  Shown shown;
+  ASSIGN_OR_RETURN(const auto channel, Connect(options.server.address, kConnectPatience));
+  ASSIGN_OR_RETURN(shown.server,
+                   ReadServerStatus(channel, options.server.address, options.server.Deadline()));
+  if (!options.metrics.empty()) shown.rates = ReadRates(options.metrics);
+  return shown;
 }
 
 // Until the server says that it serves; the last reason why not.
@@ -277,9 +234,7 @@ int Run(const Options& options) {
     if (absl::Status status = WaitUntilServing(options); !status.ok()) return Fail(status);
   }
   for (;;) {
-    const auto channel = Connect(options.server.address, kConnectPatience);
-    const auto status = channel.ok() ? ReadStatus(options, *channel)
-                                     : absl::StatusOr<ServerStatus>(channel.status());
+    const auto status = Read(options);
     if (options.watch_seconds <= 0 && !status.ok()) return Fail(status.status());
     std::string text;
     if (!status.ok()) {

@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 
 #include "absl/time/clock.h"
@@ -51,39 +50,7 @@ int ConnectTcp(const std::string& host, const std::string& port, absl::Duration 
 
 }  // namespace
 
-std::map<std::string, double> ParseMetrics(std::string_view text) {
-  std::map<std::string, double> values;
-  while (!text.empty()) {
-    const size_t newline = text.find('\n');
-    std::string_view line = text.substr(0, newline);
-    text.remove_prefix(newline == std::string_view::npos ? text.size() : newline + 1);
-    if (line.empty() || line[0] == '#') continue;
-    const size_t name_end = line.find_first_of("{ ");
-    if (name_end == std::string_view::npos || name_end == 0) continue;
-    size_t at = name_end;
-    if (line[at] == '{') {
-      bool quoted = false;
-      while (at < line.size() && (quoted || line[at] != '}')) {
-        if (quoted && line[at] == '\\')
-          ++at;
-        else if (line[at] == '"')
-          quoted = !quoted;
-        ++at;
-      }
-      ++at;
-    }
-    if (at >= line.size()) continue;
-    const std::string number(line.substr(at));
-    char* end = nullptr;
-    const double value = std::strtod(number.c_str(), &end);
-    if (end == number.c_str()) continue;
-    values[std::string(line.substr(0, name_end))] += value;
-  }
-  return values;
-}
-
-absl::StatusOr<std::map<std::string, double>> ScrapeMetrics(const std::string& address,
-                                                            absl::Duration patience) {
+absl::StatusOr<MetricsPage> ScrapeMetrics(const std::string& address, absl::Duration patience) {
   const size_t colon = address.rfind(':');
   if (colon == std::string::npos) return Failed(address, "expected host:port");
   std::string host = address.substr(0, colon);
@@ -117,7 +84,7 @@ absl::StatusOr<std::map<std::string, double>> ScrapeMetrics(const std::string& a
     return Failed(address,
                   fmt::format("it answered '{}'", Printable(page.substr(0, page.find('\r')), 60)));
   }
-  return ParseMetrics(std::string_view(page).substr(body + 4));
+  return MetricsPage::Parse(std::string_view(page).substr(body + 4));
 }
 
 }  // namespace banyan::client

@@ -1,11 +1,14 @@
 #include "services/client/connection/request_flags.h"
 
+#include <grpcpp/client_context.h>
+
 #include <CLI/CLI.hpp>
 #include <charconv>
 
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/base/trace_context.h"
 #include "proto/inference/v1/inference.pb.h"
 #include "services/client/connection/server_connection.h"
 
@@ -33,6 +36,20 @@ void AddServerFlags(CLI::App& verb, ServerFlags& flags, double default_timeout_s
   verb.add_option("--timeout", flags.timeout_seconds, "Seconds one call may take; 0: no limit")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
+}
+
+absl::Status TraceFlags::Check() const {
+  if (traceparent.empty()) return absl::OkStatus();
+  return Annotate(ParseTraceparent(traceparent).status(), "--traceparent");
+}
+
+void TraceFlags::Fill(grpc::ClientContext& context) const {
+  if (!traceparent.empty()) context.AddMetadata("traceparent", traceparent);
+}
+
+void AddTraceFlags(CLI::App& verb, TraceFlags& flags) {
+  verb.add_option("--traceparent", flags.traceparent,
+                  "W3C trace context of the caller; its trace id appears in the servers' logs");
 }
 
 void AddSamplingFlags(CLI::App& verb, SamplingFlags& flags) {

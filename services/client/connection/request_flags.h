@@ -12,6 +12,9 @@
 namespace CLI {
 class App;
 }
+namespace grpc {
+class ClientContext;
+}
 namespace banyan::inference::v1 {
 class GenerateRequest;
 }
@@ -24,6 +27,17 @@ struct ServerFlags {
 
   absl::Time Deadline() const;
 };
+// Names a request in the logs of trunk and experts.
+struct TraceFlags {
+  std::string traceparent;
+
+  // kInvalidArgument for a --traceparent that the server would ignore.
+  absl::Status Check() const;
+  // Adds the metadata.
+  void Fill(grpc::ClientContext& context) const;
+};
+void AddTraceFlags(CLI::App& verb, TraceFlags& flags);
+
 void AddServerFlags(CLI::App& verb, ServerFlags& flags, double default_timeout_seconds);
 
 // Unset values are left to the server, which takes them from generation_config.json and checks

@@ -1,6 +1,5 @@
 #include "services/client/supervisor/supervisor.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -8,13 +7,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "absl/memory/memory.h"
 #include "absl/time/clock.h"
 #include "common/base/check.h"
+#include "common/base/log_level_signals.h"
+#include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 
@@ -29,12 +28,8 @@ constexpr int kMaxEarlyCrashes = 5;
 sigset_t SupervisorSignals() {
   sigset_t set;
   sigemptyset(&set);
-  for (int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD}) sigaddset(&set, signal);
+  for (int signal : {SIGINT, SIGTERM, SIGHUP, SIGCHLD, SIGUSR1, SIGUSR2}) sigaddset(&set, signal);
   return set;
-}
-
-std::string Timestamp() {
-  return absl::FormatTime("%Y-%m-%dT%H:%M:%E3S%Ez", absl::Now(), absl::LocalTimeZone());
 }
 
 }  // namespace
@@ -52,51 +47,49 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Create(SupervisorOptions
                      service.argv[0]);
     }
   }
-  const int log_fd =
-      open(options.log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-  if (log_fd < 0) {
-    return FailedPreconditionF("cannot write the log {}: {}", options.log_path, strerror(errno));
-  }
+  ASSIGN_OR_RETURN(auto log, MergedLog::Open(options.log_path, options.log_format));
   const sigset_t set = SupervisorSignals();
   const int signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
   CHECK(signal_fd >= 0);
-  return absl::WrapUnique(new Supervisor(std::move(options), out, is_terminal, log_fd, signal_fd));
+  return absl::WrapUnique(
+      new Supervisor(std::move(options), out, is_terminal, std::move(log), signal_fd));
 }
 
-Supervisor::Supervisor(SupervisorOptions options, std::FILE* out, bool is_terminal, int log_fd,
-                       int signal_fd)
+Supervisor::Supervisor(SupervisorOptions options, std::FILE* out, bool is_terminal,
+                       std::unique_ptr<MergedLog> log, int signal_fd)
     : options_(std::move(options)),
       view_(out, is_terminal),
-      log_fd_(log_fd),
+      log_(std::move(log)),
       signal_fd_(signal_fd) {}
 
 Supervisor::~Supervisor() {
   units_.clear();
-  close(log_fd_);
   close(signal_fd_);
 }
 
-void Supervisor::Log(std::string_view name, std::string_view line) {
-  const std::string text = fmt::format("{:<8} | {}\n", name, line);
-  // A full disk must not end the service: what cannot be written is lost.
-  [[maybe_unused]] const ssize_t written = write(log_fd_, text.data(), text.size());
+void Supervisor::LogEvent(std::string_view event, LogFields fields) {
+  if (LogEnabled(LogLevel::kInfo)) log_->Event(event, fields);
 }
 
 absl::Status Supervisor::StartUnit(Unit& unit) {
-  ASSIGN_OR_RETURN(unit.child, ChildProcess::Start(unit.service.argv));
+  std::vector<std::string> argv = unit.service.argv;
+  if (options_.pass_log_flags) {
+    argv.insert(argv.end(), {"--log_format", std::string(LogFormatName(options_.log_format)),
+                             "--log_level", std::string(LogLevelName(GetLogLevel()))});
+  }
+  ASSIGN_OR_RETURN(unit.child, ChildProcess::Start(argv));
   unit.started = absl::Now();
   unit.start_at = absl::InfinitePast();
   unit.ready = false;
   unit.last_line.clear();
-  Log("serve", fmt::format("{} started service=\"{}\" pid={}", Timestamp(), unit.service.name,
-                           unit.child->pid()));
+  LogEvent("started", {{"name", unit.service.name}, {"pid", unit.child->pid()}});
   return absl::OkStatus();
 }
 
 void Supervisor::TakeOutput(Unit& unit) {
   if (unit.child == nullptr) return;
   for (std::string& line : unit.child->ReadLines()) {
-    Log(unit.service.name, line);
+    log_->Forward(unit.service.name, line);
     if (!line.empty()) unit.last_line = std::move(line);
   }
 }
@@ -109,12 +102,14 @@ absl::Status Supervisor::Reap(Unit& unit) {
   unit.watcher->Reset();
   unit.ready = false;
   const absl::Duration worked = absl::Now() - unit.started;
-  Log("serve", fmt::format("{} ended service=\"{}\" by=\"{}\" after_seconds={:.1f}", Timestamp(),
-                           unit.service.name, end->ToString(), absl::ToDoubleSeconds(worked)));
+  LogEvent("ended", {{"name", unit.service.name},
+                     {"by", end->ToString()},
+                     {"after_seconds", absl::ToDoubleSeconds(worked)}});
   if (!unit.was_ready && (!end->by_signal || ++unit.early_crashes >= kMaxEarlyCrashes)) {
     return FailedPreconditionF(
         "{} did not start ({}): {} (log: {})", unit.service.name, end->ToString(),
-        unit.last_line.empty() ? "it said nothing" : unit.last_line, options_.log_path);
+        unit.last_line.empty() ? "it said nothing" : MergedLog::Reason(unit.last_line),
+        options_.log_path);
   }
   const absl::Duration pause = unit.backoff.Next(worked);
   unit.start_at = absl::Now() + pause;
@@ -185,13 +180,27 @@ bool Supervisor::TakeSignals() {
   bool asked = false;
   signalfd_siginfo info;
   while (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
-    if (info.ssi_signo != SIGCHLD) asked = true;
+    if (info.ssi_signo == SIGUSR1 || info.ssi_signo == SIGUSR2) {
+      ChangeLogLevel(static_cast<int>(info.ssi_signo));
+    } else if (info.ssi_signo != SIGCHLD) {
+      asked = true;
+    }
   }
   return asked;
 }
 
+void Supervisor::ChangeLogLevel(int signal) {
+  const LogLevelStep step = StepLogLevel(signal);
+  log_->Event("log_level", {{"from", LogLevelName(step.from)},
+                            {"to", LogLevelName(step.to)},
+                            {"signal", step.signal_name}});
+  for (auto& unit : units_) {
+    if (unit->child != nullptr) unit->child->Signal(signal);
+  }
+}
+
 absl::Status Supervisor::Run() {
-  Log("serve", fmt::format("{} begin pid={}", Timestamp(), getpid()));
+  LogEvent("begin", {{"pid", getpid()}});
   for (const auto& service : options_.services) {
     auto unit = std::make_unique<Unit>();
     unit->service = service;
@@ -225,7 +234,7 @@ absl::Status Supervisor::Run() {
   }
   if (asked_to_end) view_.Say("ending: answers under way finish first (again: at once)");
   DrainAll();
-  Log("serve", fmt::format("{} end", Timestamp()));
+  LogEvent("end", {});
   return status;
 }
 
@@ -253,8 +262,7 @@ void Supervisor::Drain(const std::vector<Unit*>& units) {
       if (unit->child == nullptr) continue;
       if (const auto end = unit->child->Poll()) {
         TakeOutput(*unit);
-        Log("serve", fmt::format("{} ended service=\"{}\" by=\"{}\"", Timestamp(),
-                                 unit->service.name, end->ToString()));
+        LogEvent("ended", {{"name", unit->service.name}, {"by", end->ToString()}});
         unit->child.reset();
       } else if (std::find(units.begin(), units.end(), unit.get()) != units.end()) {
         running = true;

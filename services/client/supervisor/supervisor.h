@@ -11,8 +11,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/base/log_line.h"
 #include "services/client/connection/load_watcher.h"
 #include "services/client/supervisor/child_process.h"
+#include "services/client/supervisor/merged_log.h"
 #include "services/client/supervisor/restart_backoff.h"
 #include "services/client/terminal/progress_view.h"
 
@@ -25,14 +27,18 @@ struct SupervisorOptions {
     std::string address;            // where WatchLoad is asked
     std::vector<std::string> argv;  // argv[0] is the program's path
   };
-  std::vector<Service> services;        // in starting order; drained in the opposite one
-  std::string log_path;                 // appended to
+  std::vector<Service> services;  // in starting order; drained in the opposite one
+  std::string log_path;           // appended to
+  LogFormat log_format = LogFormat::kKeyValue;
+  // Starts every service with --log_format, and with --log_level as it is then: of the process
+  // (logging.h), which SIGUSR1 and SIGUSR2 change here and in all services.
+  bool pass_log_flags = false;
   std::vector<std::string> when_ready;  // lines said once everything is ready the first time
   absl::Duration drain_limit = absl::Seconds(20);  // for all services of one kind, before SIGKILL
 };
 
-// Owned by one thread, which must block SIGINT, SIGTERM, SIGHUP and SIGCHLD before any other thread
-// starts (BlockSupervisorSignals).
+// Owned by one thread, which must block SIGINT, SIGTERM, SIGHUP, SIGCHLD, SIGUSR1 and SIGUSR2
+// before any other thread starts (BlockSupervisorSignals).
 class Supervisor {
  public:
   // kNotFound: a program is missing; kFailedPrecondition: the log cannot be written.
@@ -59,12 +65,13 @@ class Supervisor {
     bool ready = false;                          // in this one
   };
 
-  Supervisor(SupervisorOptions options, std::FILE* out, bool is_terminal, int log_fd,
-             int signal_fd);
+  Supervisor(SupervisorOptions options, std::FILE* out, bool is_terminal,
+             std::unique_ptr<MergedLog> log, int signal_fd);
 
   absl::Status StartUnit(Unit& unit);
   void TakeOutput(Unit& unit);
-  void Log(std::string_view name, std::string_view line);
+  void LogEvent(std::string_view event, LogFields fields);
+  void ChangeLogLevel(int signal);
   // A unit that has ended; an error when that is the end of everything.
   absl::Status Reap(Unit& unit);
   absl::Status CheckLoad();
@@ -76,7 +83,7 @@ class Supervisor {
 
   const SupervisorOptions options_;
   ProgressView view_;
-  const int log_fd_;
+  const std::unique_ptr<MergedLog> log_;
   const int signal_fd_;
   std::vector<std::unique_ptr<Unit>> units_;
   bool all_ready_said_ = false;

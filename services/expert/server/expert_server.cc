@@ -117,7 +117,7 @@ class ExpertServer::Impl {
     loader.join();
     stop.RestoreDefault();
     if (signal != 0) {
-      LogInfo("draining signal={}", signal);
+      LogInfo("draining", {{"signal", signal}});
     } else if (!loaded.ok()) {
       return loaded;
     }
@@ -153,14 +153,20 @@ class ExpertServer::Impl {
     const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
     load_metrics_.seconds.Set(seconds);
     const ShardGeometry& geometry = store_->geometry();
-    LogInfo(
-        "ready shard={}/{} split={} experts={}+{} width={}+{} moe_layers={} pool_format={} "
-        "pool_bytes={} tier={} threads={} seconds={:.3f} fingerprint={}",
-        options_.shard.index, options_.shard.num_shards,
-        options_.shard.split == ShardSplit::kWidth ? "width" : "experts", geometry.first_expert,
-        geometry.num_shard_experts, geometry.first_width, geometry.num_shard_width,
-        store_->moe_layers().size(), store_->pool_format(), total, kernels_->name, num_threads,
-        seconds, store_->fingerprint());
+    LogInfo("ready", {{"shard", options_.shard.index},
+                      {"num_shards", options_.shard.num_shards},
+                      {"split", options_.shard.split == ShardSplit::kWidth ? "width" : "experts"},
+                      {"first_expert", geometry.first_expert},
+                      {"num_experts", geometry.num_shard_experts},
+                      {"first_width", geometry.first_width},
+                      {"width", geometry.num_shard_width},
+                      {"moe_layers", store_->moe_layers().size()},
+                      {"pool_format", store_->pool_format()},
+                      {"pool_bytes", total},
+                      {"tier", kernels_->name},
+                      {"threads", num_threads},
+                      {"seconds", seconds},
+                      {"fingerprint", store_->fingerprint()}});
     absl::MutexLock lock(&serving_mutex_);
     if (!draining_) {
       health_.SetServing(true);

@@ -13,12 +13,14 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "common/base/check.h"
 #include "common/base/logging.h"
 #include "common/base/strings.h"
+#include "common/base/trace_context.h"
 #include "common/rpc/expert_frame.h"
 #include "common/rpc/grpc_status.h"
 #include "common/rpc/payload_buffer.h"
@@ -283,8 +285,8 @@ class ForwardStreamServer::Impl {
     stream->request.Clear();
     if (!reply.ok()) {
       metrics_.refused.Increment();
-      LogWarning("forward_refused peer={} reason=\"{}\"", Printable(stream->context.peer()),
-                 Printable(ToStd(reply.status().message()), 512));
+      LogWarning("forward_refused",
+                 {{"peer", stream->context.peer()}, {"reason", reply.status().message()}});
       End(stream, reply.status());
       return;
     }
@@ -355,6 +357,7 @@ class ForwardStreamServer::Impl {
     if (absl::Status status = executor->Run(call); !status.ok()) return status;
     const SteadyClock::time_point done = SteadyClock::now();
 
+    if (!parsed->trace.empty()) LogJoined(stream, *parsed);
     metrics_.calls.Increment();
     metrics_.rows.Increment(header.num_rows);
     metrics_.queue.Observe(Seconds(start - stream->arrival));
@@ -365,6 +368,21 @@ class ForwardStreamServer::Impl {
                                 .queue_ns = ClampedNs(start - stream->arrival),
                                 .compute_ns = ClampedNs(done - start)},
                                stream->sums.Share(reply_bytes));
+  }
+
+  // A line for every request that the trunk says has joined; the parser has checked the names.
+  static void LogJoined(const Stream* stream, const ForwardRequestView& request) {
+    if (!LogEnabled(LogLevel::kInfo)) return;
+    const absl::StatusOr<std::vector<TraceEntry>> entries = ParseTrace(request.trace);
+    CHECK(entries.ok());
+    for (const TraceEntry& entry : *entries) {
+      LogInfo("request_joined", {{"request_id", entry.request_id},
+                                 {"trace_id", LogValue::NonEmpty(TraceId(entry.traceparent))},
+                                 {"step", request.header.step},
+                                 {"layer", request.header.layer},
+                                 {"attempt", request.header.attempt},
+                                 {"peer", stream->context.peer()}});
+    }
   }
 
   // Ends the stream once its last reply has left.

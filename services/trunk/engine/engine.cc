@@ -55,8 +55,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Options& options, F
   // A sequence alone must fit, or the oldest could wait for pages for ever.
   const int64_t page_tokens = int64_t{limits.num_pages} * kPageTokens;
   if (complete.max_context_tokens > page_tokens) {
-    LogWarning("context_limited_by_pages max_context_tokens={} kv_pages={} kv_tokens={}",
-               complete.max_context_tokens, limits.num_pages, page_tokens);
+    LogWarning("context_limited_by_pages", {{"max_context_tokens", complete.max_context_tokens},
+                                            {"kv_pages", limits.num_pages},
+                                            {"kv_tokens", page_tokens}});
     complete.max_context_tokens = static_cast<int32_t>(page_tokens);
   }
   return std::make_unique<StepEngine>(complete, forward, experts, metrics, clock);

@@ -20,7 +20,7 @@ void StepEngine::NoteExpertsLost(const absl::Status& status) {
   if (lost_steps_++ == 0) {
     lost_since_ = outage_counted_ = clock_->Now();
     metrics_.waiting_for_experts.Set(1);
-    LogWarning("experts_lost requests={} status=\"{}\"", generations_.size(), status.ToString());
+    LogWarning("experts_lost", {{"requests", generations_.size()}, {"status", status}});
   }
   loss_ = status;
 }
@@ -29,8 +29,8 @@ void StepEngine::NoteExpertsBack() {
   const absl::Time now = clock_->Now();
   AddSeconds(&metrics_.expert_outage_seconds, now - outage_counted_);
   metrics_.waiting_for_experts.Set(0);
-  LogInfo("experts_back after_s={:.3f} failed_steps={}", absl::ToDoubleSeconds(now - lost_since_),
-          lost_steps_);
+  LogInfo("experts_back",
+          {{"after_s", absl::ToDoubleSeconds(now - lost_since_)}, {"failed_steps", lost_steps_}});
   lost_steps_ = 0;
   loss_ = absl::OkStatus();
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 namespace banyan::trunk {
 
@@ -31,6 +32,8 @@ struct Step {
   int64_t step_id = 0;
   std::span<const int32_t> token_ids;     // [num_rows]
   std::span<const StepSegment> segments;  // cover all rows, ascending
+  // The requests that join, for the logs of the experts (trace_context.h); mostly empty.
+  std::string_view trace = {};
 };
 
 }  // namespace banyan::trunk

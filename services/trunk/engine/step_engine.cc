@@ -184,10 +184,11 @@ void StepEngine::TakeIntake() {
     end_all = end_all_;
   }
   for (std::unique_ptr<Generation>& generation : incoming) {
-    LogDebug("request_queued request_id={} handle={} prompt_tokens={} max_tokens={} seed={}",
-             generation->request.request_id, generation->handle(),
-             generation->sequence.prompt_tokens, generation->sequence.max_tokens,
-             generation->request.sampling.seed);
+    LogDebug("request_queued", {{"request_id", generation->request.request_id},
+                                {"handle", generation->handle()},
+                                {"prompt_tokens", generation->sequence.prompt_tokens},
+                                {"max_tokens", generation->sequence.max_tokens},
+                                {"seed", generation->request.sampling.seed}});
     scheduler_.Add(&generation->sequence);
     generations_.emplace(generation->handle(), std::move(generation));
   }
@@ -226,7 +227,9 @@ void StepEngine::RunStep() {
 
   const absl::Time scheduled = clock_->Now();
   const absl::Duration experts_before = experts_->CombineTime();
-  const absl::Status ran = forward_->Forward(plan.step);
+  Step step = plan.step;
+  step.trace = join_trace_.Next();
+  const absl::Status ran = forward_->Forward(step);
   const absl::Time done = clock_->Now();
   const absl::Duration experts_part = experts_->CombineTime() - experts_before;
   AddSeconds(&metrics_.schedule_seconds, scheduled - begin);
@@ -241,8 +244,8 @@ void StepEngine::RunStep() {
       NoteExpertsLost(ran);
       return;
     }
-    LogError("step_failed step={} rows={} status=\"{}\"", plan.step.step_id,
-             plan.step.token_ids.size(), ran.ToString());
+    LogError("step_failed",
+             {{"step", plan.step.step_id}, {"rows", plan.step.token_ids.size()}, {"status", ran}});
     for (Generation* generation : step_generations_) {
       Finish(generation, FinishReason::kCancelled,
              StatusF(absl::StatusCode::kInternal, "forward pass failed: {}", ToStd(ran.message())));
@@ -250,6 +253,7 @@ void StepEngine::RunStep() {
     return;
   }
   scheduler_.Commit();
+  join_trace_.Commit();
   if (lost_steps_ > 0) NoteExpertsBack();
   NoteStep(plan);
 
@@ -270,6 +274,7 @@ void StepEngine::NoteStarted(std::span<Sequence* const> started, absl::Time now)
     if (!generation->in_queue) continue;  // back after a preemption
     generation->in_queue = false;
     generation->first_step = now;
+    join_trace_.Add(generation->request);
     ObserveSeconds(&metrics_.queue_seconds, now - generation->submitted);
     metrics_.prompt_tokens.Increment(sequence->prompt_tokens);
     const absl::Duration gap = now - std::max(last_start_, generation->submitted);
@@ -295,8 +300,8 @@ void StepEngine::NoteStep(const Scheduler::Plan& plan) {
 void StepEngine::Publish(Choice* choice) {
   Generation* const generation = choice->generation;
   if (!choice->status.ok()) {
-    LogError("request_failed request_id={} status=\"{}\"", generation->request.request_id,
-             choice->status.ToString());
+    LogError("request_failed",
+             {{"request_id", generation->request.request_id}, {"status", choice->status}});
     Finish(generation, FinishReason::kCancelled, std::move(choice->status));
     return;
   }
@@ -354,8 +359,10 @@ void StepEngine::Finish(Generation* generation, FinishReason reason, absl::Statu
   scheduler_.Remove(&generation->sequence);
   CountOutcome(reason, info.status);
   ObserveSeconds(&metrics_.request_seconds, now - generation->submitted);
-  LogDebug("request_done request_id={} handle={} completion_tokens={} status=\"{}\"",
-           generation->request.request_id, handle, info.completion_tokens, info.status.ToString());
+  LogDebug("request_done", {{"request_id", generation->request.request_id},
+                            {"handle", handle},
+                            {"completion_tokens", info.completion_tokens},
+                            {"status", info.status}});
   const bool in_queue = generation->in_queue;
   generation->in_queue = false;
   if (in_queue) {

@@ -14,6 +14,7 @@
 #include "services/trunk/engine/engine.h"
 #include "services/trunk/engine/engine_metrics.h"
 #include "services/trunk/engine/generation.h"
+#include "services/trunk/engine/join_trace.h"
 #include "services/trunk/engine/token_stage.h"
 #include "services/trunk/scheduler/scheduler.h"
 
@@ -67,6 +68,7 @@ class StepEngine final : public Engine {
   // Engine's thread only.
   Scheduler scheduler_;
   TokenStage token_stage_;
+  JoinTrace join_trace_;
   std::map<int64_t, std::unique_ptr<Generation>> generations_;  // by handle, oldest first
   std::vector<Generation*> step_generations_;                   // of the step's segments
   absl::Time last_start_ = absl::InfinitePast();

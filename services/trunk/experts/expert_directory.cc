@@ -211,7 +211,7 @@ class ExpertDirectory::Impl {
         if (now >= next_log) {
           next_log = now + kWaitingLogEvery;
           if (const absl::Status ready = ReadyLocked(); !ready.ok()) {
-            LogInfo("experts_waiting for=\"{}\"", ToStd(ready.message()));
+            LogInfo("experts_waiting", {{"for", ready.message()}});
           }
         }
       }
@@ -307,7 +307,7 @@ class ExpertDirectory::Impl {
       return;
     }
     if (status != cluster_error_) {
-      LogError("cluster_refused reason=\"{}\"", ToStd(status.message()));
+      LogError("cluster_refused", {{"reason", status.message()}});
     }
     cluster_error_ = status;
     for (Shard& shard : shards_) shard.host.reset();
@@ -342,16 +342,18 @@ class ExpertDirectory::Impl {
     replica.backoff = kFirstBackoff;
     replica.ready_metric->Set(1);
     shard.connects->Increment();
-    LogInfo("expert_ready shard={}/{} replica={}", replica.shard, num_shards_,
-            Printable(replica.address));
+    LogInfo("expert_ready",
+            {{"shard", replica.shard}, {"num_shards", num_shards_}, {"replica", replica.address}});
   }
 
   void Refuse(size_t r, const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     Replica& replica = replicas_[r];
     std::string reason(ToStd(status.message()));
     if (!replica.refused || reason != replica.reason) {
-      LogError("expert_refused shard={}/{} replica={} reason=\"{}\"", replica.shard, num_shards_,
-               Printable(replica.address), reason);
+      LogError("expert_refused", {{"shard", replica.shard},
+                                  {"num_shards", num_shards_},
+                                  {"replica", replica.address},
+                                  {"reason", reason}});
     }
     replica.refused = true;
     replica.reason = std::move(reason);
@@ -362,8 +364,10 @@ class ExpertDirectory::Impl {
     Replica& replica = replicas_[r];
     std::string reason = Printable(ToStd(status.message()), 512);
     if (replica.phase == Phase::kReady || replica.refused || reason != replica.reason) {
-      LogWarning("expert_unreachable shard={}/{} replica={} reason=\"{}\"", replica.shard,
-                 num_shards_, Printable(replica.address), reason);
+      LogWarning("expert_unreachable", {{"shard", replica.shard},
+                                        {"num_shards", num_shards_},
+                                        {"replica", replica.address},
+                                        {"reason", reason}});
     }
     replica.refused = false;
     replica.reason = std::move(reason);

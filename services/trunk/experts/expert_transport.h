@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -19,6 +20,9 @@ class ExpertTransport {
     const float* activations = nullptr;    // [num_rows, hidden_size]
     const uint16_t* expert_ids = nullptr;  // [num_rows, top_k], distinct within a row
     const float* weights = nullptr;        // [num_rows, top_k]
+    // Requests that join with this step (ParseTrace), the same in all its batches. Each shard is
+    // told once a step, with its first call.
+    std::string_view trace = {};
   };
   virtual ~ExpertTransport() = default;
 

@@ -148,8 +148,11 @@ class GrpcTransport::Impl {
     PayloadBuffer gathered;
     int32_t preferred = 0;  // replica of the shard that answered last
 
+    int64_t traced_step = -1;  // the last step whose trace has been sent
+
     // Of this batch:
     grpc::Slice activations;
+    std::string_view trace;         // of every attempt
     std::vector<Attempt> attempts;  // under way
     std::vector<int32_t> asked;     // every replica of an attempt
     Clock::time_point start, resend_at, give_up_at;
@@ -200,6 +203,11 @@ class GrpcTransport::Impl {
     call.reply = {};
     call.error = absl::OkStatus();
     if (call.done) return absl::OkStatus();
+    call.trace = {};
+    if (!batch_.trace.empty() && call.traced_step != batch_.step_id) {
+      call.trace = batch_.trace;
+      call.traced_step = batch_.step_id;
+    }
     if (rows.all_rows) {
       call.activations = shared_slice_;
     } else {
@@ -240,7 +248,7 @@ class GrpcTransport::Impl {
                               .top_k = static_cast<uint32_t>(batch_.top_k),
                               .flags = flags,
                               .attempt = static_cast<uint32_t>(call.asked.size())},
-                             rows.expert_ids, rows.weights, call.activations);
+                             rows.expert_ids, rows.weights, call.activations, call.trace);
       stream->Send(frame, sequence);
       call.attempts.push_back({replica, sequence, now});
       call.asked.push_back(replica);
@@ -361,9 +369,11 @@ class GrpcTransport::Impl {
         call.resend_at = now + kLook;  // when no other replica is free now
         if (TrySend(call, now)) {
           call.metrics.resends_late.Increment();
-          LogWarning("expert_call_late shard={} layer={} asked={} next={}", call.shard,
-                     batch_.layer, Printable(directory_.address(call.attempts.front().replica)),
-                     Printable(directory_.address(call.attempts.back().replica)));
+          LogWarning("expert_call_late",
+                     {{"shard", call.shard},
+                      {"layer", batch_.layer},
+                      {"asked", directory_.address(call.attempts.front().replica)},
+                      {"next", directory_.address(call.attempts.back().replica)}});
         }
       }
     }

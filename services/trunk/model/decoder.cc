@@ -161,8 +161,7 @@ class Decoder::Impl {
         observer_->OnMixer(layer, hidden);
       }
       if (const auto* moe = std::get_if<MoeWeights>(&weights.mlp)) {
-        RETURN_IF_ERROR(
-            RunMoeBlock(router_, *moe, step.step_id, layer, num_rows_, a, backend_, experts_));
+        RETURN_IF_ERROR(RunMoeBlock(router_, *moe, step, layer, num_rows_, a, backend_, experts_));
       } else {
         RunDenseMlp(std::get<FfnWeights>(weights.mlp), num_rows_, a, backend_);
       }

@@ -17,20 +17,21 @@ void RunFfn(const FfnWeights& weights, int32_t num_rows, const Activations& a, B
 
 }  // namespace
 
-absl::Status RunMoeBlock(const Router::Options& options, const MoeWeights& weights, int64_t step_id,
-                         int32_t layer, int32_t num_rows, const Activations& a, Backend* backend,
-                         ExpertTransport* experts) {
+absl::Status RunMoeBlock(const Router::Options& options, const MoeWeights& weights,
+                         const Step& step, int32_t layer, int32_t num_rows, const Activations& a,
+                         Backend* backend, ExpertTransport* experts) {
   const Router router(options, weights.router, weights.shared_expert_gate);
   router.Route(backend, num_rows, a.normed, a.router_logits, a.shared_gate_logit,
                {.expert_ids = a.expert_ids, .weights = a.expert_weights});
   RETURN_IF_ERROR(backend->Synchronize());
-  RETURN_IF_ERROR(experts->Dispatch({.step_id = step_id,
+  RETURN_IF_ERROR(experts->Dispatch({.step_id = step.step_id,
                                      .layer = layer,
                                      .num_rows = num_rows,
                                      .top_k = options.top_k,
                                      .activations = a.normed,
                                      .expert_ids = a.expert_ids,
-                                     .weights = a.expert_weights}));
+                                     .weights = a.expert_weights,
+                                     .trace = step.trace}));
   RunFfn(weights.shared_expert, num_rows, a, backend);
   RETURN_IF_ERROR(experts->Combine(a.routed));
   backend->MoeCombine(num_rows, weights.router.cols, a.routed, a.ffn_out, a.shared_gate_logit,

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "services/trunk/engine/step.h"
 #include "services/trunk/experts/expert_transport.h"
 #include "services/trunk/model/activations.h"
 #include "services/trunk/model/weights.h"
@@ -14,9 +15,9 @@ namespace banyan::trunk {
 
 // a.hidden += MoE(a.normed): the routed experts through `experts`, the shared expert here while
 // they compute. Leaves ids and weights in a.expert_ids, a.expert_weights. Errors: the transport's.
-absl::Status RunMoeBlock(const Router::Options& options, const MoeWeights& weights, int64_t step_id,
-                         int32_t layer, int32_t num_rows, const Activations& a, Backend* backend,
-                         ExpertTransport* experts);
+absl::Status RunMoeBlock(const Router::Options& options, const MoeWeights& weights,
+                         const Step& step, int32_t layer, int32_t num_rows, const Activations& a,
+                         Backend* backend, ExpertTransport* experts);
 
 // a.hidden += FFN(a.normed).
 void RunDenseMlp(const FfnWeights& weights, int32_t num_rows, const Activations& a,

@@ -14,6 +14,7 @@ namespace banyan::trunk {
 
 struct Request {
   std::string request_id;           // for logs and messages
+  std::string traceparent;          // of the client (trace_context.h), for logs; "": none
   std::vector<int32_t> prompt_ids;  // at least one
   SamplingParams sampling;
   int32_t max_new_tokens = 0;           // 0: the prompt is processed, nothing is generated

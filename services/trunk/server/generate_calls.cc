@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "common/base/check.h"
 #include "common/base/logging.h"
 #include "common/base/strings.h"
+#include "common/base/trace_context.h"
 #include "common/rpc/grpc_status.h"
 #include "proto/inference/v1/inference.grpc.pb.h"
 #include "services/trunk/server/answer_buffer.h"
@@ -31,6 +33,27 @@ absl::Time DeadlineOf(const grpc::ServerContext& context) {
                                                                   : absl::FromChrono(deadline);
 }
 
+// Of the client's metadata; "" when there is none that is valid, for a request is served all the
+// same. The standard forbids to guess among several.
+std::string TraceparentOf(const grpc::ServerContext& context, std::string_view request_id) {
+  const auto [begin, end] = context.client_metadata().equal_range("traceparent");
+  if (begin == end) return "";
+  absl::StatusOr<std::string> parsed = InvalidArgumentF("traceparent given more than once");
+  if (std::next(begin) == end) {
+    parsed = ParseTraceparent(std::string_view(begin->second.data(), begin->second.size()));
+  }
+  if (parsed.ok()) return *std::move(parsed);
+  LogDebug("traceparent_ignored",
+           {{"request_id", request_id}, {"reason", parsed.status().message()}});
+  return "";
+}
+
+LogLevel LevelOf(std::string_view outcome) {
+  if (outcome == "overload") return LogLevel::kDebug;  // summed up in requests_refused
+  if (outcome == "ok" || outcome == "cancelled" || outcome == "invalid") return LogLevel::kInfo;
+  return LogLevel::kWarning;
+}
+
 }  // namespace
 
 // Touched by the queue's thread only, except by the prompt worker that prepares it: `request` and
@@ -45,6 +68,7 @@ struct GenerateCalls::Call {
 
   absl::Time arrived;
   std::string request_id;
+  std::string traceparent;  // "": none
   Request resolved;
   const ServingModel* model = nullptr;
   std::shared_ptr<AnswerBuffer> answer;
@@ -176,6 +200,7 @@ void GenerateCalls::OnAccepted(Call& call) {
     call.request_id = NewRequestId();  // for the log; theirs is not fit for it
     return End(call, status);
   }
+  call.traceparent = TraceparentOf(call.context, call.request_id);
   absl::StatusOr<const ServingModel*> model = get_model_();
   if (!model.ok()) return End(call, model.status());
   if (num_working_ >= options_.max_calls) {
@@ -188,6 +213,7 @@ void GenerateCalls::OnAccepted(Call& call) {
   if (!resolved.ok()) return End(call, resolved.status());
   call.resolved = *std::move(resolved);
   call.resolved.deadline = DeadlineOf(call.context);
+  call.resolved.traceparent = call.traceparent;
   call.working = true;
   ++num_working_;
   Prepare(calls_.at(&call), *model);
@@ -199,6 +225,7 @@ void GenerateCalls::Prepare(const std::shared_ptr<Call>& call, const ServingMode
   call->preparing = true;
   const bool queued = workers_->Submit(PromptBytes(call->request), [this, call, model] {
     std::shared_ptr<AnswerBuffer> answer;
+    int32_t prompt_tokens = 0;
     const absl::StatusOr<int64_t> handle = [&]() -> absl::StatusOr<int64_t> {
       if (absl::Now() >= call->resolved.deadline) {
         return absl::DeadlineExceededError("the deadline passed before the prompt was read");
@@ -207,7 +234,7 @@ void GenerateCalls::Prepare(const std::shared_ptr<Call>& call, const ServingMode
       if (!ids.ok()) return ids.status();
       AnswerBuffer::Options options;
       options.request_id = call->request_id;
-      options.prompt_tokens = static_cast<int32_t>(ids->size());
+      options.prompt_tokens = prompt_tokens = static_cast<int32_t>(ids->size());
       options.stop.assign(call->request.stop().begin(), call->request.stop().end());
       options.tokenizer =
           model->facts.codec == nullptr ? nullptr : &model->facts.codec->tokenizer();
@@ -222,9 +249,13 @@ void GenerateCalls::Prepare(const std::shared_ptr<Call>& call, const ServingMode
     }();
     call->request.Clear();  // may be megabytes
     metrics_->prepare.Observe(absl::ToDoubleSeconds(absl::Now() - call->arrived));
-    Post({call, [this, handle, answer](Call& c) {
+    Post({call, [this, handle, answer, prompt_tokens](Call& c) {
             c.preparing = false;
             if (!handle.ok()) return End(c, handle.status());
+            LogInfo("request_started", {{"request_id", c.request_id},
+                                        {"trace_id", LogValue::NonEmpty(TraceId(c.traceparent))},
+                                        {"prompt_tokens", prompt_tokens},
+                                        {"peer", c.context.peer()}});
             c.handle = *handle;
             c.answer = answer;
             if (c.done) return CancelEngine(c);
@@ -318,25 +349,31 @@ void GenerateCalls::Record(Call& call, std::string_view outcome, const absl::Sta
   metrics_->active.Decrement();
   const double seconds = absl::ToDoubleSeconds(absl::Now() - call.arrived);
   metrics_->Finished(outcome, seconds);
+  if (outcome == "overload") ++num_refused_;
+  if (!LogEnabled(LevelOf(outcome))) return;
+  const LogField request_id = {"request_id", call.request_id};
+  const LogField trace_id = {"trace_id", LogValue::NonEmpty(TraceId(call.traceparent))};
   if (outcome == "ok") {
     const FinishInfo info = call.answer->finish_info();
-    LogInfo(
-        "request_finished request_id={} prompt_tokens={} completion_tokens={} queue_ms={:.1f} "
-        "prefill_ms={:.1f} decode_ms={:.1f}",
-        call.request_id, info.prompt_tokens, info.completion_tokens,
-        absl::ToDoubleMilliseconds(info.timings.queue),
-        absl::ToDoubleMilliseconds(info.timings.prefill),
-        absl::ToDoubleMilliseconds(info.timings.decode));
-  } else if (outcome == "overload") {
-    ++num_refused_;
-    LogDebug("request_refused request_id={} reason=\"{}\"", call.request_id,
-             Printable(ToStd(status.message())));
-  } else if (outcome == "cancelled" || outcome == "invalid") {
-    LogInfo("request_ended request_id={} outcome={} seconds={:.3f} reason=\"{}\"", call.request_id,
-            outcome, seconds, Printable(ToStd(status.message())));
+    const RequestTimings& timings = info.timings;
+    LogInfo("request_ended",
+            {request_id,
+             trace_id,
+             {"outcome", outcome},
+             {"prompt_tokens", info.prompt_tokens},
+             {"completion_tokens", info.completion_tokens},
+             {"ttft_ms", absl::ToDoubleMilliseconds(timings.queue + timings.prefill)},
+             {"queue_ms", absl::ToDoubleMilliseconds(timings.queue)},
+             {"prefill_ms", absl::ToDoubleMilliseconds(timings.prefill)},
+             {"decode_ms", absl::ToDoubleMilliseconds(timings.decode)},
+             {"seconds", seconds}});
   } else {
-    LogWarning("request_ended request_id={} outcome={} seconds={:.3f} reason=\"{}\"",
-               call.request_id, outcome, seconds, Printable(ToStd(status.message()), 400));
+    Log(LevelOf(outcome), "request_ended",
+        {request_id,
+         trace_id,
+         {"outcome", outcome},
+         {"seconds", seconds},
+         {"reason", status.message()}});
   }
 }
 
@@ -358,8 +395,8 @@ void GenerateCalls::EndSlowClients(absl::Time now) {
     call.context.TryCancel();
   }
   if (num_refused_ > 0) {
-    LogWarning("requests_refused count={} working={}", std::exchange(num_refused_, 0),
-               num_working_);
+    LogWarning("requests_refused",
+               {{"count", std::exchange(num_refused_, 0)}, {"working", num_working_}});
   }
   next_sweep_ = any ? now + options_.slow_client_timeout / 8 : absl::InfiniteFuture();
 }

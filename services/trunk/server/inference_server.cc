@@ -122,7 +122,8 @@ class InferenceServer::Impl {
     loader.join();
     if (signal == 0 && !loaded.ok()) return loaded;
     service_.SetDraining();  // before it is said: whoever reads the line finds it true
-    LogInfo("draining signal={} timeout={}", signal, absl::FormatDuration(options_.drain_timeout));
+    LogInfo("draining",
+            {{"signal", signal}, {"timeout", absl::FormatDuration(options_.drain_timeout)}});
     Stop(absl::Now() + options_.drain_timeout);
     LogInfo("stopped");
     return absl::OkStatus();
@@ -140,8 +141,8 @@ class InferenceServer::Impl {
     monitor_.emplace([this] { return trunk_->ExpertsReady(); },
                      [this](bool serving) { health_.SetServing(serving); }, &metrics_);
     tracker_.SetPhase(LoadProgress::READY);
-    LogInfo("ready address={} seconds={:.3f}", address_,
-            absl::ToDoubleSeconds(absl::Now() - start));
+    LogInfo("ready",
+            {{"address", address_}, {"seconds", absl::ToDoubleSeconds(absl::Now() - start)}});
     return absl::OkStatus();
   }
 

@@ -127,7 +127,7 @@ class LoadedTrunk::Impl {
     if (codec.ok()) {
       codec_ = *std::move(codec);
     } else if (absl::IsNotFound(codec.status())) {
-      LogWarning("no_tokenizer model={} served=token_ids", options_.model_dir);
+      LogWarning("no_tokenizer", {{"model", options_.model_dir}, {"served", "token_ids"}});
     } else {
       return codec.status();
     }
@@ -149,14 +149,25 @@ class LoadedTrunk::Impl {
     input.available_bytes = AvailableHostMemory();
     ASSIGN_OR_RETURN(const TrunkPlan plan, PlanTrunk(config_, input, *backend_));
     decoder_options_ = plan.decoder;
-    LogInfo(
-        "plan model={} layers={} trunk_tensors={} expert_tensors={} mtp_tensors_unused={} "
-        "backend=cpu tier={} threads={} max_context_tokens={} max_sequences={} pages={} "
-        "fingerprint={}\n{}",
-        config_.model_type, config_.num_hidden_layers, summary.num_trunk_tensors,
-        summary.num_expert_tensors, summary.num_mtp_tensors, backend_->name(), num_threads,
-        plan.decoder.max_context_tokens, options_.max_sequences, plan.decoder.num_pages,
-        checkpoint_->fingerprint(), plan.memory.Table());
+    LogInfo("plan", {{"model", config_.model_type},
+                     {"layers", config_.num_hidden_layers},
+                     {"trunk_tensors", summary.num_trunk_tensors},
+                     {"expert_tensors", summary.num_expert_tensors},
+                     {"mtp_tensors_unused", summary.num_mtp_tensors},
+                     {"backend", "cpu"},
+                     {"tier", backend_->name()},
+                     {"threads", num_threads},
+                     {"max_context_tokens", plan.decoder.max_context_tokens},
+                     {"max_sequences", options_.max_sequences},
+                     {"pages", plan.decoder.num_pages},
+                     {"fingerprint", checkpoint_->fingerprint()}});
+    for (const MemoryPlan::Item& item : plan.memory.items()) {
+      LogInfo(
+          "plan_memory",
+          {{"item", item.name}, {"bytes", item.bytes}, {"note", LogValue::NonEmpty(item.note)}});
+    }
+    LogInfo("plan_memory_total",
+            {{"bytes", plan.memory.total_bytes()}, {"budget_bytes", plan.memory.budget_bytes()}});
     return stopping_() ? Stopping() : absl::OkStatus();
   }
 
@@ -209,7 +220,7 @@ class LoadedTrunk::Impl {
       tracker_->SetPhase(LoadProgress::WAIT, std::string(status.message()));
       if (now < next_log) continue;
       next_log = now + kLogEvery;
-      LogInfo("waiting_for_experts detail=\"{}\"", Printable(ToStd(status.message()), 600));
+      LogInfo("waiting_for_experts", {{"detail", status.message()}});
     }
   }
 

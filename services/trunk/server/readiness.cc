@@ -38,8 +38,9 @@ void ReadinessMonitor::Run() {
     const absl::Status status = ready_();
     const absl::Time now = absl::Now();
     if (status.ok()) {
-      if (!serving)
-        LogInfo("serving_again lost_ms={}", absl::ToInt64Milliseconds(now - lost_since));
+      if (!serving) {
+        LogInfo("serving_again", {{"lost_ms", absl::ToInt64Milliseconds(now - lost_since)}});
+      }
       lost_since = absl::InfiniteFuture();
     } else if (lost_since == absl::InfiniteFuture()) {
       lost_since = now;
@@ -49,7 +50,7 @@ void ReadinessMonitor::Run() {
     serving = should_serve;
     if (!serving) {
       losses_.Increment();
-      LogWarning("not_serving reason=\"{}\"", Printable(ToStd(status.message()), 600));
+      LogWarning("not_serving", {{"reason", status.message()}});
     }
     set_serving_(serving);
     serving_gauge_.Set(serving ? 1 : 0);

@@ -52,8 +52,7 @@ absl::Status CheckRequestId(const std::string& request_id) {
     return InvalidArgumentF("request_id: {} bytes, expected 1 to {}", request_id.size(),
                             kMaxRequestIdBytes);
   }
-  if (!std::all_of(request_id.begin(), request_id.end(),
-                   [](char c) { return c > 0x20 && c < 0x7f; })) {
+  if (!IsRequestId(request_id)) {
     return InvalidArgumentF("request_id \"{}\": expected printable ASCII without spaces",
                             Printable(request_id));
   }

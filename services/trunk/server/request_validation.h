@@ -8,13 +8,13 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/base/trace_context.h"
 #include "proto/inference/v1/inference.pb.h"
 #include "services/trunk/scheduler/request.h"
 #include "services/trunk/server/model_facts.h"
 
 namespace banyan::trunk {
 
-inline constexpr size_t kMaxRequestIdBytes = 128;
 inline constexpr int kMaxStopStrings = 16;
 inline constexpr size_t kMaxStopStringBytes = 1024;
 inline constexpr int kMaxStopTokenIds = 256;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/base/check.h"
+#include "common/base/trace_context.h"
 #include "common/rpc/expert_frame.h"
 #include "proto/expert/v1/expert.pb.h"
 
@@ -50,6 +51,8 @@ void CheckRequest(ForwardFrameParser& parser, const grpc::ByteBuffer& frame, con
   CHECK(Same(view->expert_ids, message.expert_ids()));
   CHECK(Same(view->weights, message.weights()));
   CHECK(Same(view->activations, message.activations()));
+  CHECK(view->trace == message.trace());
+  CHECK(ParseTrace(view->trace).ok());
   CHECK(view->expert_ids.size() == size_t{2} * header.num_rows * header.top_k);
 }
 

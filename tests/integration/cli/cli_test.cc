@@ -20,6 +20,7 @@
 #include "absl/time/clock.h"
 #include "common/base/strings.h"
 #include "tests/fakes/temp_dir.h"
+#include "tests/integration/cli/served.h"
 #include "tests/integration/cli/terminal_process.h"
 #include "tests/integration/process.h"
 
@@ -32,39 +33,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 
-constexpr absl::Duration kPatience = absl::Seconds(60);
-constexpr char kModel[] = BANYAN_SOURCE_DIR "/deploy/models/demo";
-
-std::string ReadFile(const std::string& path) {
-  std::stringstream text;
-  text << std::ifstream(path).rdbuf();
-  return text.str();
-}
-
-struct Result {
-  int exit_code = 0;
-  std::string out, error;
-};
-
-// Runs `banyan ARGS` in a shell, so that ARGS may say where stdin comes from.
-Result Banyan(const std::string& args) {
-  const TempDir temp;
-  // The redirections come first: ARGS may end with a here-document.
-  Process process({"/bin/sh", "-c",
-                   fmt::format("exec >{} 2>{} '{}' {}", temp.File("out"), temp.File("error"),
-                               BinaryPath("banyan"), args)});
-  const auto exit_code = process.WaitExit(absl::Minutes(5));
-  EXPECT_TRUE(exit_code.ok()) << exit_code.status();
-  return {exit_code.value_or(-1), ReadFile(temp.File("out")), ReadFile(temp.File("error"))};
-}
-
-// The pid in the newest line of the log that tells of a start of `service`; 0 when there is none.
-pid_t LoggedPid(const std::string& log_path, const std::string& service) {
-  const std::string log = ReadFile(log_path);
-  const size_t at = log.rfind(fmt::format("started service=\"{}\" pid=", service));
-  return at == std::string::npos ? 0 : std::stoi(log.substr(log.find("pid=", at) + 4));
-}
-
 // Waits for the end of a process that is nobody's child here. True when it is gone.
 bool AwaitGone(pid_t pid) {
   const int fd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
@@ -75,40 +43,12 @@ bool AwaitGone(pid_t pid) {
   return ready == 1;
 }
 
-// A `banyan serve` of its own.
-class Served {
- public:
-  explicit Served(const std::vector<std::string>& more = {}) {
-    fs::create_directory(run_parent());
-    std::vector<std::string> args = {
-        BinaryPath("banyan"), "serve",    "--model",   kModel,       "--listen",         address(),
-        "--log_file",         log_path(), "--run_dir", run_parent(), "--metrics_listen", ""};
-    args.insert(args.end(), more.begin(), more.end());
-    process_ = std::make_unique<Process>(args);
-  }
-  absl::Status AwaitReady() { return process_->WaitForLine("ready: ", kPatience).status(); }
-
-  std::string address() const { return "unix:" + temp_.File("trunk.sock"); }
-  std::string log_path() const { return temp_.File("server.log"); }
-  std::string run_parent() const { return temp_.File("run"); }
-  Process& process() { return *process_; }
-  std::string Server() const { return " --server " + address(); }
-  std::vector<pid_t> Pids() const {
-    return {LoggedPid(log_path(), "trunk"), LoggedPid(log_path(), "expert 0"),
-            LoggedPid(log_path(), "expert 1")};
-  }
-
- private:
-  const TempDir temp_;
-  std::unique_ptr<Process> process_;
-};
-
 // --- nothing listens ---------------------------------------------------------------------------
 
 TEST(Cli, SaysHowToStartWhatDoesNotListen) {
   const TempDir temp;
   const std::string address = "unix:" + temp.File("none.sock");
-  for (const char* verb : {"chat", "generate hello", "status", "bench"}) {
+  for (const char* verb : {"chat", "generate hello", "status", "bench", "top", "top --once"}) {
     const Result result = Banyan(fmt::format("{} --server {} </dev/null", verb, address));
     EXPECT_EQ(result.exit_code, 1) << verb;
     EXPECT_EQ(result.error, "banyan: error: nothing listens on " + address +
@@ -122,7 +62,9 @@ TEST(Cli, UsageErrorsAreOneLineAndExitTwo) {
        {"", "--bogus", "chat --bogus", "generate x --server nowhere",
         "bench --rate 1 --concurrency 2", "generate x --ids 1,2", "generate --ids 1,x",
         "generate x --logit_bias 7", "serve", "serve --model x --shards 9",
-        "serve --model x --split both", "tokenize x"}) {
+        "serve --model x --split both", "serve --model x --log_level loud",
+        "serve --model x --log_format xml", "generate x --traceparent 00-1-2-3", "top --interval 0",
+        "top --output xml", "tokenize x"}) {
     const Result result = Banyan(std::string(args) + " </dev/null");
     EXPECT_EQ(result.exit_code, 2) << args << ": " << result.error;
     EXPECT_EQ(std::count(result.error.begin(), result.error.end(), '\n'), 1) << result.error;
@@ -131,7 +73,7 @@ TEST(Cli, UsageErrorsAreOneLineAndExitTwo) {
 }
 
 TEST(Cli, EveryVerbHasHelpAndVersion) {
-  for (const char* verb : {"", "serve", "chat", "generate", "tokenize", "status", "bench"}) {
+  for (const char* verb : {"", "serve", "chat", "generate", "tokenize", "status", "top", "bench"}) {
     const Result help = Banyan(std::string(verb) + " --help");
     EXPECT_EQ(help.exit_code, 0) << verb;
     EXPECT_THAT(help.out, HasSubstr("Usage: banyan"));
@@ -238,7 +180,7 @@ TEST_F(CliWithServer, ChatsOverSeveralTurnsAndKeepsHistory) {
   EXPECT_EQ(*exit_code, 0);
 
   const std::string history = home.path() + "/.local/state/banyan/chat_history";
-  EXPECT_THAT(ReadFile(history), HasSubstr("Dennis"));
+  EXPECT_THAT(FileText(history), HasSubstr("Dennis"));
   EXPECT_EQ(fs::status(history).permissions(), fs::perms::owner_read | fs::perms::owner_write);
 }
 

@@ -4,7 +4,9 @@
 #include <pty.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -46,6 +48,19 @@ void TerminalProcess::Type(std::string_view keys) const {
   CHECK(write(terminal_fd_, keys.data(), keys.size()) == static_cast<ssize_t>(keys.size()));
 }
 
+void TerminalProcess::Resize(int columns, int rows) const {
+  winsize size{};
+  size.ws_row = static_cast<unsigned short>(rows);
+  size.ws_col = static_cast<unsigned short>(columns);
+  CHECK(ioctl(terminal_fd_, TIOCSWINSZ, &size) == 0);
+}
+
+bool TerminalProcess::IsInLineMode() const {
+  termios mode{};
+  CHECK(tcgetattr(terminal_fd_, &mode) == 0);
+  return (mode.c_lflag & ICANON) != 0 && (mode.c_lflag & ECHO) != 0 && (mode.c_lflag & ISIG) != 0;
+}
+
 bool TerminalProcess::ReadMore(absl::Time deadline) {
   while (!output_ended_) {
     const int64_t left = absl::ToInt64Milliseconds(deadline - absl::Now());
@@ -69,6 +84,7 @@ absl::Status TerminalProcess::Await(std::string_view text, absl::Duration timeou
   const absl::Time deadline = absl::Now() + timeout;
   for (;;) {
     if (const size_t at = unread_.find(text); at != std::string::npos) {
+      awaited_ = unread_.substr(0, at + text.size());
       unread_.erase(0, at + text.size());
       return absl::OkStatus();
     }

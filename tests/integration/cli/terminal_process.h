@@ -24,10 +24,16 @@ class TerminalProcess {
 
   pid_t pid() const { return pid_; }
   void Type(std::string_view keys) const;
+  // As a window that is drawn larger or smaller; the program gets SIGWINCH.
+  void Resize(int columns, int rows) const;
+  // Whether typed keys are echoed and gathered to lines, as a shell expects to find it.
+  bool IsInLineMode() const;
 
   // Reads on until `text` appears behind everything that was awaited before. kDeadlineExceeded, or
   // kNotFound once the program has ended, both with the unread screen.
   absl::Status Await(std::string_view text, absl::Duration timeout);
+  // What the last successful Await has read, up to the end of its text.
+  const std::string& awaited() const { return awaited_; }
   // What has appeared since the last text that was awaited.
   const std::string& unread() const { return unread_; }
 
@@ -42,6 +48,7 @@ class TerminalProcess {
   int terminal_fd_ = -1;
   bool output_ended_ = false;
   std::string unread_;
+  std::string awaited_;
 };
 
 }  // namespace banyan::test

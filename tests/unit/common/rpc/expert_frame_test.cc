@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/trace_context.h"
 #include "common/rpc/channel_settings.h"
 #include "proto/expert/v1/expert.pb.h"
 
@@ -16,11 +17,14 @@ namespace {
 
 using testing::HasSubstr;
 
+constexpr char kTraceparent[] = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
 struct Request {
   ForwardRequestHeader header;
   std::vector<uint16_t> ids;
   std::vector<float> weights;
   std::string activations;
+  std::string trace = {};
 };
 
 std::string RandomBytes(std::mt19937& rng, size_t size) {
@@ -44,6 +48,12 @@ Request RandomRequest(std::mt19937& rng, uint32_t rows, uint32_t top_k, int32_t 
   }
   const size_t item = (request.header.flags & kActivationsF32) != 0 ? 4 : 2;
   request.activations = RandomBytes(rng, size_t{rows} * hidden * item);
+  // Every second one tells of requests that join; up to the bound, so lengths of one and two bytes.
+  if (rng() % 2 == 0) return request;
+  for (uint32_t left = 1 + static_cast<uint32_t>(rng()) % 30; left > 0; --left) {
+    const std::string id(1 + rng() % kMaxRequestIdBytes, static_cast<char>('!' + rng() % 94));
+    AppendTrace({id, rng() % 2 == 0 ? "" : kTraceparent}, &request.trace);
+  }
   return request;
 }
 
@@ -96,12 +106,13 @@ expert::v1::ForwardRequest Generated(const Request& request) {
   message.set_expert_ids(std::string(RawBytes(request.ids)));
   message.set_weights(std::string(RawBytes(request.weights)));
   message.set_activations(request.activations);
+  if (!request.trace.empty()) message.set_trace(request.trace);
   return message;
 }
 
 std::string HandMade(const Request& request) {
   return Bytes(MakeForwardRequest(request.header, request.ids, request.weights,
-                                  grpc::Slice(request.activations)));
+                                  grpc::Slice(request.activations), request.trace));
 }
 
 void ExpectEqual(const ForwardRequestView& view, const Request& request) {
@@ -115,6 +126,7 @@ void ExpectEqual(const ForwardRequestView& view, const Request& request) {
   EXPECT_EQ(Text(view.expert_ids), RawBytes(request.ids));
   EXPECT_EQ(Text(view.weights), RawBytes(request.weights));
   EXPECT_EQ(Text(view.activations), request.activations);
+  EXPECT_EQ(view.trace, request.trace);
 }
 
 struct Shape {
@@ -185,16 +197,53 @@ TEST(ForwardRequestTest, ReadsAnyValidEncoding) {
   }
 }
 
+// What a decode step sends: these bytes must not depend on whether traces exist.
+TEST(ForwardRequestTest, WithoutATraceNothingIsAdded) {
+  const Request request{.header = {.sequence = 1, .step = 2, .layer = 3, .num_rows = 1, .top_k = 1},
+                        .ids = {7},
+                        .weights = {0.5f},
+                        .activations = "\x01\x02"};
+  const std::string bytes = HandMade(request);
+  EXPECT_EQ(bytes, std::string("\x09\x01\0\0\0\0\0\0\0\x11\x02\0\0\0\0\0\0\0"
+                               "\x1d\x03\0\0\0\x25\x01\0\0\0\x2d\x01\0\0\0\x35\0\0\0\0"
+                               "\x3d\0\0\0\0\x42\x02\x07\0\x4a\x04\0\0\0\x3f\x52\x02\x01\x02",
+                               57));
+  std::vector<grpc::Slice> slices;
+  ASSERT_TRUE(MakeForwardRequest(request.header, request.ids, request.weights,
+                                 grpc::Slice(request.activations))
+                  .Dump(&slices)
+                  .ok());
+  EXPECT_EQ(slices.size(), 2u);
+}
+
+TEST(ForwardRequestTest, RefusesATraceThatMayNotStandInALog) {
+  std::mt19937 rng(9);
+  Request request = RandomRequest(rng, 3, 2, 8);
+  for (const std::string& trace :
+       {std::string("r-1"), std::string("r 1\n"), std::string("r\x1b[2J\n"), std::string("r\xff\n"),
+        std::string(kMaxTraceBytes, 'x') + "\n"}) {
+    request.trace = trace;
+    const std::string fast = HandMade(request);
+    ASSERT_EQ(fast, Generated(request).SerializeAsString());
+    for (const std::string& bytes : {fast, fast + fast}) {  // the second: by generated code
+      ForwardFrameParser parser(8);
+      const auto view = parser.ParseRequest(Frame(bytes));
+      EXPECT_EQ(view.status().code(), absl::StatusCode::kInvalidArgument);
+      EXPECT_THAT(std::string(view.status().message()), HasSubstr("ForwardRequest: trace"));
+    }
+  }
+}
+
 TEST(ForwardRequestTest, PayloadsAreNotCopied) {
   std::mt19937 rng(4);
   const Request request = RandomRequest(rng, 5, 2, 512);
   const grpc::Slice payload(request.activations.data(), request.activations.size(),
                             grpc::Slice::STATIC_SLICE);
   const grpc::ByteBuffer frame =
-      MakeForwardRequest(request.header, request.ids, request.weights, payload);
+      MakeForwardRequest(request.header, request.ids, request.weights, payload, "r-1\n");
   std::vector<grpc::Slice> slices;
   ASSERT_TRUE(frame.Dump(&slices).ok());
-  ASSERT_EQ(slices.size(), 2u);
+  ASSERT_EQ(slices.size(), 3u);
   EXPECT_EQ(static_cast<const void*>(slices[1].begin()), request.activations.data());
   ForwardFrameParser parser(512);
   const auto view = parser.ParseRequest(frame);
@@ -277,7 +326,11 @@ TEST(ForwardRequestTest, TruncatedAndFlippedFramesNeverReadOutside) {
   const Request request = RandomRequest(rng, 2, 3, 5);
   const std::string bytes = HandMade(request);
   ForwardFrameParser parser(5);
+  Request without = request;
+  without.trace.clear();
+  const size_t untraced = HandMade(without).size();
   for (size_t size = 0; size < bytes.size(); ++size) {
+    if (size == untraced) continue;  // the field left out: a frame of its own
     EXPECT_FALSE(parser.ParseRequest(CutFrame(rng, bytes.substr(0, size))).ok()) << size;
   }
   for (size_t bit = 0; bit < bytes.size() * 8; ++bit) {
@@ -291,6 +344,7 @@ TEST(ForwardRequestTest, TruncatedAndFlippedFramesNeverReadOutside) {
     EXPECT_EQ(message.num_rows(), view->header.num_rows);
     EXPECT_EQ(message.sequence(), view->header.sequence);
     EXPECT_EQ(message.activations(), Text(view->activations));
+    EXPECT_EQ(message.trace(), view->trace);
   }
 }
 

@@ -131,12 +131,12 @@ TEST(SamplingFlags, NamesABadBias) {
   }
 }
 
-TEST(ParseMetrics, SumsAFamilyOverItsLabels) {
-  const auto values = ParseMetrics(
+TEST(MetricsPage, SumsAFamilyOverItsLabels) {
+  const auto page = MetricsPage::Parse(
       "# HELP a_total text\n# TYPE a_total counter\n"
       "a_total{outcome=\"ok\"} 3\na_total{outcome=\"a } \\\" b\",x=\"\"} 4.5 1700000000\n"
       "b 1e3\nbroken\nc{x=\"1\"\n\n d 1\nlast 2");
-  EXPECT_THAT(values, ElementsAre(Pair("a_total", 7.5), Pair("b", 1000), Pair("last", 2)));
+  EXPECT_THAT(page.Totals(), ElementsAre(Pair("a_total", 7.5), Pair("b", 1000), Pair("last", 2)));
 }
 
 TEST(ScrapeMetrics, SaysWhichAddressHasNone) {

@@ -102,6 +102,14 @@ TEST(ChildProcess, IsAloneInItsProcessGroupAndNamesItsSignal) {
   EXPECT_EQ(RunToEnd(**child, lines).ToString(), "signal 9 (Killed)");
 }
 
+TEST(ChildProcess, AChangeOfTheLogLevelDoesNotEndWhatIsStillStarting) {
+  auto child = ChildProcess::Start({"/bin/sh", "-c", "kill -USR1 $$; kill -USR2 $$; echo alive"});
+  ASSERT_TRUE(child.ok());
+  std::vector<std::string> lines;
+  EXPECT_EQ(RunToEnd(**child, lines).ToString(), "exit code 0");
+  EXPECT_THAT(lines, ElementsAre("alive"));
+}
+
 TEST(ChildProcess, NamesAMissingProgram) {
   EXPECT_EQ(ToStd(ChildProcess::Start({"/none/such"}).status().message()),
             "/none/such: No such file or directory");
@@ -171,7 +179,7 @@ TEST(Supervisor, EndsWhenAServiceCannotStartAndGivesItsLastWords) {
   std::fclose(out);
   const std::string log = ReadFile(options.log_path);
   EXPECT_THAT(log, HasSubstr("expert 0 | first\nexpert 0 | no such model\n"));
-  EXPECT_THAT(log, HasSubstr("ended service=\"trunk\" by=\"signal 15 (Terminated)\""));
+  EXPECT_THAT(log, HasSubstr("ended name=trunk by=\"signal 15 (Terminated)\""));
   EXPECT_THAT(ReadFile(temp.File("out")), HasSubstr("trunk: starting\n"));
   EXPECT_EQ(kill(std::stoi(ReadFile(pid_file)), 0), -1);
 }

@@ -70,6 +70,7 @@ TEST(ExpertOptionsTest, SaysWhatIsWrong) {
       {{"--model=/m", "--listen=nohost"}, "--listen: address \"nohost\""},
       {{"--model=/m", "--listen=0.0.0.0:1"}, "--insecure_listen"},
       {{"--model=/m", "--log_level=loud"}, "--log_level: log level 'loud'"},
+      {{"--model=/m", "--log_format=xml"}, "--log_format: log format 'xml'"},
   };
   for (const Case& c : cases) {
     const auto parsed = Parse(c.args);

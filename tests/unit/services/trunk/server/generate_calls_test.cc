@@ -6,7 +6,10 @@
 
 #include <chrono>
 #include <optional>
+#include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "common/base/strings.h"
 #include "services/trunk/server/inference_service.h"
@@ -112,6 +115,31 @@ TEST_F(GenerateCallsTest, StreamsOneMessagePerStep) {
   EXPECT_EQ(response.finished().reason(), inference::v1::LENGTH);
   EXPECT_FALSE(reader->Read(&response));
   EXPECT_TRUE(reader->Finish().ok());
+}
+
+TEST_F(GenerateCallsTest, TheEngineGetsATraceparentThatIsValidAndElseNone) {
+  const std::string valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+  const std::pair<std::vector<std::string>, std::string> cases[] = {
+      {{}, ""},
+      {{valid}, valid},
+      {{"cc" + valid.substr(2) + "-more"}, valid},
+      {{valid + "-more"}, ""},
+      {{"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"}, ""},
+      {{"00-00000000000000000000000000000000-00f067aa0ba902b7-01"}, ""},
+      {{valid, valid}, ""}};
+  int64_t handle = 0;
+  for (const auto& [given, expected] : cases) {
+    grpc::ClientContext context;
+    for (const std::string& header : given) context.AddMetadata("traceparent", header);
+    const auto reader = stub_->Generate(&context, Hello());
+    EXPECT_EQ(engine_.AwaitRequest(++handle).traceparent, expected);
+    engine_.listener(handle).OnStarted({});
+    engine_.listener(handle).OnFinished(Ended(FinishReason::kLength));
+    GenerateResponse response;
+    while (reader->Read(&response)) {
+    }
+    EXPECT_TRUE(reader->Finish().ok()) << "a request is served whatever the header";
+  }
 }
 
 TEST_F(GenerateCallsTest, RefusalsCarryReasonAndRetryAdvice) {

@@ -54,6 +54,7 @@ TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
   EXPECT_THAT(Error("--listen=0.0.0.0:50051"), HasSubstr("--insecure_listen"));
   EXPECT_THAT(Error("--listen=nowhere"), HasSubstr("--listen"));
   EXPECT_THAT(Error("--log_level=loud"), HasSubstr("--log_level"));
+  EXPECT_THAT(Error("--log_format=xml"), HasSubstr("--log_format: log format 'xml'"));
   EXPECT_THAT(Error("--cpu_tier=sse"), HasSubstr("--cpu_tier 'sse'"));
   EXPECT_THAT(Error("--no_such_flag=1"), HasSubstr("banyan-trunk --help"));
   EXPECT_THAT(Error("--cluster_config=x.json"), HasSubstr("both --experts and --cluster_config"));
