@@ -19,6 +19,7 @@ build_packages=(
 test_packages=(
   ccache libgtest-dev libgmock-dev libbenchmark-dev
   clang-format-14 shellcheck python3 python3-grpcio python3-protobuf prometheus
+  systemd python3-seccomp mandoc zsh
 )
 
 usage() {

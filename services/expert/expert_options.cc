@@ -59,7 +59,9 @@ absl::StatusOr<std::optional<ExpertOptions>> ParseExpertOptions(int argc, const 
   CLI::App app("Serves one shard of a model's expert pool to a trunk.");
   app.name("banyan-expert");
   app.set_version_flag("--version", fmt::format("banyan-expert {}", Version()));
-  app.add_option("--model", options.model_dir, "Checkpoint directory")->required();
+  app.add_option("--model", options.model_dir, "Checkpoint directory")
+      ->required()
+      ->type_name("DIR");
   app.add_option("--listen", options.listen, "host:port or unix:/path")->capture_default_str();
   app.add_option("--metrics_listen", options.metrics_listen,
                  "host:port of the Prometheus metrics; empty: none")

@@ -53,13 +53,16 @@ std::vector<std::string> SplitEmptyValues(int argc, const char* const* argv) {
 }
 
 void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
-  app.add_option("--model", options.model_dir, "Checkpoint directory")->required();
+  app.add_option("--model", options.model_dir, "Checkpoint directory")
+      ->required()
+      ->type_name("DIR");
   app.add_option("--listen", options.listen, "host:port or unix:/path")->capture_default_str();
   app.add_option("--metrics_listen", options.metrics_listen,
                  "host:port of the Prometheus metrics; empty: none")
       ->capture_default_str();
   app.add_option("--cluster_config", given.cluster_config,
-                 "JSON file with the replicas of every expert shard");
+                 "JSON file with the replicas of every expert shard")
+      ->type_name("FILE");
   app.add_option("--experts", given.experts,
                  "Instead: addresses of the expert shards 0, 1, ... in order, one replica each, "
                  "separated by commas");

@@ -223,9 +223,11 @@ void AddBench(CLI::App& app, Action& action) {
           ->capture_default_str();
   auto* prompts =
       verb->add_option("--prompts", options->prompts, "Take the prompts of an eval file, in turn")
-          ->excludes(length);
+          ->excludes(length)
+          ->type_name("FILE");
   verb->add_option("--eval", options->eval,
                    "Check an eval file: exact greedy answers, perplexity of the known ones")
+      ->type_name("FILE")
       ->excludes(length)
       ->excludes(prompts);
   verb->add_flag("--natural_end", options->natural_end,

@@ -237,10 +237,12 @@ void AddChat(CLI::App& app, Action& action) {
   auto options = std::make_shared<Options>();
   CLI::App* verb = app.add_subcommand("chat", "Talk with the model; works through pipes too");
   verb->add_option("--system", options->system, "System message");
-  verb->add_option("--load", options->load, "Go on with a conversation saved by /save");
+  verb->add_option("--load", options->load, "Go on with a conversation saved by /save")
+      ->type_name("FILE");
   verb->add_flag("--stats", options->stats, "Show the speed after each answer");
   verb->add_option("--history", options->history,
-                   "File of typed lines (default: ~/.local/state/banyan/chat_history)");
+                   "File of typed lines (default: ~/.local/state/banyan/chat_history)")
+      ->type_name("FILE");
   verb->add_flag("--no_history", options->no_history, "Keep typed lines in memory only");
   AddTraceFlags(*verb, options->trace);
   AddServerFlags(*verb, options->server, 0);

@@ -34,5 +34,6 @@ void AddTokenize(CLI::App& app, Action& action);
 void AddStatus(CLI::App& app, Action& action);
 void AddTop(CLI::App& app, Action& action);
 void AddBench(CLI::App& app, Action& action);
+void AddCompletion(CLI::App& app, Action& action);
 
 }  // namespace banyan::client

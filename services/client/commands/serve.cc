@@ -223,7 +223,7 @@ void AddServe(CLI::App& app, Action& action) {
   auto options = std::make_shared<Options>();
   CLI::App* verb =
       app.add_subcommand("serve", "Run a trunk and its experts on this machine until Ctrl-C");
-  verb->add_option("--model", options->model, "Checkpoint directory")->required();
+  verb->add_option("--model", options->model, "Checkpoint directory")->required()->type_name("DIR");
   verb->add_option("--shards", options->shards, "Expert services to start")
       ->check(CLI::Range(1, kMaxShards))
       ->capture_default_str();
@@ -244,6 +244,7 @@ void AddServe(CLI::App& app, Action& action) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   verb->add_option("--log_file", options->log_file, "Log of all services, appended to")
+      ->type_name("FILE")
       ->capture_default_str();
   verb->add_option("--log_level", options->log_level,
                    "debug, info, warning or error, in all services; SIGUSR1 to this process makes "
@@ -254,7 +255,8 @@ void AddServe(CLI::App& app, Action& action) {
       ->capture_default_str();
   verb->add_option(
       "--run_dir", options->run_dir,
-      "Parent of the directory for sockets (default: XDG_RUNTIME_DIR, TMPDIR or /tmp)");
+      "Parent of the directory for sockets (default: XDG_RUNTIME_DIR, TMPDIR or /tmp)")
+      ->type_name("DIR");
   verb->add_option("--drain_timeout", options->drain_timeout_seconds,
                    "Seconds that answers under way get at the end")
       ->check(CLI::NonNegativeNumber)

@@ -4,12 +4,14 @@ reflection, fetches their descriptors the same way, and calls Generate with mess
 Usage: reflection_test.py HOST:PORT. Needs Debian's python3-grpcio and python3-protobuf.
 """
 
+import os
 import sys
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-REFLECTION = "grpc.reflection.v1alpha"
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "../../../docs/examples"))
+from server_reflection import ServerReflection, message_class  # noqa: E402
+
 EXPECTED_SERVICES = {
     "banyan.inference.v1.Inference",
     "grpc.health.v1.Health",
@@ -17,101 +19,11 @@ EXPECTED_SERVICES = {
 }
 
 
-def message_class(pool, name):
-    return message_factory.MessageFactory(pool).GetPrototype(pool.FindMessageTypeByName(name))
-
-
-def reflection_pool():
-    """The part of the reflection protocol that is used here, as in grpc's reflection.proto."""
-    Field = descriptor_pb2.FieldDescriptorProto
-    proto = descriptor_pb2.FileDescriptorProto(
-        name="reflection.proto", package=REFLECTION, syntax="proto3"
-    )
-
-    def add(message, *fields):
-        descriptor = proto.message_type.add(name=message)
-        for name, number, kind, label, type_name in fields:
-            descriptor.field.add(
-                name=name, number=number, type=kind, label=label, type_name=type_name
-            )
-
-    one, many = Field.LABEL_OPTIONAL, Field.LABEL_REPEATED
-    text, raw, sub = Field.TYPE_STRING, Field.TYPE_BYTES, Field.TYPE_MESSAGE
-    add(
-        "ServerReflectionRequest",
-        ("file_by_filename", 3, text, one, None),
-        ("file_containing_symbol", 4, text, one, None),
-        ("list_services", 7, text, one, None),
-    )
-    add("ServiceResponse", ("name", 1, text, one, None))
-    add("ListServiceResponse", ("service", 1, sub, many, f".{REFLECTION}.ServiceResponse"))
-    add("FileDescriptorResponse", ("file_descriptor_proto", 1, raw, many, None))
-    add(
-        "ServerReflectionResponse",
-        ("file_descriptor_response", 4, sub, one, f".{REFLECTION}.FileDescriptorResponse"),
-        ("list_services_response", 6, sub, one, f".{REFLECTION}.ListServiceResponse"),
-    )
-    # proto3 would not send an empty list_services: it is one of a oneof in the real protocol.
-    descriptor = proto.message_type[0]
-    descriptor.oneof_decl.add(name="message_request")
-    for field in descriptor.field:
-        field.oneof_index = 0
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(proto)
-    return pool
-
-
-class Reflection:
-    def __init__(self, channel):
-        pool = reflection_pool()
-        self._request = message_class(pool, f"{REFLECTION}.ServerReflectionRequest")
-        response = message_class(pool, f"{REFLECTION}.ServerReflectionResponse")
-        self._call = channel.stream_stream(
-            f"/{REFLECTION}.ServerReflection/ServerReflectionInfo",
-            request_serializer=self._request.SerializeToString,
-            response_deserializer=response.FromString,
-        )
-
-    def ask(self, **what):
-        return next(self._call(iter([self._request(**what)]), timeout=20))
-
-    def services(self):
-        return {s.name for s in self.ask(list_services="").list_services_response.service}
-
-    def pool_with(self, symbol):
-        """A descriptor pool with the file of SYMBOL and everything that imports."""
-        files = {}
-
-        def fetch(response):
-            for raw in response.file_descriptor_response.file_descriptor_proto:
-                proto = descriptor_pb2.FileDescriptorProto.FromString(raw)
-                files[proto.name] = proto
-            for proto in list(files.values()):
-                for name in proto.dependency:
-                    if name not in files:
-                        fetch(self.ask(file_by_filename=name))
-
-        fetch(self.ask(file_containing_symbol=symbol))
-        assert files, f"no descriptor of {symbol}"
-        pool = descriptor_pool.DescriptorPool()
-
-        def add(name):
-            proto = files.pop(name, None)
-            if proto is not None:
-                for dependency in proto.dependency:
-                    add(dependency)
-                pool.Add(proto)
-
-        while files:
-            add(next(iter(files)))
-        return pool
-
-
 def main():
     channel = grpc.insecure_channel(sys.argv[1])
     grpc.channel_ready_future(channel).result(timeout=20)
-    reflection = Reflection(channel)
-    services = reflection.services()
+    reflection = ServerReflection(channel)
+    services = set(reflection.services())
     assert services >= EXPECTED_SERVICES, services
 
     pool = reflection.pool_with("banyan.inference.v1.Inference")
