@@ -20,6 +20,7 @@ test_packages=(
   ccache libgtest-dev libgmock-dev libbenchmark-dev
   clang-format-14 shellcheck python3 python3-grpcio python3-protobuf prometheus
   systemd python3-seccomp mandoc zsh
+  python3-jsonschema python3-yaml python3-prometheus-client
 )
 
 usage() {

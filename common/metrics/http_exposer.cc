@@ -19,6 +19,7 @@
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/metrics/openmetrics_text.h"
 #include "common/metrics/process_metrics.h"
 
 namespace banyan {
@@ -95,10 +96,22 @@ bool IsRead(mg_connection* connection) {
   return method == "GET" || method == "HEAD";
 }
 
+// Named at all is enough: who knows the format, as Prometheus does, lists it first.
+bool AcceptsOpenMetrics(mg_connection* connection) {
+  const char* const accept = mg_get_header(connection, "Accept");
+  return accept != nullptr &&
+         std::string_view(accept).find("application/openmetrics-text") != std::string_view::npos;
+}
+
 int ServeMetrics(mg_connection* connection, void* self) {
   if (!IsRead(connection)) return mg_send_http_error(connection, 405, "%s", "GET only"), 405;
+  const auto& exposer = *static_cast<const HttpExposer*>(self);
+  if (AcceptsOpenMetrics(connection)) {
+    return Reply(connection, kOpenMetricsContentType,
+                 exposer.Render(HttpExposer::Format::kOpenMetrics));
+  }
   return Reply(connection, "text/plain; version=0.0.4; charset=utf-8",
-               static_cast<HttpExposer*>(self)->Render());
+               exposer.Render(HttpExposer::Format::kPrometheusText));
 }
 
 int ServeRoot(mg_connection* connection, void* /*self*/) {
@@ -180,13 +193,14 @@ HttpExposer::~HttpExposer() {
   waker.join();
 }
 
-std::string HttpExposer::Render() const {
+std::string HttpExposer::Render(Format format) const {
   scrapes_.Increment();
   std::vector<prometheus::MetricFamily> families = registry_->Collect();
   std::vector<prometheus::MetricFamily> process = ProcessMetrics().Collect();
   families.insert(families.end(), std::make_move_iterator(process.begin()),
                   std::make_move_iterator(process.end()));
-  return prometheus::TextSerializer().Serialize(families);
+  return format == Format::kOpenMetrics ? OpenMetricsText(families)
+                                        : prometheus::TextSerializer().Serialize(families);
 }
 
 }  // namespace banyan

@@ -1,4 +1,5 @@
-// The scrape port: GET /metrics in Prometheus' text format, GET / says where that is.
+// The scrape port: GET /metrics in Prometheus' text format or, for who accepts it, OpenMetrics; GET
+// / says where that is.
 #pragma once
 
 #include <memory>
@@ -29,8 +30,9 @@ class HttpExposer {
   // With the port that was really taken.
   const std::string& address() const { return address_; }
 
+  enum class Format { kPrometheusText, kOpenMetrics };
   // What a scrape returns.
-  std::string Render() const;
+  std::string Render(Format format) const;
 
  private:
   static int KeepFirstError(const mg_connection* connection, const char* message);

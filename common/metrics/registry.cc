@@ -18,10 +18,19 @@ bool IsName(std::string_view name, bool colon) {
   });
 }
 
-void CheckLabels(const MetricLabels& labels) {
+constexpr std::string_view kTotal = "_total";
+
+bool EndsWith(std::string_view text, std::string_view end) {
+  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+}
+
+std::vector<std::string> CheckedNames(const MetricLabels& labels) {
+  std::vector<std::string> names;
   for (const auto& [name, value] : labels) {
     CHECK(IsName(name, /*colon=*/false) && name.compare(0, 2, "__") != 0);
+    names.push_back(name);
   }
+  return names;
 }
 
 }  // namespace
@@ -33,34 +42,37 @@ void MetricsRegistry::Declare(const std::string& name, Declared declared) {
   CHECK(!declared.help.empty());
   absl::MutexLock lock(&mutex_);
   const auto [it, inserted] = declared_.try_emplace(name, declared);
-  if (inserted) return;
+  if (inserted) {
+    const std::string other = EndsWith(name, kTotal) ? name.substr(0, name.size() - kTotal.size())
+                                                     : name + std::string(kTotal);
+    CHECK(!declared_.contains(other));
+    return;
+  }
   CHECK(it->second.type == declared.type);
   CHECK(it->second.help == declared.help);
   CHECK(it->second.bounds == declared.bounds);
+  CHECK(it->second.label_names == declared.label_names);
 }
 
 prometheus::Counter& MetricsRegistry::Counter(const std::string& name, const std::string& help,
                                               const MetricLabels& labels) {
-  CheckLabels(labels);
-  Declare(name, {Type::kCounter, help, {}});
+  Declare(name, {Type::kCounter, help, {}, CheckedNames(labels)});
   return prometheus::BuildCounter().Name(name).Help(help).Register(*registry_).Add(labels);
 }
 
 prometheus::Gauge& MetricsRegistry::Gauge(const std::string& name, const std::string& help,
                                           const MetricLabels& labels) {
-  CheckLabels(labels);
-  Declare(name, {Type::kGauge, help, {}});
+  Declare(name, {Type::kGauge, help, {}, CheckedNames(labels)});
   return prometheus::BuildGauge().Name(name).Help(help).Register(*registry_).Add(labels);
 }
 
 prometheus::Histogram& MetricsRegistry::Histogram(const std::string& name, const std::string& help,
                                                   const std::vector<double>& bounds,
                                                   const MetricLabels& labels) {
-  CheckLabels(labels);
   CHECK(!bounds.empty());
   CHECK(std::adjacent_find(bounds.begin(), bounds.end(), std::greater_equal<double>()) ==
         bounds.end());
-  Declare(name, {Type::kHistogram, help, bounds});
+  Declare(name, {Type::kHistogram, help, bounds, CheckedNames(labels)});
   return prometheus::BuildHistogram()
       .Name(name)
       .Help(help)

@@ -20,8 +20,9 @@ namespace banyan {
 using MetricLabels = std::map<std::string, std::string>;
 
 // Thread-safe. Metrics live as long as the registry; asking again for the same name and labels
-// returns the same metric. A malformed name, or one used with another type, help or bounds, is our
-// own bug (CHECK).
+// returns the same metric. A malformed name, or one used with another type, help, bounds or other
+// label names, is our own bug (CHECK), and so is a counter x_total beside a family x: OpenMetrics
+// calls both x.
 class MetricsRegistry {
  public:
   MetricsRegistry();
@@ -43,6 +44,7 @@ class MetricsRegistry {
     Type type;
     std::string help;
     std::vector<double> bounds;
+    std::vector<std::string> label_names;  // sorted
   };
   void Declare(const std::string& name, Declared declared) ABSL_LOCKS_EXCLUDED(mutex_);
 

@@ -6,7 +6,8 @@
 
 namespace banyan {
 
-LoadTracker::LoadTracker() : start_(absl::Now()) {}
+LoadTracker::LoadTracker(PhaseListener on_phase)
+    : on_phase_(std::move(on_phase)), start_(absl::Now()) {}
 
 void LoadTracker::SetPhase(common::v1::LoadProgress::Phase phase, std::string detail) {
   absl::MutexLock lock(&mutex_);
@@ -14,6 +15,7 @@ void LoadTracker::SetPhase(common::v1::LoadProgress::Phase phase, std::string de
   if (progress_.phase() != phase) {
     progress_.set_bytes_done(0);
     progress_.set_bytes_total(0);
+    if (on_phase_ != nullptr) on_phase_(phase);
   }
   progress_.set_phase(phase);
   progress_.set_detail(std::move(detail));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -15,7 +16,9 @@ namespace banyan {
 // Thread-safe. `elapsed_seconds` runs from construction and stands still at READY and FAILED.
 class LoadTracker {
  public:
-  LoadTracker();
+  // Called with every new phase, in order, with the tracker locked: it may not call back.
+  using PhaseListener = std::function<void(common::v1::LoadProgress::Phase)>;
+  explicit LoadTracker(PhaseListener on_phase = nullptr);
 
   // READY and FAILED end the load.
   static bool IsLast(common::v1::LoadProgress::Phase phase) {
@@ -33,6 +36,7 @@ class LoadTracker {
   uint64_t AwaitChange(uint64_t seen, absl::Time deadline) const;
 
  private:
+  const PhaseListener on_phase_;
   mutable absl::Mutex mutex_;
   common::v1::LoadProgress progress_ ABSL_GUARDED_BY(mutex_);
   uint64_t version_ ABSL_GUARDED_BY(mutex_) = 1;

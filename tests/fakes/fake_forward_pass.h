@@ -22,6 +22,8 @@ class FakeForwardPass final : public ForwardPass {
   const Limits& limits() const override { return limits_; }
   absl::Status Forward(const Step& step) override;
   absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
+  // As if each step read one byte.
+  uint64_t weight_bytes_read() const override { return static_cast<uint64_t>(num_steps_); }
 
   // The logits for the token after `tokens`, of which the first `prompt_tokens` are the prompt.
   static void Logits(std::span<const int32_t> tokens, int32_t prompt_tokens,

@@ -136,6 +136,19 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string
   return store;
 }
 
+std::vector<std::span<const std::byte>> ExpertStore::ContiguousWeights() const {
+  std::vector<std::span<const std::byte>> spans;
+  for (const std::vector<ExpertWeights>& experts : table_.layers) {
+    for (const ExpertWeights& weights : experts) {
+      const std::array<Runs, 3> runs = RunsOf(weights, geometry());
+      for (const Runs& run : {runs[0], runs[1]}) {
+        spans.push_back({run.data, static_cast<size_t>(run.run_bytes)});
+      }
+    }
+  }
+  return spans;
+}
+
 absl::Status ExpertStore::Load(WorkerPool& pool,
                                absl::FunctionRef<bool(uint64_t bytes_done)> progress) const {
   RETURN_IF_ERROR(checkpoint_->CheckFilesUnchanged());

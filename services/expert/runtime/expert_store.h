@@ -41,6 +41,9 @@ class ExpertStore {
   // kCancelled then; kDataLoss when a file changed since Open.
   absl::Status Load(WorkerPool& pool, absl::FunctionRef<bool(uint64_t bytes_done)> progress) const;
 
+  // The gate and up slices of every expert: what can be read in long runs, two thirds of the pool.
+  std::vector<std::span<const std::byte>> ContiguousWeights() const;
+
   const ExpertTable& table() const { return table_; }
   const ShardGeometry& geometry() const { return table_.geometry; }
   const ShardSpec& shard() const { return shard_; }

@@ -15,11 +15,13 @@
 #include "common/base/strings.h"
 #include "common/metrics/http_exposer.h"
 #include "common/metrics/registry.h"
+#include "common/parallel/memory_bandwidth.h"
 #include "common/parallel/topology.h"
 #include "common/parallel/worker_pool.h"
 #include "common/rpc/channel_settings.h"
 #include "common/rpc/health_service.h"
 #include "common/rpc/listen_address.h"
+#include "common/rpc/load_phase_gauge.h"
 #include "common/rpc/load_tracker.h"
 #include "common/rpc/load_watchers.h"
 #include "common/rpc/server_threads.h"
@@ -42,17 +44,24 @@ constexpr absl::Duration kStopGrace = absl::Seconds(10);
 constexpr absl::Duration kCloseGrace = absl::Milliseconds(200);
 // How long a host whose load failed waits for WatchLoad streams to say so.
 constexpr absl::Duration kFailureGrace = absl::Seconds(1);
+constexpr absl::Duration kBandwidthTime = absl::Milliseconds(50);
 
 struct LoadMetrics {
   explicit LoadMetrics(MetricsRegistry& metrics)
       : pool_bytes(metrics.Gauge("banyan_expert_pool_bytes", "Bytes of weights of this shard.")),
         loaded_bytes(metrics.Gauge("banyan_expert_loaded_bytes",
                                    "Bytes of this shard brought into memory so far.")),
-        seconds(metrics.Gauge("banyan_expert_load_seconds", "How long the load took.")),
+        seconds(metrics.Gauge("banyan_expert_load_seconds",
+                              "How long the load took; 0 until it is over.")),
+        bandwidth(metrics.Gauge(
+            "banyan_expert_memory_bandwidth_bytes_per_second",
+            "Speed of reading this shard's weights with all threads, measured at the end of the "
+            "load; a pool that fits the CPU's caches is read from there.")),
         ready(metrics.Gauge("banyan_expert_ready", "1 while calls are taken, else 0.")) {}
   prometheus::Gauge& pool_bytes;
   prometheus::Gauge& loaded_bytes;
   prometheus::Gauge& seconds;
+  prometheus::Gauge& bandwidth;
   prometheus::Gauge& ready;
 };
 
@@ -146,6 +155,8 @@ class ExpertServer::Impl {
       load_metrics_.loaded_bytes.Set(static_cast<double>(done));
       return !stopping_;
     }));
+    load_metrics_.bandwidth.Set(
+        MeasureReadBandwidth(*pool_, store_->ContiguousWeights(), kBandwidthTime));
     executor_.emplace(CpuExecutor::Options{}, store_->table(), *kernels_, *pool_);
     metered_.emplace(*executor_, metrics_);
     forward_->SetExecutor(&*metered_);
@@ -153,9 +164,19 @@ class ExpertServer::Impl {
     const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
     load_metrics_.seconds.Set(seconds);
     const ShardGeometry& geometry = store_->geometry();
+    const char* const split = options_.shard.split == ShardSplit::kWidth ? "width" : "experts";
+    metrics_
+        .Gauge("banyan_expert_shard_info", "1; the labels say which part of the model is here.",
+               {{"shard", std::to_string(options_.shard.index)},
+                {"num_shards", std::to_string(options_.shard.num_shards)},
+                {"split", split},
+                {"pool_format", std::string(store_->pool_format())},
+                {"tier", kernels_->name},
+                {"fingerprint", store_->fingerprint()}})
+        .Set(1);
     LogInfo("ready", {{"shard", options_.shard.index},
                       {"num_shards", options_.shard.num_shards},
-                      {"split", options_.shard.split == ShardSplit::kWidth ? "width" : "experts"},
+                      {"split", split},
                       {"first_expert", geometry.first_expert},
                       {"num_experts", geometry.num_shard_experts},
                       {"first_width", geometry.first_width},
@@ -211,7 +232,8 @@ class ExpertServer::Impl {
   const FfnKernels* const kernels_;
   MetricsRegistry metrics_;
   LoadMetrics load_metrics_;
-  LoadTracker tracker_;
+  LoadPhaseGauge load_phase_{"expert", &metrics_};
+  LoadTracker tracker_{[this](LoadProgress::Phase phase) { load_phase_.Set(phase); }};
   LoadWatchers watchers_;
   ExpertService service_;
   HealthService health_{{v1::Experts::service_full_name()}};

@@ -51,7 +51,8 @@ struct Metrics {
                                     "Bytes of the replies sent on Forward streams.")),
         refused(registry.Counter("banyan_expert_frames_refused_total",
                                  "Frames that broke a rule and ended their stream.")),
-        streams_total(registry.Counter("banyan_expert_streams_total", "Forward streams taken.")),
+        streams_total(
+            registry.Counter("banyan_expert_streams_opened_total", "Forward streams taken.")),
         streams(registry.Gauge("banyan_expert_streams", "Forward streams open.")),
         queue(registry.Histogram("banyan_expert_call_queue_seconds",
                                  "From a frame's arrival to the start of its computation.",

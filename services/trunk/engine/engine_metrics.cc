@@ -58,6 +58,9 @@ EngineMetrics::EngineMetrics(MetricsRegistry* registry)
       slots(registry->Gauge("banyan_trunk_recurrent_slots", "Recurrent-state slots.")),
       slots_used(
           registry->Gauge("banyan_trunk_recurrent_slots_used", "Recurrent-state slots in use.")),
+      queue_limit(registry->Gauge("banyan_trunk_queue_limit_requests",
+                                  "Requests that may wait; further ones are refused.")),
+      batch_limit(registry->Gauge("banyan_trunk_batch_limit_rows", "Rows that a step may have.")),
       queue_seconds(registry->Histogram("banyan_trunk_queue_seconds",
                                         "From submission to the first step.", LatencyBuckets())),
       ttft_seconds(registry->Histogram("banyan_trunk_ttft_seconds",
@@ -75,6 +78,9 @@ EngineMetrics::EngineMetrics(MetricsRegistry* registry)
       batch_rows(registry->Histogram("banyan_trunk_batch_rows", "Rows of a step.", PowersOfTwo())),
       batch_sequences(registry->Histogram("banyan_trunk_batch_sequences", "Sequences of a step.",
                                           PowersOfTwo())),
+      weight_bytes(registry->Counter("banyan_trunk_weight_bytes_total",
+                                     "Bytes of the trunk's weights read by the steps; a matrix "
+                                     "counts once a step, however many rows that has.")),
       steps(registry->Counter("banyan_trunk_steps_total", "Steps run.")),
       failed_steps(registry->Counter("banyan_trunk_failed_steps_total",
                                      "Steps whose forward pass returned an error.")),

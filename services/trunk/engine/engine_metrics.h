@@ -29,6 +29,8 @@ struct EngineMetrics {
   prometheus::Gauge& kv_pages_used;
   prometheus::Gauge& slots;
   prometheus::Gauge& slots_used;
+  prometheus::Gauge& queue_limit;
+  prometheus::Gauge& batch_limit;
 
   prometheus::Histogram& queue_seconds;
   prometheus::Histogram& ttft_seconds;
@@ -43,6 +45,7 @@ struct EngineMetrics {
 
   prometheus::Histogram& batch_rows;
   prometheus::Histogram& batch_sequences;
+  prometheus::Counter& weight_bytes;
   prometheus::Counter& steps;
   prometheus::Counter& failed_steps;
   prometheus::Counter& preemptions_for_pages;

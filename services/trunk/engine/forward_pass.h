@@ -33,6 +33,11 @@ class ForwardPass {
   // Logits of rows of the last step: logits [rows.size(), vocab_size] f32, overwritten.
   // At most max_logits_rows rows a call.
   virtual absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) = 0;
+
+  // Bytes of weights that all calls so far have read: a matrix counts once for each step (lm_head:
+  // for each ComputeLogits) that uses it, however many rows that has; of the embedding the rows
+  // looked up.
+  virtual uint64_t weight_bytes_read() const = 0;
 };
 
 }  // namespace banyan::trunk

@@ -33,6 +33,8 @@ StepEngine::StepEngine(const Options& options, ForwardPass* forward, ExpertTrans
       token_stage_(forward, options.sampled_vocab_size, clock) {
   metrics_.kv_pages.Set(forward->limits().num_pages);
   metrics_.slots.Set(forward->limits().num_slots);
+  metrics_.queue_limit.Set(options.max_queued_requests);
+  metrics_.batch_limit.Set(options.max_batch_tokens);
   UpdateSnapshot();
   thread_ = std::thread(&StepEngine::Run, this);
 }
@@ -265,6 +267,9 @@ void StepEngine::RunStep() {
   AddSeconds(&metrics_.sampling_seconds, token_stage_.sampling_time());
   AddSeconds(&metrics_.publish_seconds, end - chosen);
   ObserveSeconds(&metrics_.step_seconds, end - begin);
+  const uint64_t read = forward_->weight_bytes_read();
+  metrics_.weight_bytes.Increment(static_cast<double>(read - counted_weight_bytes_));
+  counted_weight_bytes_ = read;
 }
 
 // Requests that leave the queue with this step.

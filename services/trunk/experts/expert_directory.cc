@@ -53,6 +53,7 @@ struct Replica {
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<Describing> describing;
   prometheus::Gauge* ready_metric = nullptr;
+  prometheus::Gauge* refused_metric = nullptr;
 };
 
 struct Shard {
@@ -184,6 +185,10 @@ class ExpertDirectory::Impl {
       replica.ready_metric =
           &metrics->Gauge("banyan_trunk_expert_replica_ready", "1 while the replica is usable.",
                           {{"shard", label}, {"replica", address}});
+      replica.refused_metric =
+          &metrics->Gauge("banyan_trunk_expert_replica_refused",
+                          "1 while the replica answers and does not fit the model or its shard.",
+                          {{"shard", label}, {"replica", address}});
       addresses_.push_back(address);
     }
     if (s + 1 == num_shards_) first_replica_.push_back(static_cast<int32_t>(replicas_.size()));
@@ -287,6 +292,7 @@ class ExpertDirectory::Impl {
     }
     replica.phase = Phase::kDescribed;
     replica.refused = false;
+    replica.refused_metric->Set(0);
     replica.reason = "waiting for the other shards";
     if (!shard.host.has_value()) shard.host = ShardHost{replica.address, std::move(host)};
     if (!complete_) CheckCluster();
@@ -381,6 +387,7 @@ class ExpertDirectory::Impl {
     replica.next = Clock::now() + pause;
     replica.channel.reset();
     replica.ready_metric->Set(0);
+    replica.refused_metric->Set(replica.refused ? 1 : 0);
   }
 
   bool ShardReady(const Shard& shard) const ABSL_SHARED_LOCKS_REQUIRED(mutex_) {

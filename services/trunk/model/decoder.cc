@@ -114,6 +114,7 @@ class Decoder::Impl {
 
   absl::Status Allocate(const DecoderOptions& options, const Checkpoint& checkpoint) {
     ASSIGN_OR_RETURN(weights_, LoadTrunkWeights(checkpoint, config_, backend_));
+    for (const LayerWeights& layer : weights_.layers) layer_bytes_ += LayerWeightBytes(layer);
     ASSIGN_OR_RETURN(kv_cache_,
                      KvCache::Create(attention_, CountMixers(config_, MixerKind::kFullAttention),
                                      options.num_pages, backend_));
@@ -131,6 +132,7 @@ class Decoder::Impl {
   }
 
   const Limits& limits() const { return limits_; }
+  uint64_t weight_bytes_read() const { return weight_bytes_read_; }
 
   absl::Status Forward(const Step& step) {
     const StepPlan& plan = planner_.Build(step);
@@ -167,6 +169,8 @@ class Decoder::Impl {
       }
       if (observer_ != nullptr) RETURN_IF_ERROR(ObserveLayer(layer));
     }
+    weight_bytes_read_ +=
+        layer_bytes_ + RowBytes(weights_.embed_tokens) * static_cast<uint64_t>(num_rows_);
     Norm(weights_.final_norm, nullptr, a.final_out);
     if (observer_ != nullptr) {
       ASSIGN_OR_RETURN(const auto hidden, Observe(a.final_out));
@@ -185,6 +189,7 @@ class Decoder::Impl {
     backend_->GatherRows(rows, config_.hidden_size, a.final_out, a.logits_rows);
     const LinearArgs head[] = {{.x = a.logits_rows, .w = &weights_.lm_head, .y = a.logits}};
     backend_->Linear(num_rows, head);
+    weight_bytes_read_ += RowBytes(weights_.lm_head) * static_cast<uint64_t>(weights_.lm_head.rows);
     return backend_->ReadBack(a.logits, logits.size_bytes(), logits.data());
   }
 
@@ -228,7 +233,9 @@ class Decoder::Impl {
   RecurrentState recurrent_state_;
   Activations activations_;
   std::vector<float> observed_;
-  int32_t num_rows_ = 0;  // of the last step
+  int32_t num_rows_ = 0;      // of the last step
+  uint64_t layer_bytes_ = 0;  // read by one step, embedding and head apart
+  uint64_t weight_bytes_read_ = 0;
 };
 
 Decoder::Decoder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -266,5 +273,7 @@ absl::Status Decoder::Forward(const Step& step) { return impl_->Forward(step); }
 absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) {
   return impl_->ComputeLogits(rows, logits);
 }
+
+uint64_t Decoder::weight_bytes_read() const { return impl_->weight_bytes_read(); }
 
 }  // namespace banyan::trunk

@@ -75,6 +75,7 @@ class Decoder : public ForwardPass {
   const Limits& limits() const override;
   absl::Status Forward(const Step& step) override;
   absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
+  uint64_t weight_bytes_read() const override;
 
  private:
   class Impl;

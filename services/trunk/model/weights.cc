@@ -153,6 +153,29 @@ absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
   return Loader(checkpoint, config, backend).Load();
 }
 
+uint64_t RowBytes(const Matrix& matrix) {
+  return static_cast<uint64_t>(matrix.cols) * DTypeSizeBytes(matrix.dtype);
+}
+
+uint64_t LayerWeightBytes(const LayerWeights& layer) {
+  std::vector<const Matrix*> matrices;
+  if (const auto* linear = std::get_if<LinearAttentionWeights>(&layer.mixer)) {
+    matrices = {&linear->in_proj_qkvz, &linear->in_proj_ba, &linear->out_proj};
+  } else {
+    const auto& full = std::get<FullAttentionWeights>(layer.mixer);
+    matrices = {&full.q_proj, &full.k_proj, &full.v_proj, &full.o_proj};
+  }
+  const auto* ffn = std::get_if<FfnWeights>(&layer.mlp);
+  if (const auto* moe = std::get_if<MoeWeights>(&layer.mlp)) {
+    matrices.insert(matrices.end(), {&moe->router, &moe->shared_expert_gate});
+    ffn = &moe->shared_expert;
+  }
+  matrices.insert(matrices.end(), {&ffn->gate_proj, &ffn->up_proj, &ffn->down_proj});
+  uint64_t bytes = 0;
+  for (const Matrix* m : matrices) bytes += RowBytes(*m) * static_cast<uint64_t>(m->rows);
+  return bytes;
+}
+
 size_t TrunkWeightBytes(const ModelConfig& config, DType matrix_dtype) {
   size_t bytes = 0;
   for (const TensorSpec& spec : TrunkTensors(config)) {

@@ -64,6 +64,12 @@ struct TrunkWeights {
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
                                               const ModelConfig& config, Backend* backend);
 
+// Bytes of one row of a matrix, and of all matrices of a layer: what one step reads of it, as
+// stored. The vectors (norms, convolution, decay) are left out: below 0.2 % of the matrices
+// in the full-size model.
+uint64_t RowBytes(const Matrix& matrix);
+uint64_t LayerWeightBytes(const LayerWeights& layer);
+
 // Bytes of the trunk's tensors that a step may read: matrices as stored, vectors as f32.
 size_t TrunkWeightBytes(const ModelConfig& config, DType matrix_dtype);
 

@@ -17,6 +17,7 @@
 #include "common/metrics/registry.h"
 #include "common/rpc/health_service.h"
 #include "common/rpc/listen_address.h"
+#include "common/rpc/load_phase_gauge.h"
 #include "common/rpc/load_tracker.h"
 #include "common/rpc/load_watchers.h"
 #include "common/rpc/server_threads.h"
@@ -164,7 +165,8 @@ class InferenceServer::Impl {
   const TrunkOptions options_;
   MetricsRegistry metrics_;
   RequestMetrics request_metrics_;
-  LoadTracker tracker_;
+  LoadPhaseGauge load_phase_{"trunk", &metrics_};
+  LoadTracker tracker_{[this](LoadProgress::Phase phase) { load_phase_.Set(phase); }};
   std::unique_ptr<LoadedTrunk> trunk_;  // made by the loading thread
   std::unique_ptr<PromptWorkers> workers_;
   LoadWatchers watchers_;

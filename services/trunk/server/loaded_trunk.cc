@@ -18,6 +18,7 @@
 #include "common/config/model_config.h"
 #include "common/config/tensor_inventory.h"
 #include "common/io/checkpoint.h"
+#include "common/parallel/memory_bandwidth.h"
 #include "common/parallel/topology.h"
 #include "common/parallel/worker_pool.h"
 #include "services/trunk/experts/expert_directory.h"
@@ -25,6 +26,7 @@
 #include "services/trunk/model/decoder.h"
 #include "services/trunk/ops/cpu/cpu_backend.h"
 #include "services/trunk/server/request_validation.h"
+#include "services/trunk/server/trunk_load_metrics.h"
 #include "services/trunk/server/trunk_plan.h"
 
 namespace banyan::trunk {
@@ -36,6 +38,7 @@ constexpr absl::Duration kWaitSlice = absl::Milliseconds(100);
 constexpr absl::Duration kMisfitGrace = absl::Seconds(3);
 constexpr absl::Duration kLogEvery = absl::Seconds(5);
 constexpr size_t kFilePageBytes = 4096;
+constexpr absl::Duration kBandwidthTime = absl::Milliseconds(50);
 
 absl::Status Stopping() { return absl::CancelledError("stopped while loading"); }
 
@@ -97,9 +100,14 @@ class LoadedTrunk::Impl {
  public:
   Impl(const TrunkOptions& options, std::function<bool()> stopping, LoadTracker* tracker,
        MetricsRegistry* metrics)
-      : options_(options), stopping_(std::move(stopping)), tracker_(tracker), metrics_(metrics) {}
+      : options_(options),
+        stopping_(std::move(stopping)),
+        tracker_(tracker),
+        metrics_(metrics),
+        load_metrics_(*metrics) {}
 
   absl::Status Load() {
+    const absl::Time start = absl::Now();
     RETURN_IF_ERROR(ReadHeaders());
     RETURN_IF_ERROR(Plan());
     // Expert hosts are looked for while the weights are read.
@@ -111,7 +119,9 @@ class LoadedTrunk::Impl {
     RETURN_IF_ERROR(ReadWeights());
     RETURN_IF_ERROR(AwaitExperts());
     RETURN_IF_ERROR(StartEngine());
-    return Warm();
+    RETURN_IF_ERROR(Warm());
+    load_metrics_.seconds.Set(absl::ToDoubleSeconds(absl::Now() - start));
+    return absl::OkStatus();
   }
 
   const ServingModel& model() const { return model_; }
@@ -184,6 +194,7 @@ class LoadedTrunk::Impl {
       tensors.push_back({view.data, view.size_bytes()});
       total += view.size_bytes();
     }
+    load_metrics_.model_bytes.Set(static_cast<double>(total));
     uint64_t done = 0;
     uint64_t told = 0;
     for (const std::span<const std::byte> bytes : tensors) {
@@ -192,14 +203,20 @@ class LoadedTrunk::Impl {
         done += std::min(kFilePageBytes, bytes.size() - i);
         if (done - told < (uint64_t{16} << 20)) continue;
         told = done;
-        tracker_->SetBytes(done, total);
+        ReportBytes(done, total);
         if (stopping_()) return Stopping();
       }
     }
-    tracker_->SetBytes(total, total);
+    ReportBytes(total, total);
+    load_metrics_.bandwidth.Set(MeasureReadBandwidth(*pool_, tensors, kBandwidthTime));
     ASSIGN_OR_RETURN(decoder_, Decoder::Create(config_, decoder_options_, *checkpoint_,
                                                backend_.get(), &*transport_));
     return absl::OkStatus();
+  }
+
+  void ReportBytes(uint64_t done, uint64_t total) {
+    tracker_->SetBytes(done, total);
+    load_metrics_.loaded_bytes.Set(static_cast<double>(done));
   }
 
   absl::Status AwaitExperts() {
@@ -268,6 +285,13 @@ class LoadedTrunk::Impl {
     info.set_has_tokenizer(codec_ != nullptr);
     info.set_has_chat_template(codec_ != nullptr && codec_->has_chat_template());
     info.set_backend("cpu");
+    metrics_
+        ->Gauge("banyan_trunk_model_info", "1; the labels say which model runs and how.",
+                {{"model_type", config_.model_type},
+                 {"fingerprint", checkpoint_->fingerprint()},
+                 {"backend", "cpu"},
+                 {"tier", std::string(backend_->name())}})
+        .Set(1);
     for (const int32_t id : model_.facts.eos_token_ids) info.add_eos_token_ids(id);
     *info.mutable_default_sampling() = DefaultSampling(model_.facts);
   }
@@ -310,6 +334,7 @@ class LoadedTrunk::Impl {
   const std::function<bool()> stopping_;
   LoadTracker* const tracker_;
   MetricsRegistry* const metrics_;
+  TrunkLoadMetrics load_metrics_;
   SystemClock clock_;
   volatile std::byte touched_{};
 

@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "common/base/check.h"
+
 namespace banyan::trunk {
 namespace {
 
@@ -31,12 +33,11 @@ RequestMetrics::RequestMetrics(MetricsRegistry* registry)
       coalesced_tokens(registry->Counter(
           "banyan_trunk_coalesced_tokens_total",
           "Tokens sent together with an earlier one because the client had not read that yet")),
-      registry_(registry) {
+      duration_(Duration(registry)) {
   for (const char* outcome : {"ok", "invalid", "overload", "unavailable", "deadline", "cancelled",
                               "slow_client", "error"}) {
-    Requests(registry, outcome);
+    outcomes_[outcome] = &Requests(registry, outcome);
   }
-  Duration(registry);
 }
 
 std::string_view RequestMetrics::Outcome(const absl::Status& status) {
@@ -60,8 +61,10 @@ std::string_view RequestMetrics::Outcome(const absl::Status& status) {
 }
 
 void RequestMetrics::Finished(std::string_view outcome, double seconds) {
-  Requests(registry_, outcome).Increment();
-  if (outcome == "ok") Duration(registry_).Observe(seconds);
+  const auto found = outcomes_.find(outcome);
+  CHECK(found != outcomes_.end());
+  found->second->Increment();
+  if (outcome == "ok") duration_.Observe(seconds);
 }
 
 }  // namespace banyan::trunk

@@ -67,6 +67,10 @@ class Process:
         self._child.terminate()
         return self._child.wait(timeout=START_TIMEOUT_S)
 
+    def wait(self, timeout_s):
+        """Until it ends by itself; its exit code."""
+        return self._child.wait(timeout=timeout_s)
+
     def kill(self):
         if self._child.poll() is None:
             self._child.kill()

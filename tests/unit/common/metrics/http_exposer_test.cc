@@ -13,6 +13,7 @@
 namespace banyan {
 namespace {
 
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
@@ -62,6 +63,20 @@ TEST_F(HttpExposerTest, ServesMetricsOfRegistryAndProcess) {
   EXPECT_THAT(answer, HasSubstr("\nprocess_resident_memory_bytes "));
   EXPECT_THAT(answer, HasSubstr("binary=\"banyan-test\""));
   EXPECT_THAT(Get(exposer_->address(), "/metrics"), HasSubstr("banyan_metrics_scrapes_total 2\n"));
+}
+
+TEST_F(HttpExposerTest, ServesOpenMetricsToWhoAcceptsIt) {
+  // As Prometheus asks.
+  const std::string answer =
+      Ask(exposer_->address(),
+          "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text;version=1.0.0,"
+          "text/plain;version=0.0.4;q=0.5,*/*;q=0.1\r\n\r\n");
+  EXPECT_THAT(answer, HasSubstr("Content-Type: application/openmetrics-text; version=1.0.0"));
+  EXPECT_THAT(answer, HasSubstr("# TYPE banyan_metrics_scrapes counter\n"));
+  EXPECT_THAT(answer, HasSubstr("\nbanyan_metrics_scrapes_total 1.0\n"));
+  EXPECT_THAT(answer, EndsWith("# EOF\n"));
+  EXPECT_THAT(Ask(exposer_->address(), "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n"),
+              HasSubstr("Content-Type: text/plain; version=0.0.4"));
 }
 
 TEST_F(HttpExposerTest, RootPointsToMetricsAndOtherPathsAreAbsent) {

@@ -49,10 +49,15 @@ TEST(MetricsRegistryDeathTest, ContradictoryDeclarationsAreOurBug) {
   MetricsRegistry registry;
   registry.Counter("banyan_test_total", "Help");
   registry.Histogram("banyan_test_seconds", "Time", {1, 2});
+  registry.Gauge("banyan_test_rows", "Rows", {{"shard", "0"}});
+  EXPECT_DEATH(registry.Gauge("banyan_test_rows", "Rows"), "CHECK failed");
+  EXPECT_DEATH(registry.Gauge("banyan_test_rows", "Rows", {{"host", "0"}}), "CHECK failed");
   EXPECT_DEATH(registry.Gauge("banyan_test_total", "Help"), "CHECK failed");
   EXPECT_DEATH(registry.Counter("banyan_test_total", "Other help"), "CHECK failed");
   EXPECT_DEATH(registry.Histogram("banyan_test_seconds", "Time", {1, 3}), "CHECK failed");
   EXPECT_DEATH(registry.Histogram("banyan_test_2", "Time", {2, 1}), "CHECK failed");
+  EXPECT_DEATH(registry.Gauge("banyan_test", "Clashes with banyan_test_total"), "CHECK failed");
+  EXPECT_DEATH(registry.Counter("banyan_test_rows_total", "Clashes"), "CHECK failed");
   EXPECT_DEATH(registry.Counter("banyan test", "Help"), "CHECK failed");
   EXPECT_DEATH(registry.Counter("banyan_test_3", "Help", {{"le gend", "x"}}), "CHECK failed");
 }

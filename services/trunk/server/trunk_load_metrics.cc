@@ -1,0 +1,18 @@
+#include "services/trunk/server/trunk_load_metrics.h"
+
+namespace banyan::trunk {
+
+TrunkLoadMetrics::TrunkLoadMetrics(MetricsRegistry& metrics)
+    : model_bytes(metrics.Gauge("banyan_trunk_model_bytes",
+                                "Bytes of the trunk's weights in the checkpoint.")),
+      loaded_bytes(metrics.Gauge("banyan_trunk_loaded_bytes",
+                                 "Bytes of the trunk's weights brought into memory so far.")),
+      seconds(metrics.Gauge("banyan_trunk_load_seconds",
+                            "How long the load took, the wait for experts included; 0 until it "
+                            "is over.")),
+      bandwidth(metrics.Gauge(
+          "banyan_trunk_memory_bandwidth_bytes_per_second",
+          "Speed of reading the trunk's weights with all threads, measured at the end of the "
+          "load; weights that fit the CPU's caches are read from there.")) {}
+
+}  // namespace banyan::trunk
