@@ -37,6 +37,8 @@ usage: ./run.sh COMMAND
   build            set up and build the programs
   test [--preset release|asan|tsan]
                    build everything and run every test
+  packages build|test
+                   name the Debian packages that building needs, or that the tests need beyond them
 
 Missing Debian packages are installed (as root or with sudo).
 TEXT
@@ -301,10 +303,18 @@ summarise() {
   ((failed == 0 && failed_runs == 0))
 }
 
+command_packages() {
+  case $* in
+    build) printf '%s\n' "${build_packages[@]}" ;;
+    test) printf '%s\n' "${test_packages[@]}" ;;
+    *) usage_error "packages: expected build or test" ;;
+  esac
+}
+
 command=${1:-help}
 [[ $# -eq 0 ]] || shift
 case $command in
-  demo | serve | stop | test) "command_$command" "$@" ;;
+  demo | serve | stop | test | packages) "command_$command" "$@" ;;
   build)
     [[ $# -eq 0 ]] || usage_error "build takes no options"
     build_programs

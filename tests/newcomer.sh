@@ -14,9 +14,10 @@ set -euo pipefail
 expected=(
   'run.sh demo'            'The capital of Japan is Tokyo'
   'banyan status'          'serving'
+  'banyan top --once'      'tokens/s'
   'Spell the word river'   'r-i-v-e-r|r i v e r|R-I-V-E-R'
   'bench --concurrency 8'  'tokens'
-  'bench --eval'           '214'
+  'bench --eval'           '214 of 214'
   'banyan status --wait'   'serving'
   'generate --chat "What'  'Tokyo'
   'examples/chat.py'       'Paris'

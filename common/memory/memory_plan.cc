@@ -32,28 +32,6 @@ uint64_t MemAvailable() {
   return 0;
 }
 
-// The tightest limit of the process's cgroup and its parents.
-std::optional<uint64_t> CgroupLeft() {
-  std::ifstream file("/proc/self/cgroup");
-  std::string line;
-  std::string path;
-  while (std::getline(file, line)) {
-    if (line.compare(0, 3, "0::") == 0) path = line.substr(3);
-  }
-  std::optional<uint64_t> left;
-  while (!path.empty() && path != "/") {
-    const std::string directory = "/sys/fs/cgroup" + path;
-    const std::optional<uint64_t> limit = ReadNumber(directory + "/memory.max");
-    const std::optional<uint64_t> used = ReadNumber(directory + "/memory.current");
-    if (limit.has_value() && used.has_value()) {
-      const uint64_t rest = *limit > *used ? *limit - *used : 0;
-      left = std::min(left.value_or(rest), rest);
-    }
-    path.erase(path.rfind('/'));
-  }
-  return left;
-}
-
 }  // namespace
 
 MemoryPlan::MemoryPlan(std::string memory, uint64_t budget_bytes, std::string budget_source)
@@ -95,9 +73,35 @@ absl::Status MemoryPlan::Check() const {
                  budget_source_, Table());
 }
 
+std::optional<uint64_t> CgroupMemoryLeft(const std::string& proc_cgroup_file,
+                                         const std::string& cgroup_root) {
+  std::ifstream file(proc_cgroup_file);
+  std::string line;
+  std::string path;
+  while (std::getline(file, line)) {
+    if (line.compare(0, 3, "0::") == 0) path = line.substr(3);
+  }
+  std::optional<uint64_t> left;
+  // Up to the mount point: in a container that is its own group, and the path above is "/".
+  while (true) {
+    if (path == "/") path.clear();
+    const std::string directory = cgroup_root + path;
+    const std::optional<uint64_t> limit = ReadNumber(directory + "/memory.max");
+    const std::optional<uint64_t> used = ReadNumber(directory + "/memory.current");
+    if (limit.has_value() && used.has_value()) {
+      const uint64_t rest = *limit > *used ? *limit - *used : 0;
+      left = std::min(left.value_or(rest), rest);
+    }
+    if (path.empty()) break;
+    const size_t slash = path.rfind('/');
+    path.resize(slash == std::string::npos ? 0 : slash);
+  }
+  return left;
+}
+
 uint64_t AvailableHostMemory() {
   const uint64_t available = MemAvailable();
-  const std::optional<uint64_t> left = CgroupLeft();
+  const std::optional<uint64_t> left = CgroupMemoryLeft("/proc/self/cgroup", "/sys/fs/cgroup");
   return left.has_value() ? std::min(available, *left) : available;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,12 @@ class MemoryPlan {
   std::string budget_source_;
   std::vector<Item> items_;
 };
+
+// Bytes that the memory limits of the process's cgroup (version 2) and of its parents still grant:
+// the smallest; nullopt without a limit. The arguments are /proc/self/cgroup and /sys/fs/cgroup,
+// except in tests.
+std::optional<uint64_t> CgroupMemoryLeft(const std::string& proc_cgroup_file,
+                                         const std::string& cgroup_root);
 
 // MemAvailable of /proc/meminfo, or what the cgroup (version 2) still grants if that is less.
 // 0 when neither can be read.

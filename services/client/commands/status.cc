@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <memory>
@@ -41,6 +42,7 @@ struct Options {
   std::string output = "text";
   double watch_seconds = 0;
   double wait_seconds = 0;
+  bool health = false;
 };
 
 struct Rate {
@@ -197,28 +199,27 @@ absl::StatusOr<Shown> Read(const Options& options) {
   return shown;
 }
 
+// OK when the server says that it serves, else why not. Trunks and expert hosts answer alike.
+absl::Status CheckServing(const std::string& address, absl::Time deadline) {
+  const auto channel = Connect(address, std::min(deadline - absl::Now(), kConnectPatience));
+  if (!channel.ok()) return channel.status();
+  auto stub = grpc::health::v1::Health::NewStub(*channel);
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(deadline));
+  grpc::health::v1::HealthCheckResponse response;
+  const absl::Status called =
+      FromGrpc(stub->Check(&context, grpc::health::v1::HealthCheckRequest(), &response));
+  if (!called.ok()) return ExplainCall(called, address);
+  if (response.status() == grpc::health::v1::HealthCheckResponse::SERVING) return absl::OkStatus();
+  return StatusF(absl::StatusCode::kUnavailable, "{} does not serve yet", address);
+}
+
 // Until the server says that it serves; the last reason why not.
 absl::Status WaitUntilServing(const Options& options) {
   const absl::Time deadline = absl::Now() + absl::Seconds(options.wait_seconds);
   for (;;) {
-    absl::Status why;
-    const auto channel = Connect(options.server.address, deadline - absl::Now());
-    if (channel.ok()) {
-      auto stub = grpc::health::v1::Health::NewStub(*channel);
-      grpc::ClientContext context;
-      context.set_deadline(absl::ToChronoTime(deadline));
-      grpc::health::v1::HealthCheckResponse response;
-      const absl::Status called =
-          FromGrpc(stub->Check(&context, grpc::health::v1::HealthCheckRequest(), &response));
-      if (called.ok() && response.status() == grpc::health::v1::HealthCheckResponse::SERVING) {
-        return absl::OkStatus();
-      }
-      why = called.ok() ? StatusF(absl::StatusCode::kUnavailable, "{} does not serve yet",
-                                  options.server.address)
-                        : ExplainCall(called, options.server.address);
-    } else {
-      why = channel.status();
-    }
+    const absl::Status why = CheckServing(options.server.address, deadline);
+    if (why.ok()) return why;
     if (absl::Now() + kPollInterval >= deadline) {
       return Annotate(why, fmt::format("not ready after {:g} s", options.wait_seconds));
     }
@@ -232,6 +233,12 @@ int Run(const Options& options) {
   }
   if (options.wait_seconds > 0) {
     if (absl::Status status = WaitUntilServing(options); !status.ok()) return Fail(status);
+  }
+  if (options.health) {
+    const absl::Status status = CheckServing(options.server.address, options.server.Deadline());
+    if (!status.ok()) return Fail(status);
+    fmt::print("{}: serving\n", options.server.address);
+    return kExitOk;
   }
   for (;;) {
     const auto status = Read(options);
@@ -260,10 +267,13 @@ void AddStatus(CLI::App& app, Action& action) {
   verb->add_option("--output", options->output, "text or json")
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();
-  verb->add_option("--watch", options->watch_seconds, "Show it again every N seconds")
-      ->check(CLI::PositiveNumber);
+  auto* watch = verb->add_option("--watch", options->watch_seconds, "Show it again every N seconds")
+                    ->check(CLI::PositiveNumber);
   verb->add_option("--wait", options->wait_seconds, "First wait up to N seconds until it serves")
       ->check(CLI::PositiveNumber);
+  verb->add_flag("--health", options->health,
+                 "Only ask whether it serves, a trunk or an expert host: exit code 0 or 1")
+      ->excludes(watch);
   verb->add_option("--metrics", options->metrics,
                    "Metrics address of the trunk, for the rates; \"\": none")
       ->capture_default_str();

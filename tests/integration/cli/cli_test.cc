@@ -286,6 +286,21 @@ TEST_F(CliWithServer, ShowsItsStatus) {
   }
 }
 
+TEST_F(CliWithServer, AsksAfterTheHealthOfTrunkAndExperts) {
+  const Result info = Banyan("status --output json --metrics ''" + served_->Server());
+  const json status = json::parse(info.out, nullptr, false);
+  ASSERT_TRUE(status.is_object()) << info.out << info.error;
+  for (const std::string& server :
+       {served_->address(), status["shards"][0]["replicas"][0]["address"].get<std::string>()}) {
+    const Result result = Banyan("status --health --server " + server);
+    EXPECT_EQ(result.exit_code, 0) << result.error;
+    EXPECT_EQ(result.out, server + ": serving\n");
+  }
+  const Result absent = Banyan("status --health --server unix:/nowhere/trunk.sock");
+  EXPECT_EQ(absent.exit_code, 1);
+  EXPECT_THAT(absent.error, HasSubstr("nowhere"));
+}
+
 TEST_F(CliWithServer, BenchCountsEveryToken) {
   for (const char* loop : {"--concurrency 4", "--rate 200"}) {
     const Result result = Banyan(fmt::format(

@@ -3,8 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <optional>
+#include <string>
+
 #include "common/base/byte_size.h"
 #include "common/base/strings.h"
+#include "tests/fakes/safetensors_writer.h"
+#include "tests/fakes/temp_dir.h"
 
 namespace banyan {
 namespace {
@@ -29,6 +35,47 @@ TEST(MemoryPlanTest, AddsUpAndRefusesWithTheTable) {
 }
 
 TEST(MemoryPlanTest, ThisMachineHasMemory) { EXPECT_GT(AvailableHostMemory(), 1u << 20); }
+
+class CgroupMemoryTest : public testing::Test {
+ protected:
+  void File(const std::string& name, const std::string& text) {
+    const std::filesystem::path path = dir_.File(name);
+    std::filesystem::create_directories(path.parent_path());
+    test::WriteFile(path.string(), text);
+  }
+  std::optional<uint64_t> Left() {
+    return CgroupMemoryLeft(dir_.File("self_cgroup"), dir_.File("sys"));
+  }
+  test::TempDir dir_;
+};
+
+TEST_F(CgroupMemoryTest, NoLimit) {
+  EXPECT_EQ(Left(), std::nullopt);
+  File("self_cgroup", "0::/a\n");
+  File("sys/a/memory.max", "max\n");
+  File("sys/a/memory.current", "4096\n");
+  EXPECT_EQ(Left(), std::nullopt);
+}
+
+TEST_F(CgroupMemoryTest, TheTightestOnThePath) {
+  File("self_cgroup", "0::/a/b\n");
+  File("sys/a/memory.max", "1000\n");
+  File("sys/a/memory.current", "700\n");
+  File("sys/a/b/memory.max", "500\n");
+  File("sys/a/b/memory.current", "100\n");
+  EXPECT_EQ(Left(), 300u);
+  File("sys/a/b/memory.current", "600\n");
+  EXPECT_EQ(Left(), 0u);
+}
+
+TEST_F(CgroupMemoryTest, InsideAContainerTheMountPointIsItsGroup) {
+  File("sys/memory.max", "1000\n");
+  File("sys/memory.current", "250\n");
+  for (const char* path : {"0::/\n", "0::/outside/name\n"}) {
+    File("self_cgroup", path);
+    EXPECT_EQ(Left(), 750u) << path;
+  }
+}
 
 TEST(ByteSizeTest, ReadsSizes) {
   const auto parsed = [](std::string_view text) { return ParseByteSize(text).value_or(~0ull); };
