@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -11,12 +12,14 @@
 namespace banyan {
 namespace {
 
+constexpr size_t kMaxName = 512;  // of a longer path the end is kept
+
 // A slot is free while `data` is null and taken while it is kWriting; the handler reads complete
-// ones only. Names are never freed: the handler may be reading one.
+// ones only.
 struct Slot {
   std::atomic<const std::byte*> data{nullptr};
   size_t size = 0;
-  const char* path = nullptr;
+  std::array<char, kMaxName> path{};
 };
 std::array<Slot, 1024> slots;
 const std::byte writing{};
@@ -35,7 +38,7 @@ void OnFault(int signal, siginfo_t* info, void*) {
     if (data == nullptr || data == kWriting) continue;
     if (address < data || address >= data + slot.size) continue;
     Say("error: ");
-    Say(slot.path);
+    Say(slot.path.data());
     Say(": was truncated, or could not be read, while it was in use\n");
     _exit(1);
   }
@@ -58,7 +61,9 @@ void AddMapping(const std::byte* data, size_t size, const std::string& path) {
   for (Slot& slot : slots) {
     const std::byte* expected = nullptr;
     if (!slot.data.compare_exchange_strong(expected, kWriting)) continue;
-    if (slot.path == nullptr || path != slot.path) slot.path = strdup(path.c_str());
+    const size_t length = std::min(path.size(), kMaxName - 1);
+    path.copy(slot.path.data(), length, path.size() - length);
+    slot.path[length] = '\0';
     slot.size = size;
     slot.data.store(data, std::memory_order_release);
     return;

@@ -1,9 +1,8 @@
 #include "services/expert/expert_options.h"
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
-#include <vector>
 
+#include "common/base/command_line.h"
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
@@ -14,22 +13,6 @@ namespace banyan::expert {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-
-// "--name=" as "--name" and an empty value: CLI11 would take the next argument for the value.
-std::vector<std::string> SplitEmptyValues(int argc, const char* const* argv) {
-  std::vector<std::string> out;
-  for (int i = 1; i < argc; ++i) {
-    std::string arg = argv[i];
-    if (arg.size() > 3 && arg.compare(0, 2, "--") == 0 && arg.find('=') == arg.size() - 1) {
-      arg.pop_back();
-      out.push_back(arg);
-      out.emplace_back();
-    } else {
-      out.push_back(arg);
-    }
-  }
-  return out;
-}
 
 absl::Status CheckPoolFormat(const std::string& format) {
   if (format == "auto" || format == "bf16") return absl::OkStatus();
@@ -86,10 +69,8 @@ absl::StatusOr<std::optional<ExpertOptions>> ParseExpertOptions(int argc, const 
   app.add_option("--log_format", options.log_format, "key_value or json: one object a line")
       ->capture_default_str();
 
-  std::vector<std::string> args = SplitEmptyValues(argc, argv);
-  std::reverse(args.begin(), args.end());  // as CLI11 wants them
   try {
-    app.parse(std::move(args));
+    app.parse(CommandLineArguments(argc, argv));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) {
       app.exit(error);  // prints the help or the version

@@ -5,10 +5,10 @@
 #include <cstdio>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/string_view.h"
 #include "common/base/byte_size.h"
+#include "common/base/command_line.h"
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
@@ -35,22 +35,6 @@ struct Given {
   std::string drain_timeout = "30s";
   std::string slow_client_timeout = "30s";
 };
-
-// "--name=" as "--name" and an empty value: CLI11 would take the next argument for the value.
-std::vector<std::string> SplitEmptyValues(int argc, const char* const* argv) {
-  std::vector<std::string> out;
-  for (int i = 1; i < argc; ++i) {
-    std::string arg = argv[i];
-    if (arg.size() > 3 && arg.compare(0, 2, "--") == 0 && arg.find('=') == arg.size() - 1) {
-      arg.pop_back();
-      out.push_back(arg);
-      out.emplace_back();
-    } else {
-      out.push_back(arg);
-    }
-  }
-  return out;
-}
 
 void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
   app.add_option("--model", options.model_dir, "Checkpoint directory")
@@ -192,10 +176,8 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
   app.name("banyan-trunk");
   app.set_version_flag("--version", fmt::format("banyan-trunk {}", Version()));
   Declare(app, options, given);
-  std::vector<std::string> args = SplitEmptyValues(argc, argv);
-  std::reverse(args.begin(), args.end());  // as CLI11 wants them
   try {
-    app.parse(std::move(args));
+    app.parse(CommandLineArguments(argc, argv));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) {
       app.exit(error);  // prints the help or the version

@@ -253,9 +253,8 @@ void AddServe(CLI::App& app, Action& action) {
   verb->add_option("--log_format", options->log_format,
                    "key_value or json: one object a line, with the service it comes from")
       ->capture_default_str();
-  verb->add_option(
-      "--run_dir", options->run_dir,
-      "Parent of the directory for sockets (default: XDG_RUNTIME_DIR, TMPDIR or /tmp)")
+  verb->add_option("--run_dir", options->run_dir,
+                   "Parent of the directory for sockets (default: XDG_RUNTIME_DIR, TMPDIR or /tmp)")
       ->type_name("DIR");
   verb->add_option("--drain_timeout", options->drain_timeout_seconds,
                    "Seconds that answers under way get at the end")

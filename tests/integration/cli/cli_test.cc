@@ -196,7 +196,9 @@ TEST_F(CliWithServer, CtrlCStopsTheAnswerAndNotTheProgram) {
   seen = chat.Await("[stopped]", kPatience);
   ASSERT_TRUE(seen.ok()) << seen;
   ASSERT_TRUE(chat.Await("> ", kPatience).ok());
-  // At the prompt it drops the line.
+  // At the prompt it drops the line. The editor prints the prompt a moment before it takes keys.
+  seen = chat.AwaitKeyMode(kPatience);
+  ASSERT_TRUE(seen.ok()) << seen;
   chat.Type("never sent\x03");
   ASSERT_TRUE(chat.Await("> ", kPatience).ok());
   chat.Type("/undo\r");

@@ -61,6 +61,19 @@ bool TerminalProcess::IsInLineMode() const {
   return (mode.c_lflag & ICANON) != 0 && (mode.c_lflag & ECHO) != 0 && (mode.c_lflag & ISIG) != 0;
 }
 
+absl::Status TerminalProcess::AwaitKeyMode(absl::Duration timeout) const {
+  const absl::Time deadline = absl::Now() + timeout;
+  for (;;) {
+    termios mode{};
+    CHECK(tcgetattr(terminal_fd_, &mode) == 0);
+    if ((mode.c_lflag & (ICANON | ISIG)) == 0) return absl::OkStatus();
+    if (absl::Now() >= deadline) {
+      return absl::DeadlineExceededError("the terminal still takes lines, not keys");
+    }
+    absl::SleepFor(absl::Milliseconds(1));  // the kernel tells nobody about the change
+  }
+}
+
 bool TerminalProcess::ReadMore(absl::Time deadline) {
   while (!output_ended_) {
     const int64_t left = absl::ToInt64Milliseconds(deadline - absl::Now());

@@ -28,6 +28,8 @@ class TerminalProcess {
   void Resize(int columns, int rows) const;
   // Whether typed keys are echoed and gathered to lines, as a shell expects to find it.
   bool IsInLineMode() const;
+  // Until a line editor takes each key, Ctrl-C too, as it is typed. kDeadlineExceeded.
+  absl::Status AwaitKeyMode(absl::Duration timeout) const;
 
   // Reads on until `text` appears behind everything that was awaited before. kDeadlineExceeded, or
   // kNotFound once the program has ended, both with the unread screen.

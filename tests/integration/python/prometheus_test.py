@@ -102,7 +102,8 @@ def main():
             metadata = get(address, "/api/v1/metadata")["data"]
             for name in ours:
                 family = name
-                for suffix in ("_bucket", "_count", "_sum"):
+                # OpenMetrics, which Prometheus asks for, names a counter's family without _total.
+                for suffix in ("_bucket", "_count", "_sum", "_total"):
                     if family not in metadata and family.endswith(suffix):
                         family = family[: -len(suffix)]
                 assert metadata[family][0]["help"], f"{family} has no help text"
