@@ -8,6 +8,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/tokenizer/byte_alphabet.h"
+#include "common/tokenizer/json_tree.h"
 #include "common/tokenizer/tokenizer_features.h"
 
 namespace banyan {
@@ -22,7 +23,7 @@ class Reader {
   explicit Reader(TokenizerJson& out) : out_(out) {}
 
   const absl::Status& status() const { return status_; }
-  const Json& document() const { return document_; }
+  const Json& document() const { return tree_.root(); }
   bool has_vocab() const { return seen_vocab_; }
   bool has_merges() const { return seen_merges_; }
   // Entries of the vocabulary that the byte alphabet cannot spell; fine if they are added tokens.
@@ -44,16 +45,16 @@ class Reader {
   bool number_unsigned(number_unsigned_t value) {
     if (state_ != State::kVocab) return Value(value);
     if (value >= static_cast<uint64_t>(kMaxTokenId)) {
-      return Fail(InvalidArgumentF("model.vocab[\"{}\"]: id {}, expected less than {}", key_, value,
-                                   kMaxTokenId));
+      return Fail(InvalidArgumentF("model.vocab[\"{}\"]: id {}, expected less than {}", tree_.key(),
+                                   value, kMaxTokenId));
     }
     const auto id = static_cast<int32_t>(value);
-    if (AppendAlphabetBytes(key_, out_.vocab.tail())) {
+    if (AppendAlphabetBytes(tree_.key(), out_.vocab.tail())) {
       out_.vocab.Commit();
       out_.vocab_ids.push_back(id);
     } else {
       out_.vocab.Rollback();
-      unspelled_.emplace_back(key_, id);
+      unspelled_.emplace_back(tree_.key(), id);
     }
     return true;
   }
@@ -74,12 +75,12 @@ class Reader {
   }
 
   bool key(string_t& value) {
-    key_ = std::move(value);
+    tree_.SetKey(std::move(value));
     return true;
   }
 
   bool start_object(size_t) {
-    if (state_ == State::kDocument && stack_.size() == 2 && in_model_ && key_ == "vocab") {
+    if (state_ == State::kDocument && tree_.depth() == 2 && in_model_ && tree_.key() == "vocab") {
       if (std::exchange(seen_vocab_, true)) {
         return Fail(InvalidArgumentF("model.vocab appears twice"));
       }
@@ -103,7 +104,7 @@ class Reader {
       pair_size_ = 0;
       return true;
     }
-    if (state_ == State::kDocument && stack_.size() == 2 && in_model_ && key_ == "merges") {
+    if (state_ == State::kDocument && tree_.depth() == 2 && in_model_ && tree_.key() == "merges") {
       if (std::exchange(seen_merges_, true)) {
         return Fail(InvalidArgumentF("model.merges appears twice"));
       }
@@ -127,12 +128,7 @@ class Reader {
   }
 
   bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception& error) {
-    std::string_view what = error.what();
-    // Drops the library's own prefix, "[json.exception.parse_error.101] parse error at ...: ".
-    if (const size_t colon = what.find(": "); colon != std::string_view::npos) {
-      what.remove_prefix(colon + 2);
-    }
-    return Fail(InvalidArgumentF("not valid JSON at byte {}: {}", position, what));
+    return Fail(JsonSyntaxError(position, error.what()));
   }
 
  private:
@@ -164,53 +160,33 @@ class Reader {
   bool Value(T&& value) {
     switch (state_) {
       case State::kVocab:
-        return Fail(InvalidArgumentF("model.vocab[\"{}\"]: expected an id", key_));
+        return Fail(InvalidArgumentF("model.vocab[\"{}\"]: expected an id", tree_.key()));
       case State::kMerges:
       case State::kMergePair:
         return Fail(InvalidArgumentF("{}: expected a string or a pair of strings", MergePath()));
       case State::kDocument:
         break;
     }
-    Insert(Json(std::forward<T>(value)));
+    tree_.Add(Json(std::forward<T>(value)));
     return true;
-  }
-
-  Json* Insert(Json value) {
-    if (stack_.empty()) {
-      document_ = std::move(value);
-      return &document_;
-    }
-    Json& parent = *stack_.back();
-    if (parent.is_array()) {
-      parent.push_back(std::move(value));
-      return &parent.back();
-    }
-    Json& place = parent[key_];
-    place = std::move(value);
-    return &place;
   }
 
   bool Open(Json empty) {
     if (state_ != State::kDocument) return Value(std::move(empty));
-    if (stack_.size() >= kMaxDepth) {
-      return Fail(InvalidArgumentF("nested deeper than {} levels", kMaxDepth));
-    }
-    if (stack_.size() == 1) in_model_ = key_ == "model";
-    stack_.push_back(Insert(std::move(empty)));
+    if (tree_.depth() == 1) in_model_ = tree_.key() == "model";
+    if (absl::Status status = tree_.Open(std::move(empty)); !status.ok()) return Fail(status);
     return true;
   }
 
   bool Close() {
-    stack_.pop_back();
+    tree_.Close();
     return true;
   }
 
   TokenizerJson& out_;
   absl::Status status_;
   State state_ = State::kDocument;
-  Json document_;
-  std::vector<Json*> stack_;  // containers not closed yet; each outlives those above it
-  std::string key_;
+  JsonTree<Json> tree_{kMaxDepth};
   bool in_model_ = false;
   bool seen_vocab_ = false;
   bool seen_merges_ = false;

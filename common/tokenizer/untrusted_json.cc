@@ -3,9 +3,9 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "common/base/strings.h"
+#include "common/tokenizer/json_tree.h"
 
 namespace banyan {
 namespace {
@@ -29,71 +29,41 @@ class Builder {
   bool string(string_t& value) { return Add(std::move(value)); }
   bool binary(binary_t&) { return false; }
   bool key(string_t& value) {
-    if (stack_.back()->size() >= kMaxJsonKeys) {
-      status_ = InvalidArgumentF("an object with more than {} keys", kMaxJsonKeys);
-      return false;
+    if (tree_.size_of_open() >= kMaxJsonKeys) {
+      return Check(InvalidArgumentF("an object with more than {} keys", kMaxJsonKeys));
     }
-    key_ = std::move(value);
+    tree_.SetKey(std::move(value));
     return true;
   }
-  bool start_object(size_t) { return Open(Json::object()); }
-  bool start_array(size_t) { return Open(Json::array()); }
+  bool start_object(size_t) { return Check(tree_.Open(Json::object())); }
+  bool start_array(size_t) { return Check(tree_.Open(Json::array())); }
   bool end_object() { return Close(); }
   bool end_array() { return Close(); }
 
   bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception& error) {
-    std::string_view what = error.what();
-    // Drops the library's own prefix, "[json.exception.parse_error.101] parse error at ...: ".
-    if (const size_t colon = what.find(": "); colon != std::string_view::npos) {
-      what.remove_prefix(colon + 2);
-    }
-    status_ = InvalidArgumentF("not valid JSON at byte {}: {}", position, Printable(what, 200));
-    return false;
+    return Check(JsonSyntaxError(position, error.what()));
   }
 
   const absl::Status& status() const { return status_; }
-  Json& root() { return root_; }
+  Json TakeRoot() { return tree_.TakeRoot(); }
 
  private:
+  bool Check(absl::Status status) {
+    status_ = std::move(status);
+    return status_.ok();
+  }
   template <typename T>
   bool Add(T&& value) {
-    Insert(Json(std::forward<T>(value)));
+    tree_.Add(Json(std::forward<T>(value)));
     return true;
   }
-
-  Json* Insert(Json value) {
-    if (stack_.empty()) {
-      root_ = std::move(value);
-      return &root_;
-    }
-    Json& parent = *stack_.back();
-    if (parent.is_array()) {
-      parent.push_back(std::move(value));
-      return &parent.back();
-    }
-    Json& place = parent[key_];
-    place = std::move(value);
-    return &place;
-  }
-
-  bool Open(Json empty) {
-    if (stack_.size() >= kMaxJsonDepth) {
-      status_ = InvalidArgumentF("nested deeper than {} levels", kMaxJsonDepth);
-      return false;
-    }
-    stack_.push_back(Insert(std::move(empty)));
-    return true;
-  }
-
   bool Close() {
-    stack_.pop_back();
+    tree_.Close();
     return true;
   }
 
   absl::Status status_;
-  Json root_;
-  std::vector<Json*> stack_;  // containers not closed yet
-  std::string key_;
+  JsonTree<Json> tree_{kMaxJsonDepth};
 };
 
 }  // namespace
@@ -103,7 +73,7 @@ absl::StatusOr<nlohmann::ordered_json> ParseUntrustedJson(std::string_view text)
   const bool parsed = Json::sax_parse(text.begin(), text.end(), &builder);
   if (!builder.status().ok()) return builder.status();
   if (!parsed) return InvalidArgumentF("not valid JSON");
-  return std::move(builder.root());
+  return builder.TakeRoot();
 }
 
 }  // namespace banyan

@@ -16,7 +16,6 @@
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/rpc/grpc_status.h"
-#include "proto/health/v1/health.grpc.pb.h"
 #include "proto/inference/v1/inference.grpc.pb.h"
 #include "services/client/commands/command.h"
 #include "services/client/connection/load_watcher.h"
@@ -201,16 +200,10 @@ absl::StatusOr<Shown> Read(const Options& options) {
 
 // OK when the server says that it serves, else why not. Trunks and expert hosts answer alike.
 absl::Status CheckServing(const std::string& address, absl::Time deadline) {
-  const auto channel = Connect(address, std::min(deadline - absl::Now(), kConnectPatience));
-  if (!channel.ok()) return channel.status();
-  auto stub = grpc::health::v1::Health::NewStub(*channel);
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(deadline));
-  grpc::health::v1::HealthCheckResponse response;
-  const absl::Status called =
-      FromGrpc(stub->Check(&context, grpc::health::v1::HealthCheckRequest(), &response));
-  if (!called.ok()) return ExplainCall(called, address);
-  if (response.status() == grpc::health::v1::HealthCheckResponse::SERVING) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const auto channel,
+                   Connect(address, std::min(deadline - absl::Now(), kConnectPatience)));
+  ASSIGN_OR_RETURN(const bool serving, ReadServing(channel, address, deadline));
+  if (serving) return absl::OkStatus();
   return StatusF(absl::StatusCode::kUnavailable, "{} does not serve yet", address);
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/base/status_macros.h"
 #include "common/rpc/grpc_status.h"
 #include "proto/health/v1/health.grpc.pb.h"
 #include "services/client/connection/load_watcher.h"
@@ -28,19 +29,22 @@ ReplicaStatus ReadReplica(const std::string& address, const std::string& state) 
 
 }  // namespace
 
+absl::StatusOr<bool> ReadServing(const std::shared_ptr<grpc::Channel>& channel,
+                                 const std::string& address, absl::Time deadline) {
+  auto stub = grpc::health::v1::Health::NewStub(channel);
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(deadline));
+  grpc::health::v1::HealthCheckResponse response;
+  const absl::Status called =
+      FromGrpc(stub->Check(&context, grpc::health::v1::HealthCheckRequest(), &response));
+  if (!called.ok()) return ExplainCall(called, address);
+  return response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
+}
+
 absl::StatusOr<ServerStatus> ReadServerStatus(const std::shared_ptr<grpc::Channel>& channel,
                                               const std::string& address, absl::Time deadline) {
   ServerStatus status;
-  {
-    auto stub = grpc::health::v1::Health::NewStub(channel);
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(deadline));
-    grpc::health::v1::HealthCheckResponse response;
-    const absl::Status called =
-        FromGrpc(stub->Check(&context, grpc::health::v1::HealthCheckRequest(), &response));
-    if (!called.ok()) return ExplainCall(called, address);
-    status.serving = response.status() == grpc::health::v1::HealthCheckResponse::SERVING;
-  }
+  ASSIGN_OR_RETURN(status.serving, ReadServing(channel, address, deadline));
   auto progress = ReadLoad(channel, ServiceKind::kTrunk, deadline);
   if (!progress.ok()) return ExplainCall(progress.status(), address);
   status.progress = *std::move(progress);

@@ -27,7 +27,12 @@ struct ServerStatus {
   std::vector<std::vector<ReplicaStatus>> shards;           // of `info`, in its order
 };
 
-// Errors are the server's (ExplainCall); `address` is for their text.
+// Whether a trunk or an expert host serves: they answer health checks alike. Errors are the
+// server's (ExplainCall); `address` is for their text.
+absl::StatusOr<bool> ReadServing(const std::shared_ptr<grpc::Channel>& channel,
+                                 const std::string& address, absl::Time deadline);
+
+// Errors as above.
 absl::StatusOr<ServerStatus> ReadServerStatus(const std::shared_ptr<grpc::Channel>& channel,
                                               const std::string& address, absl::Time deadline);
 
