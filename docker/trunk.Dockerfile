@@ -16,6 +16,7 @@ COPY CMakeLists.txt CMakePresets.json run.sh ./
 COPY cmake cmake
 COPY proto proto
 COPY common common
+COPY docs docs
 COPY services services
 # Any value: compile everything anew (tests/compose/reproducible.py).
 ARG CCACHE_RECACHE
