@@ -307,7 +307,11 @@ class Runner {
         float* const at = sum + row * kHiddenSize + first * kPanelOutputs;
         std::fill(at, at + kTilePanels * kPanelOutputs, 0.0f);
       }
-      for (const Group& group : groups_) {
+      const int64_t offset = PackedMatrixBytes(pool_.format(), kPanelOutputs, kWidth) * first;
+      for (size_t g = 0; g < groups_.size(); ++g) {
+        const Group& group = groups_[g];
+        const std::byte* const next =
+            g + 1 < groups_.size() ? groups_[g + 1].weights.down_proj + offset : nullptr;
         kernels_.down({.weights = &group.weights,
                        .hidden_size = kHiddenSize,
                        .width = kWidth,
@@ -320,7 +324,8 @@ class Runner {
                        .hidden_stride = hidden_stride_,
                        .sum = sum,
                        .sum_stride = kHiddenSize,
-                       .scratch = scratch_[static_cast<size_t>(thread)]->data});
+                       .scratch = scratch_[static_cast<size_t>(thread)]->data,
+                       .next = next});
       }
     });
   }
