@@ -117,16 +117,16 @@ struct GateUpPart {
   GateUpPart(const Args& args, float* hidden_chunk) : a(args), hidden(hidden_chunk) {}
   int64_t K() const { return a.hidden_size; }
   int32_t NumStreams() const { return 2 * (a.end_panel - a.first_panel); }
-  const std::byte* Matrix(int32_t i) const {
-    return i % 2 == 0 ? a.weights->gate_proj : a.weights->up_proj;
+  static const std::byte* Matrix(const PackedExpert& expert, int32_t i) {
+    return i % 2 == 0 ? expert.gate_proj : expert.up_proj;
   }
-  int32_t Panel(int32_t i) const { return a.first_panel + i / 2; }
+  static int32_t Panels(int32_t i) { return i / 2; }
   int64_t NumOutputs() const { return a.width; }
   const std::byte* Row(int32_t i) const { return a.x + a.rows[i] * a.x_stride; }
 
   // Streams i and i + 1 of rows [first_row, first_row + n) are done.
   void Done(int32_t i, int, int32_t first_row, int32_t n, float* acc) {
-    const int32_t panel = Panel(i);
+    const int32_t panel = a.first_panel + Panels(i);
     const int64_t column = panel % kGateUpPanels * kPanelOutputs;
     // Beyond the width a row-major matrix has no outputs; acc is undefined there.
     const int64_t outputs = std::min<int64_t>(kPanelOutputs, a.width - panel * kPanelOutputs);
@@ -159,13 +159,13 @@ struct DownPart {
   DownPart(const Args& args, float*) : a(args) {}
   int64_t K() const { return a.width; }
   int32_t NumStreams() const { return a.end_panel - a.first_panel; }
-  const std::byte* Matrix(int32_t) const { return a.weights->down_proj; }
-  int32_t Panel(int32_t i) const { return a.first_panel + i; }
+  static const std::byte* Matrix(const PackedExpert& expert, int32_t) { return expert.down_proj; }
+  static int32_t Panels(int32_t i) { return i; }
   int64_t NumOutputs() const { return a.hidden_size; }
   const std::byte* Row(int32_t i) const { return a.hidden + i * a.hidden_stride; }
 
   float* Sum(int32_t row, int32_t i) const {
-    return a.sum + a.rows[row] * a.sum_stride + int64_t{Panel(i)} * kPanelOutputs;
+    return a.sum + a.rows[row] * a.sum_stride + int64_t{a.first_panel + i} * kPanelOutputs;
   }
   // Asks for where Done will write: rows are scattered, nothing else foresees them.
   void Expect(int32_t i, int num_streams, int32_t first_row, int32_t n) const {
@@ -180,8 +180,8 @@ struct DownPart {
   }
   void Done(int32_t i, int num_streams, int32_t first_row, int32_t n, float* acc) {
     for (int p = 0; p < num_streams; ++p) {
-      const int64_t outputs =
-          std::min<int64_t>(kPanelOutputs, a.hidden_size - int64_t{Panel(i + p)} * kPanelOutputs);
+      const int64_t outputs = std::min<int64_t>(
+          kPanelOutputs, a.hidden_size - int64_t{a.first_panel + i + p} * kPanelOutputs);
       const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
       for (int32_t r = 0; r < n; ++r) {
         float* const sum = Sum(first_row + r, i + p);
@@ -212,12 +212,17 @@ void Run(const typename Part::Args& args) {
   const int32_t streams = part.NumStreams();
   const int32_t block_rows = T::BlockRows(a.k);
   const auto stream = [&](int32_t i) -> const std::byte* {
-    if (i == streams) return args.next;
-    return i < streams ? part.Matrix(i) + part.Panel(i) * a.panel_bytes : nullptr;
+    if (i < streams) {
+      return Part::Matrix(*args.weights, i) + (args.first_panel + Part::Panels(i)) * a.panel_bytes;
+    }
+    i -= streams;
+    return args.next == nullptr
+               ? nullptr
+               : Part::Matrix(*args.next, i) + (args.next_panel + Part::Panels(i)) * a.panel_bytes;
   };
   const auto outputs = [&](int32_t i) {
     return static_cast<int32_t>(std::min<int64_t>(
-        kPanelOutputs, part.NumOutputs() - int64_t{part.Panel(i)} * kPanelOutputs));
+        kPanelOutputs, part.NumOutputs() - (args.first_panel + Part::Panels(i)) * kPanelOutputs));
   };
   float* const acc = a.acc;
   for (int32_t first_row = 0; first_row < args.num_rows; first_row += block_rows) {

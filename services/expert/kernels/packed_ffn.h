@@ -50,14 +50,16 @@ struct PackedGateUpArgs {
   int32_t first_panel = 0;
   int32_t end_panel = 0;  // <= NumPanels(width)
   int32_t num_rows = 0;
-  const int32_t* rows = nullptr;    // [num_rows]
-  const std::byte* x = nullptr;     // prepared row r at x + r * x_stride
-  int64_t x_stride = 0;             // bytes, a multiple of 64, >= row_bytes(hidden_size)
-  std::byte* hidden = nullptr;      // prepared row i at hidden + i * hidden_stride
-  int64_t hidden_stride = 0;        // bytes, a multiple of 64, >= row_bytes(width)
-  std::byte* scratch = nullptr;     // scratch_bytes of the table, 64-byte aligned, of this thread
-  const std::byte* next = nullptr;  // what this thread reads after these weights, if that is known:
-                                    // asked for in time
+  const int32_t* rows = nullptr;  // [num_rows]
+  const std::byte* x = nullptr;   // prepared row r at x + r * x_stride
+  int64_t x_stride = 0;           // bytes, a multiple of 64, >= row_bytes(hidden_size)
+  std::byte* hidden = nullptr;    // prepared row i at hidden + i * hidden_stride
+  int64_t hidden_stride = 0;      // bytes, a multiple of 64, >= row_bytes(width)
+  std::byte* scratch = nullptr;   // scratch_bytes of the table, 64-byte aligned, of this thread
+  // What this thread will probably run next: panels of `next` from next_panel on, or null. Asked
+  // for from memory while this call ends; changes no result.
+  const PackedExpert* next = nullptr;
+  int32_t next_panel = 0;
 };
 
 // sum[rows[i]][o] += routing_weights[i] * (down_o hidden[i]) for the outputs of panels
@@ -76,7 +78,8 @@ struct PackedDownArgs {
   float* sum = nullptr;    // row r at sum + r * sum_stride, [hidden_size], 64-byte aligned rows are
   int64_t sum_stride = 0;  // not required
   std::byte* scratch = nullptr;
-  const std::byte* next = nullptr;  // as in PackedGateUpArgs
+  const PackedExpert* next = nullptr;  // as in PackedGateUpArgs
+  int32_t next_panel = 0;
 };
 
 struct PackedKernels {

@@ -5,15 +5,17 @@
 //   expert_bench [--threads=N] [--memory=GiB] [--format=NAME,...] [--tier=NAME,...]
 //                [--precision=exact|fast] [--rows=N,...] [--small_pages] [--benchmark_...]
 //
-// First the read bandwidth of the same threads over the same pages: four streams a thread with
-// prefetch 1 KiB ahead, the fastest pass of the pool. Then each call: prepared rows, all (expert,
-// tile of width) pairs, one barrier, tiles of the output each over all experts, as cpu_executor.cc
-// does. Ids are uniform without repetition, layer and ids fresh every call. Columns:
+// Before each case the read bandwidth of the same threads over the same pages: four streams a
+// thread with prefetch 1 KiB ahead, the fastest of 8 passes of half a GiB. A call: prepared rows,
+// all (expert, tile of width) pairs, one barrier, tiles of the output each over all experts, as
+// cpu_executor.cc does. Ids are uniform without repetition, layer and ids fresh every call.
+// Columns:
 //   Time      mean of the calls
+//   bandwidth GB/s, measured just before
 //   GBps      bytes of the distinct experts / time, median of the calls; best: of the best call
 //   share     GBps of the median call / bandwidth; share_best: of the best call
-//   peak      multiply-adds / time of the median call / what the tier's integer instruction does
-//             from registers (kExact does two per weight and counts both)
+//   peak       multiply-adds / time of the median call / what the tier's integer instruction does
+//              from registers (kExact does two per weight and counts both)
 // On a machine that others use as well the best calls say more than the median. With --threads=1
 // times are CPU time of that thread.
 #include <benchmark/benchmark.h>
@@ -155,32 +157,21 @@ uint64_t ReadPiece(const std::byte* data, int64_t bytes) {
   return std::accumulate(sums, sums + 8, uint64_t{0});
 }
 
-// Bytes per second over the whole pool, the fastest of the passes.
-double MeasureBandwidth(const Pool& pool) {
+// Bytes per second of passes over a quarter of a GiB each, added to `rates`.
+void MeasureBandwidth(const Pool& pool, std::vector<double>* rates) {
   constexpr int64_t kPiece = 1 << 20;
-  constexpr int64_t kPassPieces = 512;
-  const auto pieces = static_cast<int64_t>(pool.bytes()) / kPiece;
-  std::vector<double> rates;
-  for (int64_t first = 0; first + kPassPieces <= pieces; first += kPassPieces) {
+  constexpr int64_t kPassPieces = 256;
+  const auto passes =
+      std::max<int64_t>(1, static_cast<int64_t>(pool.bytes()) / (kPassPieces * kPiece));
+  static int64_t pass = 0;
+  for (int i = 0; i < 12; ++i) {
+    const std::byte* const at = pool.data() + pass++ % passes * kPassPieces * kPiece;
     const double start = Now();
-    SharedThreads().ParallelFor(kPassPieces, [&](int64_t i, int) {
-      benchmark::DoNotOptimize(ReadPiece(pool.data() + (first + i) * kPiece, kPiece));
+    SharedThreads().ParallelFor(kPassPieces, [&](int64_t piece, int) {
+      benchmark::DoNotOptimize(ReadPiece(at + piece * kPiece, kPiece));
     });
-    rates.push_back(static_cast<double>(kPassPieces * kPiece) / (Now() - start));
+    rates->push_back(static_cast<double>(kPassPieces * kPiece) / (Now() - start));
   }
-  std::sort(rates.begin(), rates.end());
-  std::printf("read bandwidth, %d threads, %s pool of %.1f GB: best %.1f GB/s, median %.1f GB/s\n",
-              settings.num_threads, std::string(PoolFormatName(pool.format())).c_str(),
-              static_cast<double>(pool.bytes()) / 1e9, rates.back() / 1e9,
-              rates[rates.size() / 2] / 1e9);
-  return rates.back();
-}
-
-double BandwidthOf(const Pool& pool) {
-  static std::map<PoolFormat, double> measured;
-  double& rate = measured[pool.format()];
-  if (rate == 0) rate = MeasureBandwidth(pool);
-  return rate;
 }
 
 struct AlignedBytes {
@@ -209,7 +200,6 @@ class Runner {
         x_(num_rows * x_stride_),
         hidden_(num_rows * kTopK * hidden_stride_),
         sum_(int64_t{num_rows} * kHiddenSize * 4),
-        ids_(static_cast<size_t>(num_rows) * kTopK),
         order_(kNumExperts) {
     std::normal_distribution<float> normal;
     auto* values = reinterpret_cast<float*>(activations_.data);
@@ -283,18 +273,23 @@ class Runner {
         static_cast<int64_t>(groups_.size()) * kTiles, [&](int64_t t, int thread) {
           const Group& group = groups_[static_cast<size_t>(t / kTiles)];
           const auto first = static_cast<int32_t>(t % kTiles) * kTilePanels;
-          kernels_.gate_up({.weights = &group.weights,
-                            .hidden_size = kHiddenSize,
-                            .width = kWidth,
-                            .first_panel = first,
-                            .end_panel = first + kTilePanels,
-                            .num_rows = group.num_pairs,
-                            .rows = rows_.data() + group.first_pair,
-                            .x = x_.data,
-                            .x_stride = x_stride_,
-                            .hidden = hidden_.data + group.first_pair * hidden_stride_,
-                            .hidden_stride = hidden_stride_,
-                            .scratch = scratch_[static_cast<size_t>(thread)]->data});
+          const int64_t next = t + settings.num_threads;
+          const auto next_group = static_cast<size_t>(next / kTiles);
+          kernels_.gate_up(
+              {.weights = &group.weights,
+               .hidden_size = kHiddenSize,
+               .width = kWidth,
+               .first_panel = first,
+               .end_panel = first + kTilePanels,
+               .num_rows = group.num_pairs,
+               .rows = rows_.data() + group.first_pair,
+               .x = x_.data,
+               .x_stride = x_stride_,
+               .hidden = hidden_.data + group.first_pair * hidden_stride_,
+               .hidden_stride = hidden_stride_,
+               .scratch = scratch_[static_cast<size_t>(thread)]->data,
+               .next = next_group < groups_.size() ? &groups_[next_group].weights : nullptr,
+               .next_panel = static_cast<int32_t>(next % kTiles) * kTilePanels});
         });
   }
 
@@ -307,11 +302,7 @@ class Runner {
         float* const at = sum + row * kHiddenSize + first * kPanelOutputs;
         std::fill(at, at + kTilePanels * kPanelOutputs, 0.0f);
       }
-      const int64_t offset = PackedMatrixBytes(pool_.format(), kPanelOutputs, kWidth) * first;
-      for (size_t g = 0; g < groups_.size(); ++g) {
-        const Group& group = groups_[g];
-        const std::byte* const next =
-            g + 1 < groups_.size() ? groups_[g + 1].weights.down_proj + offset : nullptr;
+      for (const Group& group : groups_) {
         kernels_.down({.weights = &group.weights,
                        .hidden_size = kHiddenSize,
                        .width = kWidth,
@@ -325,7 +316,8 @@ class Runner {
                        .sum = sum,
                        .sum_stride = kHiddenSize,
                        .scratch = scratch_[static_cast<size_t>(thread)]->data,
-                       .next = next});
+                       .next = &group == &groups_.back() ? nullptr : &(&group)[1].weights,
+                       .next_panel = first});
       }
     });
   }
@@ -340,7 +332,6 @@ class Runner {
   AlignedBytes x_;
   AlignedBytes hidden_;
   AlignedBytes sum_;
-  std::vector<int32_t> ids_;
   std::vector<int32_t> order_;
   std::vector<std::unique_ptr<AlignedBytes>> scratch_;
   int64_t layer_ = 0;
@@ -364,7 +355,8 @@ double PeakOf(const char* tier) {
 
 void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_rows) {
   const Pool& pool = PoolOf(kernels->format);
-  const double bandwidth = BandwidthOf(pool);
+  std::vector<double> reads;
+  MeasureBandwidth(pool, &reads);
   const bool integer = kernels->format == PoolFormat::kInt8 || kernels->format == PoolFormat::kInt4;
   const double peak = integer ? PeakOf(kernels->tier) : 0;
   Runner runner(*kernels, pool, num_rows);
@@ -381,12 +373,16 @@ void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_
     rates.push_back(static_cast<double>(runner.weight_bytes()) / elapsed);
     macs_per_byte = runner.macs() / static_cast<double>(runner.weight_bytes());
   }
+  MeasureBandwidth(pool, &reads);
+  std::sort(reads.begin(), reads.end());
   std::sort(rates.begin(), rates.end());
   const double median = rates[rates.size() / 2];
+  const double bandwidth = reads[reads.size() / 2];
+  state.counters["bandwidth"] = bandwidth / 1e9;
   state.counters["GBps"] = median / 1e9;
   state.counters["best"] = rates.back() / 1e9;
   state.counters["share"] = median / bandwidth;
-  state.counters["share_best"] = rates.back() / bandwidth;
+  state.counters["share_best"] = rates.back() / reads.back();
   if (peak > 0) {
     const double planes = kernels->precision == Precision::kExact ? 2 : 1;
     state.counters["peak"] = median * macs_per_byte * planes / peak;
