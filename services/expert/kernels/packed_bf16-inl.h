@@ -10,7 +10,7 @@
 // T:  kTier, kPanels (1 or 2: how many panels a call of Panels takes), kScratchBytes,
 //     kTileScratchBytes (of PanelArgs::scratch)
 //     BlockRows(k): rows that share a pass over the weights, at most kBlockRows
-//     BeginRows(args): once for each block, before its panels; args.weights: the first ones
+//     BeginRows(args), EndRows(): around the panels of a block; args.weights: the first ones
 //     Panels<F>(args): see PanelArgs
 
 #include "services/expert/kernels/silu-inl.h"
@@ -250,6 +250,7 @@ void Run(const typename Part::Args& args) {
       }
       part.Done(i, num, first_row, n, acc);
     }
+    T::EndRows();
   }
 }
 

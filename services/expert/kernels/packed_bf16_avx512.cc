@@ -239,6 +239,7 @@ struct T {
   static constexpr void (*kEnterThread)() = nullptr;
   static int32_t BlockRows(int64_t) { return kBlockRows; }
   static void BeginRows(const PanelArgs&) {}
+  static void EndRows() {}
 
   template <class F>
   static void Panels(const PanelArgs& a) {

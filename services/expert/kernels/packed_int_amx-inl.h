@@ -2,21 +2,7 @@
 // sums of each group scaled in AVX-512. Included inside the region and namespace of its tier, after
 // packed_int_vnni-inl.h; no include guard on purpose.
 //
-// Tiles: the instructions, or a model of them in a test (static; indices are template arguments):
-//   kTier
-//   Configure(config), Release()
-//   Load<tile>(base, stride), Store<tile>(base, stride), Zero<tile>()
-//   DotSU<c, a, b>(): c += a (signed bytes) * b (unsigned bytes), TDPBSUD
-
-// The operand of LDTILECFG for palette 1: eight tiles of up to 16 rows of up to 64 bytes.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-static_assert(sizeof(TileConfig) == 64);
+// Tiles: the instructions (amx_tiles.h, which the includer has included), or a model in a test.
 
 template <class Tiles>
 struct Amx : Vnni {

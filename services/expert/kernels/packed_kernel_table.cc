@@ -35,7 +35,7 @@ std::vector<const PackedKernels*> AvailablePackedKernels(const CpuFeatures& feat
   add(features.avx512_vnni, kPackedIntVnni);
   add(features.avx512_bf16, kPackedBF16Avx512);
   add(features.amx_int8, kPackedIntAmx);
-
+  add(features.amx_bf16, kPackedBF16Amx);
 #else
   (void)features;
 #endif

@@ -22,6 +22,7 @@ extern const PackedKernels kPackedF32Avx512[kNumPackedF32];
 extern const PackedKernels kPackedIntAvx2[kNumPackedInt];
 extern const PackedKernels kPackedIntVnni[kNumPackedInt];
 extern const PackedKernels kPackedBF16Avx512[kNumPackedBF16];
+extern const PackedKernels kPackedBF16Amx[kNumPackedBF16];
 extern const PackedKernels kPackedIntAmx[kNumPackedInt];
 #endif
 
