@@ -14,7 +14,6 @@ using DecodeNF4Function = void (*)(const std::byte* panel, int64_t k, int64_t st
 void DecodeNF4PanelScalar(const std::byte* panel, int64_t k, int64_t stride, std::byte* out);
 #if defined(__x86_64__)
 void DecodeNF4PanelAvx2(const std::byte* panel, int64_t k, int64_t stride, std::byte* out);
-void DecodeNF4PanelAvx512(const std::byte* panel, int64_t k, int64_t stride, std::byte* out);
 #endif
 
 }  // namespace banyan::expert

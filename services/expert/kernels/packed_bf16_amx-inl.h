@@ -1,5 +1,5 @@
 // bf16 and nf4 at kFast with AMX tiles: 16 outputs x up to 16 rows x 32 inputs an instruction.
-// Included inside the region and namespace of its tier, after packed_bf16-inl.h; no include guard
+// Included inside the region and namespace of its tier, after packed_panels-inl.h; no include guard
 // on purpose.
 //
 // Weights are the left factor and rows the right one, so that weights need no transposition: bf16
@@ -38,11 +38,13 @@ inline __attribute__((always_inline)) void Transpose16(__m512i (&t)[16]) {
   }
 }
 
+#include "services/expert/kernels/nf4_avx512-inl.h"
+
 template <class Tiles>
 struct Amx {
   static constexpr const char* kTier = Tiles::kTier;
   static constexpr int kPanels = 2;
-  static constexpr void (*kEnterThread)() = nullptr;
+  using Rows = BF16Rows;
 
   static constexpr int32_t kTileRows = 16;
   static constexpr int64_t kTileBytes = 1024;
@@ -81,7 +83,7 @@ struct Amx {
       return data + (tile * steps + step) * columns * 64;
     }
   };
-  static TiledRows Rows(const PanelArgs& a) {
+  static TiledRows RowTilesOf(const PanelArgs& a) {
     return {a.num_rows == 1 ? a.rows[0] : RowsOf(a), Columns(a.num_rows), Steps(a)};
   }
 
@@ -166,7 +168,7 @@ struct Amx {
   template <int kNumPanels, int kRowTiles, class Produce>
   static void RowTiles(const PanelArgs& a, const TiledWeights& w, int32_t row_tile, int64_t steps,
                        Produce produce) {
-    const TiledRows x = Rows(a);
+    const TiledRows x = RowTilesOf(a);
     Tiles::template Zero<kC>();
     Tiles::template Zero<kC + 1>();
     Tiles::template Zero<kC + 2>();

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/quant/bf16.h"
@@ -18,7 +19,9 @@ namespace banyan::expert {
 namespace {
 namespace amx_bf16 {
 
-#include "services/expert/kernels/packed_bf16-inl.h"
+#include "services/expert/kernels/rows_bf16-inl.h"
+// On top of it:
+#include "services/expert/kernels/packed_panels-inl.h"
 // On top of it:
 #include "services/expert/kernels/packed_bf16_amx-inl.h"
 
@@ -32,8 +35,8 @@ BANYAN_TARGET_END
 namespace banyan::expert {
 
 constinit const PackedKernels kPackedBF16Amx[kNumPackedBF16] = {
-    amx_bf16::MakeKernels<amx_bf16::T, amx_bf16::BF16Format>(),
-    amx_bf16::MakeKernels<amx_bf16::T, amx_bf16::NF4Format>(),
+    amx_bf16::MakeKernels<amx_bf16::T, amx_bf16::BF16Format>(Precision::kFast),
+    amx_bf16::MakeKernels<amx_bf16::T, amx_bf16::NF4Format>(Precision::kFast),
 };
 
 }  // namespace banyan::expert

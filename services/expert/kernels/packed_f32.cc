@@ -1,6 +1,6 @@
-// bf16 and nf4 with f32 activations: kExact in every tier, and kFast where there are no bf16 dot
-// products (more exact than it asks for). The kernels are those of expert_ffn.h, whose order of
-// arithmetic holds: bf16 in place, nf4 over one decoded panel after the other.
+// bf16 and nf4 with f32 activations in the tiers scalar and avx2, for both precisions. The kernels
+// are those of expert_ffn.h, whose order of arithmetic holds: bf16 in place, nf4 over one decoded
+// panel after the other.
 //
 // A prepared row: f32 [PaddedFloats(k)], zero from k on.
 #include <algorithm>
@@ -177,13 +177,6 @@ constinit const PackedKernels kPackedF32Avx2[kNumPackedF32] = {
     BF16Kernels<kAvx2Kernels>("avx2", Precision::kFast),
     NF4Kernels<kAvx2Kernels, DecodeNF4PanelAvx2>("avx2", Precision::kExact),
     NF4Kernels<kAvx2Kernels, DecodeNF4PanelAvx2>("avx2", Precision::kFast),
-};
-
-constinit const PackedKernels kPackedF32Avx512[kNumPackedF32] = {
-    BF16Kernels<kAvx512Kernels>("avx512", Precision::kExact),
-    BF16Kernels<kAvx512Kernels>("avx512", Precision::kFast),
-    NF4Kernels<kAvx512Kernels, DecodeNF4PanelAvx512>("avx512", Precision::kExact),
-    NF4Kernels<kAvx512Kernels, DecodeNF4PanelAvx512>("avx512", Precision::kFast),
 };
 #endif
 

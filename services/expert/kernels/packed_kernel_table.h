@@ -8,9 +8,9 @@
 
 namespace banyan::expert {
 
-// bf16 and nf4, exact and fast, with f32 activations.
+// bf16 and nf4, exact and fast.
 inline constexpr int kNumPackedF32 = 4;
-// bf16 and nf4, fast, with bf16 dot products.
+// bf16 and nf4, fast.
 inline constexpr int kNumPackedBF16 = 2;
 // int8 and int4, exact and fast.
 inline constexpr int kNumPackedInt = 4;
@@ -21,7 +21,7 @@ extern const PackedKernels kPackedF32Avx2[kNumPackedF32];
 extern const PackedKernels kPackedF32Avx512[kNumPackedF32];
 extern const PackedKernels kPackedIntAvx2[kNumPackedInt];
 extern const PackedKernels kPackedIntVnni[kNumPackedInt];
-extern const PackedKernels kPackedBF16Avx512[kNumPackedBF16];
+extern const PackedKernels kPackedBF16Avx512[kNumPackedF32];
 extern const PackedKernels kPackedBF16Amx[kNumPackedBF16];
 extern const PackedKernels kPackedIntAmx[kNumPackedInt];
 #endif

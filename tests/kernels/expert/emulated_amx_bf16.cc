@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/quant/bf16.h"
@@ -17,7 +18,9 @@ namespace banyan::expert {
 namespace {
 namespace emulated_amx_bf16 {
 
-#include "services/expert/kernels/packed_bf16-inl.h"
+#include "services/expert/kernels/rows_bf16-inl.h"
+// On top of it:
+#include "services/expert/kernels/packed_panels-inl.h"
 // On top of it:
 #include "services/expert/kernels/packed_bf16_amx-inl.h"
 
@@ -31,8 +34,10 @@ BANYAN_TARGET_END
 namespace banyan::expert::testing {
 
 constinit const PackedKernels kEmulatedAmxBF16[kNumPackedBF16] = {
-    emulated_amx_bf16::MakeKernels<emulated_amx_bf16::T, emulated_amx_bf16::BF16Format>(),
-    emulated_amx_bf16::MakeKernels<emulated_amx_bf16::T, emulated_amx_bf16::NF4Format>(),
+    emulated_amx_bf16::MakeKernels<emulated_amx_bf16::T, emulated_amx_bf16::BF16Format>(
+        Precision::kFast),
+    emulated_amx_bf16::MakeKernels<emulated_amx_bf16::T, emulated_amx_bf16::NF4Format>(
+        Precision::kFast),
 };
 
 }  // namespace banyan::expert::testing

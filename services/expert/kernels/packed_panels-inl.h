@@ -1,17 +1,18 @@
-// The structure that the tiers with bf16 dot products share, for the formats bf16 and nf4 at
-// kFast: rows in blocks, panels in order, SiLU, the hidden row, the weighted sum; and the decoding
-// of nf4. Included once by each tier's source inside its target region (which has AVX512_BF16) and
-// namespace, after T's requirements; no include guard on purpose. The includer has included
-// <immintrin.h>, <algorithm>, <cstring>, check.h, bf16.h, nf4.h, packed_ffn.h, expert_ffn.h.
+// The structure that the AVX-512 and AMX tiers share for the formats bf16 and nf4: rows in blocks,
+// panels in order, SiLU, the hidden row, the weighted sum. Included once by each tier's source
+// inside its target region and namespace, after rows_bf16-inl.h or rows_f32-inl.h; no include guard
+// on purpose. The includer has included <immintrin.h>, <algorithm>, <cstring>, <utility>, check.h,
+// bf16.h, nf4.h and packed_ffn.h.
 //
-// A prepared row: bf16 [NumChunks(k) * kChunkInputs] in natural order, zero from k on. NaN stays
-// NaN, numbers below 2^-126 become zero.
-//
-// T:  kTier, kPanels (1 or 2: how many panels a call of Panels takes), kScratchBytes,
-//     kTileScratchBytes (of PanelArgs::scratch)
+// T:  kTier, kPanels (1 or 2: how many panels a call of Panels takes), kTileScratchBytes (of
+//     PanelArgs::scratch)
+//     Rows: how rows are prepared, BF16Rows or F32Rows
 //     BlockRows(k): rows that share a pass over the weights, at most kBlockRows
 //     BeginRows(args), EndRows(): around the panels of a block; args.weights: the first ones
 //     Panels<F>(args): see PanelArgs
+//
+// Rows: kStepBytes of 32 inputs, Put(x, out) prepares so many. A prepared row holds
+// NumChunks(k) * kChunkInputs inputs, zero from k on.
 
 #include "services/expert/kernels/silu-inl.h"
 #include "services/expert/kernels/vector_avx512-inl.h"
@@ -68,35 +69,24 @@ class Ahead {
   int64_t due_ = 0;
 };
 
-inline __m512 DotBF16(__m512 acc, __m512i a, __m512i b) {
-  return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+template <class T>
+int64_t RowBytes(int64_t k) {
+  return PaddedInputs(k) / kStepInputs * T::Rows::kStepBytes;
 }
 
-// 32 floats.
-inline __m512i Narrow(const float* x) {
-  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x));
-}
-
+template <class T>
 void PrepareRow(const float* x, int64_t k, std::byte* out) {
-  for (int64_t i = 0; i < PaddedInputs(k); i += kStepInputs, out += 64) {
+  for (int64_t i = 0; i < PaddedInputs(k); i += kStepInputs, out += T::Rows::kStepBytes) {
     const int64_t n = k - i;
     if (n >= kStepInputs) {
-      _mm512_storeu_si512(out, Narrow(x + i));
+      T::Rows::Put(x + i, out);
     } else {
       float part[kStepInputs] = {};
       if (n > 0) std::memcpy(part, x + i, static_cast<size_t>(n) * sizeof(float));
-      _mm512_storeu_si512(out, Narrow(part));
+      T::Rows::Put(part, out);
     }
   }
 }
-
-// The 16 weights of an output's block, twice. Their f32 products are rounded once, to bf16.
-inline __attribute__((always_inline)) __m512i NF4Weights(__m512 table, const float* absmax) {
-  const __m512 products = _mm512_mul_ps(table, _mm512_set1_ps(*absmax));
-  return (__m512i)_mm512_cvtne2ps_pbh(products, products);
-}
-
-#include "services/expert/kernels/nf4_avx512-inl.h"
 
 struct BF16Format {
   static constexpr PoolFormat kFormat = PoolFormat::kBF16;
@@ -110,6 +100,7 @@ struct NF4Format {
 
 // A stream is one panel of one matrix, in the order in which panels are worked through. Here gate
 // panels are even streams, up panels odd ones.
+template <class T>
 struct GateUpPart {
   using Args = PackedGateUpArgs;
   static constexpr int kStreams = 2;  // that Done needs
@@ -141,9 +132,10 @@ struct GateUpPart {
     for (int32_t r = 0; r < n; ++r) {
       float* const values = hidden + r * kChunkInputs;
       std::fill(values + column + kPanelOutputs, values + kChunkInputs, 0.0f);
-      std::byte* const row = a.hidden + (first_row + r) * a.hidden_stride + chunk * 128;
-      _mm512_store_si512(row, Narrow(values));
-      _mm512_store_si512(row + 64, Narrow(values + kStepInputs));
+      constexpr int64_t kStepBytes = T::Rows::kStepBytes;
+      std::byte* const row = a.hidden + (first_row + r) * a.hidden_stride + chunk * 2 * kStepBytes;
+      T::Rows::Put(values, row);
+      T::Rows::Put(values + kStepInputs, row + kStepBytes);
     }
   }
   void Expect(int32_t, int, int32_t, int32_t) const {}
@@ -152,6 +144,7 @@ struct GateUpPart {
   float* const hidden;  // [kBlockRows][kChunkInputs]
 };
 
+template <class T>
 struct DownPart {
   using Args = PackedDownArgs;
   static constexpr int kStreams = 1;
@@ -258,20 +251,18 @@ template <class T>
 inline constexpr int64_t kScratchOf =
     (2 * kAccPanel + kBlockRows * kChunkInputs) * int64_t{sizeof(float)} + T::kTileScratchBytes;
 
-inline int64_t RowBytes(int64_t k) { return PaddedInputs(k) * 2; }
-
 template <class T, class F>
-constexpr PackedKernels MakeKernels() {
+constexpr PackedKernels MakeKernels(Precision precision) {
   static_assert(kScratchOf<T> <= 1 << 20);
   return {
       .tier = T::kTier,
       .format = F::kFormat,
-      .precision = Precision::kFast,
+      .precision = precision,
       .scratch_bytes = kScratchOf<T>,
-      .row_bytes = RowBytes,
-      .prepare = PrepareRow,
-      .gate_up = Run<T, F, GateUpPart>,
-      .down = Run<T, F, DownPart>,
-      .enter_thread = T::kEnterThread,
+      .row_bytes = RowBytes<T>,
+      .prepare = PrepareRow<T>,
+      .gate_up = Run<T, F, GateUpPart<T>>,
+      .down = Run<T, F, DownPart<T>>,
+      .enter_thread = nullptr,
   };
 }
