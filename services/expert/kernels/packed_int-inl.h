@@ -14,8 +14,8 @@
 // Order of work. A tile is P panels (gate and up side by side, or neighbours of down) against all
 // rows of a block. One group of rows: chunks stream through, asking for memory 4 KiB ahead in all
 // over the P streams, at a panel's end for the panels that follow. Several groups of rows: k is cut
-// into regions that stay in the first cache level while the groups pass, each of which asks for its
-// share of the next region; so memory is busy while the rows compute.
+// into regions that stay in the caches while the groups pass, each of which asks for its share of
+// the next region; so memory is busy while the rows compute. Regions of 8 chunks: 2 % slower.
 //
 // No include guard on purpose; the includer has included packed_int_row.h, int4_block.h,
 // int8_block.h, <algorithm> and <cstring>.
@@ -39,7 +39,7 @@ struct Int4 {
 inline constexpr int kMaxPanels = 4;
 // Rows that share a pass over the weights: bounds the scratch.
 inline constexpr int32_t kBlockRows = 64;
-inline constexpr int64_t kRegionChunks = 8;   // int8, two panels: 17 KiB
+inline constexpr int64_t kRegionChunks = 16;  // int8, two panels: 35 KiB
 inline constexpr int64_t kAheadBytes = 4096;  // of all streams together
 
 template <class F>
