@@ -12,7 +12,7 @@
 // F:  format: kFormat, kChunkBytes, kScales (offset in a chunk), kOffset (stored value minus q)
 //
 // Order of work. A tile is P panels (gate and up side by side, or neighbours of down) against all
-// rows of a block. One group of rows: chunks stream through, asking for memory 4 KiB ahead in all
+// rows of a block. One group of rows: chunks stream through, asking for memory 8 KiB ahead in all
 // over the P streams, at a panel's end for the panels that follow. Several groups of rows: k is cut
 // into regions that stay in the caches while the groups pass, each of which asks for its share of
 // the next region; so memory is busy while the rows compute. Regions of 8 chunks: 2 % slower.
@@ -40,7 +40,7 @@ inline constexpr int kMaxPanels = 4;
 // Rows that share a pass over the weights: bounds the scratch.
 inline constexpr int32_t kBlockRows = 64;
 inline constexpr int64_t kRegionChunks = 16;  // int8, two panels: 35 KiB
-inline constexpr int64_t kAheadBytes = 4096;  // of all streams together
+inline constexpr int64_t kAheadBytes = 8192;  // of all streams together
 
 template <class F>
 constexpr int64_t kChunkLines = F::kChunkBytes / 64;
