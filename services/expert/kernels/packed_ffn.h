@@ -14,6 +14,9 @@
 // acc = fma(float(sum), scale_w * scale_x, acc) for each group, k ascending, in every tier: all
 // tiers give the same bits. Others: as the tier's file says.
 //
+// A NaN or an infinity in a row makes all of that row's outputs NaN in the integer formats, and
+// touches no other row.
+//
 // Thread-safe: no state. No errors: the caller checks sizes.
 #pragma once
 

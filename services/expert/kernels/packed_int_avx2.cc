@@ -1,5 +1,6 @@
-// The integer formats with AVX2, FMA and F16C. Products of 16-bit numbers: VPMADDUBSW saturates its
-// pair sums, which 8-bit weights and inputs exceed.
+// The integer formats with AVX2, FMA and F16C. int8 multiplies 16-bit numbers, its rows are words:
+// VPMADDUBSW saturates its pair sums, which 8-bit weights and inputs exceed. int4 weights are small
+// enough for it; its rows are planes.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -42,12 +43,15 @@ struct V {
 
 #include "services/expert/kernels/packed_int-inl.h"
 
-// Rows as words of s16. A register holds 4 outputs x 4 inputs of products, or 8 accumulators.
+template <class F>
+constexpr bool kIsInt4 = F::kFormat == PoolFormat::kInt4;
+
+// A register holds 8 accumulators.
 struct T {
   using V = avx2::V;
   static constexpr const char* kTier = "avx2";
-  template <Precision E>
-  static constexpr int64_t kValueBytes = sizeof(int16_t);
+  template <class F, Precision E>
+  static constexpr int64_t kValueBytes = kIsInt4<F>&& E == Precision::kFast ? 1 : 2;
   static constexpr bool UniformRows(Precision, int32_t) { return false; }
   static void Begin(Precision, int32_t) {}
   static void End(Precision, int32_t) {}
@@ -88,15 +92,43 @@ struct T {
     sum4 = _mm_add_epi32(sum4, _mm_shuffle_epi32(sum4, 0x4e));
     sum4 = _mm_add_epi32(sum4, _mm_shuffle_epi32(sum4, 0xb1));
     const int32_t correction = -F::kOffset * _mm_cvtsi128_si32(sum4);
-    for (int i = 0; i < 2; ++i) {
-      // The packing goes by halves of registers; the permutation puts the quarters in order.
-      const __m256i words =
-          _mm256_permute4x64_epi64(_mm256_packs_epi32(q[2 * i], q[2 * i + 1]), 0xd8);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + (group * kIntGroup + i * 16) * 2),
-                          words);
+    if constexpr (kIsInt4<F>) {
+      StorePlanes<E>(q, row + group * kIntGroup, layout.plane);
+    } else {
+      for (int i = 0; i < 2; ++i) {
+        // The packing goes by halves of registers; the permutation puts the quarters in order.
+        const __m256i words =
+            _mm256_permute4x64_epi64(_mm256_packs_epi32(q[2 * i], q[2 * i + 1]), 0xd8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + (group * kIntGroup + i * 16) * 2),
+                            words);
+      }
     }
     std::memcpy(row + layout.scales + group * 4, &scale, 4);
     std::memcpy(row + layout.corrections + group * 4, &correction, 4);
+  }
+
+  // s8 planes, as in packed_int_row.h.
+  template <Precision E>
+  static void StorePlanes(const __m256i (&q)[4], std::byte* out, int64_t plane) {
+    if constexpr (E == Precision::kExact) {
+      __m256i high[4];
+      __m256i low[4];
+      for (int i = 0; i < 4; ++i) {
+        high[i] = _mm256_srai_epi32(_mm256_add_epi32(q[i], _mm256_set1_epi32(128)), 8);
+        low[i] = _mm256_sub_epi32(q[i], _mm256_slli_epi32(high[i], 8));
+      }
+      StoreBytes(high, out);
+      StoreBytes(low, out + plane);
+    } else {
+      StoreBytes(q, out);
+    }
+  }
+  static void StoreBytes(const __m256i (&values)[4], std::byte* out) {
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(values[0], values[1]),
+                                             _mm256_packs_epi32(values[2], values[3]));
+    // By halves of registers: quads 0 2 4 6 1 3 5 7.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_permutevar8x32_epi32(bytes, order));
   }
 
   // sums[j] += products of outputs 4 j to 4 j + 3 (16 stored values each) with one k-quad of the
@@ -119,7 +151,7 @@ struct T {
     }
   }
 
-  // One group of one panel: its integer sums, scaled into the accumulators.
+  // One group of one int8 panel: its integer sums, scaled into the accumulators.
   template <class F, int R>
   static inline __attribute__((always_inline)) void Group(const TileArgs& a, const std::byte* chunk,
                                                           int64_t g, int64_t group, float* acc) {
@@ -129,66 +161,111 @@ struct T {
     }
     const std::byte* x[R];
     for (int r = 0; r < R; ++r) x[r] = a.rows[r] + group * kIntGroup * 2;
-    const auto advance = [&] {
+    const std::byte* quads = chunk + g * kIntGroup * kPanelOutputs;
+    for (int64_t i = 0; i < kIntGroup; i += 4, quads += 64) {
+      const __m128i quarters[4] = {Load128(quads), Load128(quads + 16), Load128(quads + 32),
+                                   Load128(quads + 48)};
+      Quad<R>(quarters, x, sums);
       for (int r = 0; r < R; ++r) x[r] += 8;
-    };
-    const auto load = [](const std::byte* p) {
-      return _mm_load_si128(reinterpret_cast<const __m128i*>(p));
-    };
-    if constexpr (F::kFormat == PoolFormat::kInt8) {
-      const std::byte* quads = chunk + g * kIntGroup * kPanelOutputs;
-      for (int64_t i = 0; i < kIntGroup; i += 4, quads += 64) {
-        const __m128i quarters[4] = {load(quads), load(quads + 16), load(quads + 32),
-                                     load(quads + 48)};
-        Quad<R>(quarters, x, sums);
-        advance();
-      }
-    } else {
-      const std::byte* pairs = chunk + g * kIntGroup / 2 * kPanelOutputs;
-      const __m128i mask = _mm_set1_epi8(0x0f);
-      for (int64_t i = 0; i < kIntGroup; i += 8, pairs += 64) {
-        __m128i low[4];
-        __m128i high[4];
-        for (int j = 0; j < 4; ++j) {
-          const __m128i both = load(pairs + 16 * j);
-          low[j] = _mm_and_si128(both, mask);
-          high[j] = _mm_and_si128(_mm_srli_epi16(both, 4), mask);
-        }
-        Quad<R>(low, x, sums);
-        advance();
-        Quad<R>(high, x, sums);
-        advance();
-      }
     }
-    const std::byte* const scales = chunk + F::kScales + g * kPanelOutputs * 2;
     for (int r = 0; r < R; ++r) {
-      int32_t correction;
-      float scale_x;
-      std::memcpy(&correction, a.rows[r] + a.layout->corrections + group * 4, 4);
-      std::memcpy(&scale_x, a.rows[r] + a.layout->scales + group * 4, 4);
       for (int h = 0; h < 2; ++h) {
         // Pairs of sums of an output are neighbours; adding them leaves 64-bit quarters in the
         // order 0, 2, 1, 3.
-        __m256i sum =
+        const __m256i sum =
             _mm256_permute4x64_epi64(_mm256_hadd_epi32(sums[r][2 * h], sums[r][2 * h + 1]), 0xd8);
-        sum = _mm256_add_epi32(sum, _mm256_set1_epi32(correction));
-        const __m256 scale =
-            _mm256_mul_ps(_mm256_cvtph_ps(load(scales + h * 16)), _mm256_set1_ps(scale_x));
-        float* const out = acc + r * kPanelOutputs + h * 8;
-        _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, _mm256_load_ps(out)));
+        Accumulate<F>(a, chunk, g, group, r, h, sum, acc);
       }
     }
   }
 
-  template <class F, int P, int R>
+  // One group of one int4 panel. VPMADDUBSW is safe here: eight k-quads of pairs add up to 8 * 2 *
+  // 15 * 128 = 30720 at most.
+  template <class F, Precision E, int R>
+  static inline __attribute__((always_inline)) void Int4Group(const TileArgs& a,
+                                                              const std::byte* chunk, int64_t g,
+                                                              int64_t group, float* acc) {
+    constexpr int kPlanes = E == Precision::kExact ? 2 : 1;
+    const __m256i mask = _mm256_set1_epi8(0x0f);
+    __m256i sums[R][kPlanes][2];
+    for (int r = 0; r < R; ++r) {
+      for (int plane = 0; plane < kPlanes; ++plane) {
+        for (int h = 0; h < 2; ++h) sums[r][plane][h] = _mm256_setzero_si256();
+      }
+    }
+    const std::byte* pairs = chunk + g * kIntGroup / 2 * kPanelOutputs;
+    for (int64_t i = 0; i < kIntGroup; i += 8, pairs += 64) {
+      __m256i both[2];
+      for (int h = 0; h < 2; ++h) {
+        both[h] = _mm256_load_si256(reinterpret_cast<const __m256i*>(pairs + 32 * h));
+      }
+      for (int64_t quad = 0; quad < 8; quad += 4) {
+        __m256i weights[2];
+        for (int h = 0; h < 2; ++h) {
+          weights[h] = _mm256_and_si256(quad == 0 ? both[h] : _mm256_srli_epi16(both[h], 4), mask);
+        }
+        for (int r = 0; r < R; ++r) {
+          for (int plane = 0; plane < kPlanes; ++plane) {
+            int32_t bytes;
+            std::memcpy(&bytes, a.rows[r] + plane * a.layout->plane + group * kIntGroup + i + quad,
+                        sizeof(bytes));
+            const __m256i inputs = _mm256_set1_epi32(bytes);
+            for (int h = 0; h < 2; ++h) {
+              sums[r][plane][h] =
+                  _mm256_add_epi16(sums[r][plane][h], _mm256_maddubs_epi16(weights[h], inputs));
+            }
+          }
+        }
+      }
+    }
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int r = 0; r < R; ++r) {
+      for (int h = 0; h < 2; ++h) {
+        __m256i sum = _mm256_madd_epi16(sums[r][kPlanes - 1][h], ones);
+        if constexpr (kPlanes == 2) {
+          sum = _mm256_add_epi32(sum, _mm256_slli_epi32(_mm256_madd_epi16(sums[r][0][h], ones), 8));
+        }
+        Accumulate<F>(a, chunk, g, group, r, h, sum, acc);
+      }
+    }
+  }
+
+  // Scales the integer sums of outputs 8 h to 8 h + 7 into row r's accumulators.
+  template <class F>
+  static inline __attribute__((always_inline)) void Accumulate(const TileArgs& a,
+                                                               const std::byte* chunk, int64_t g,
+                                                               int64_t group, int r, int h,
+                                                               __m256i sum, float* acc) {
+    int32_t correction;
+    float scale_x;
+    std::memcpy(&correction, a.rows[r] + a.layout->corrections + group * 4, 4);
+    std::memcpy(&scale_x, a.rows[r] + a.layout->scales + group * 4, 4);
+    const __m128i scales = Load128(chunk + F::kScales + (g * kPanelOutputs + h * 8) * 2);
+    const __m256 scale = _mm256_mul_ps(_mm256_cvtph_ps(scales), _mm256_set1_ps(scale_x));
+    sum = _mm256_add_epi32(sum, _mm256_set1_epi32(correction));
+    float* const out = acc + r * kPanelOutputs + h * 8;
+    _mm256_store_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, _mm256_load_ps(out)));
+  }
+
+  static inline __attribute__((always_inline)) __m128i Load128(const std::byte* p) {
+    return _mm_load_si128(reinterpret_cast<const __m128i*>(p));
+  }
+
+  template <class F, Precision E, int P, int R>
   static void TileOfRows(const TileArgs& a) {
     Ahead<P, static_cast<int>(kIntChunkGroups)> ahead(a);
     for (int64_t c = 0; c < a.num_chunks; ++c) {
       for (int64_t g = 0; g < kIntChunkGroups; ++g) {
         ahead.Step();
         for (int p = 0; p < P; ++p) {
-          Group<F, R>(a, a.weights[p] + c * F::kChunkBytes, g,
-                      (a.first_chunk + c) * kIntChunkGroups + g, a.acc + p * a.acc_panel);
+          const std::byte* const chunk = a.weights[p] + c * F::kChunkBytes;
+          const int64_t group = (a.first_chunk + c) * kIntChunkGroups + g;
+          float* const acc = a.acc + p * a.acc_panel;
+          if constexpr (kIsInt4<F>) {
+            Int4Group<F, E, R>(a, chunk, g, group, acc);
+          } else {
+            Group<F, R>(a, chunk, g, group, acc);
+          }
         }
       }
     }
@@ -198,11 +275,11 @@ struct T {
   static void Tile(const TileArgs& a) {
     switch (a.num_rows) {
       case 1:
-        return TileOfRows<F, P, 1>(a);
+        return TileOfRows<F, E, P, 1>(a);
       case 2:
-        return TileOfRows<F, P, 2>(a);
+        return TileOfRows<F, E, P, 2>(a);
       default:
-        return TileOfRows<F, P, 3>(a);
+        return TileOfRows<F, E, P, 3>(a);
     }
   }
 };

@@ -42,7 +42,7 @@ struct V {
 struct T {
   using V = scalar::V;
   static constexpr const char* kTier = "scalar";
-  template <Precision E>
+  template <class F, Precision E>
   static constexpr int64_t kValueBytes = sizeof(int16_t);
   static constexpr bool UniformRows(Precision, int32_t) { return false; }
   static void Begin(Precision, int32_t) {}

@@ -31,7 +31,7 @@ struct V16 {
 // Rows as planes of s8, and tiles of up to six rows.
 struct Vnni {
   using V = V16;
-  template <Precision E>
+  template <class F, Precision E>
   static constexpr int64_t kValueBytes = E == Precision::kExact ? 2 : 1;
   // Rows x panels x (a sum a plane and an accumulator), weights and one input fit 32 registers.
   static constexpr int32_t MaxRows(Precision e) { return e == Precision::kExact ? 4 : 6; }
