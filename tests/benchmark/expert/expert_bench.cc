@@ -14,7 +14,7 @@
 //   bandwidth GB/s, measured just before
 //   GBps      bytes of the distinct experts / time, median of the calls; best: of the best call
 //   share     GBps of the median call / bandwidth; share_best: of the best call
-//   peak       multiply-adds / time of the median call / what the tier's integer instruction does
+//   peak       multiply-adds / time of the median call / what the dot product does
 //              from registers (kExact does two per weight and counts both)
 // On a machine that others use as well the best calls say more than the median. With --threads=1
 // times are CPU time of that thread.
@@ -40,7 +40,7 @@
 #include "common/quant/packed_matrix.h"
 #include "services/expert/kernels/packed_ffn.h"
 #include "services/expert/kernels/packed_kernel_table.h"
-#include "tests/benchmark/expert/int_peak.h"
+#include "tests/benchmark/expert/dot_peak.h"
 
 namespace banyan::expert {
 namespace {
@@ -340,14 +340,19 @@ class Runner {
   std::vector<float> weights_;
 };
 
-double PeakOf(const char* tier) {
+// 0 where the kernels use no such instruction: kExact of bf16 and nf4 multiplies in f32.
+double PeakOf(const PackedKernels& kernels) {
+  const bool bf16 = kernels.format == PoolFormat::kBF16 || kernels.format == PoolFormat::kNF4;
+  if (bf16 && kernels.precision == Precision::kExact) return 0;
   static std::map<std::string, double> measured;
-  const auto [at, fresh] = measured.emplace(tier, 0.0);
+  const std::string name = std::string(kernels.tier) + (bf16 ? " bf16" : " int8");
+  const auto [at, fresh] = measured.emplace(name, 0.0);
   if (fresh) {
-    at->second = MeasureIntPeak(SharedThreads(), tier);
+    at->second =
+        MeasureDotPeak(SharedThreads(), kernels.tier, bf16 ? DotInputs::kBF16 : DotInputs::kInt8);
     if (at->second > 0) {
-      std::printf("%s from registers, %d threads: %.0f GMAC/s\n", tier, settings.num_threads,
-                  at->second / 1e9);
+      std::printf("%s from registers, %d threads: %.0f GMAC/s\n", name.c_str(),
+                  settings.num_threads, at->second / 1e9);
     }
   }
   return at->second;
@@ -357,8 +362,7 @@ void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_
   const Pool& pool = PoolOf(kernels->format);
   std::vector<double> reads;
   MeasureBandwidth(pool, &reads);
-  const bool integer = kernels->format == PoolFormat::kInt8 || kernels->format == PoolFormat::kInt4;
-  const double peak = integer ? PeakOf(kernels->tier) : 0;
+  const double peak = PeakOf(*kernels);
   Runner runner(*kernels, pool, num_rows);
   runner.Draw();
   runner.Run();

@@ -198,7 +198,7 @@ TEST_P(PackedBF16NF4Test, RealSizesMatchOracle) {
   std::mt19937 random(3);
   for (const PackedShape& shape :
        {PackedShape{2048, 512, 1}, PackedShape{2048, 64, 9}, PackedShape{2048, 192, 3},
-        PackedShape{128, 512, 12}, PackedShape{2048, 32, 17}}) {
+        PackedShape{128, 512, 12}, PackedShape{2048, 32, 17}, PackedShape{40, 5000, 53}}) {
     SCOPED_TRACE(Describe(shape));
     const PackedProblem problem(kernels().format, shape, random);
     ASSERT_NO_FATAL_FAILURE(ExpectOracle(kernels(), problem));
