@@ -31,20 +31,8 @@ struct BF16Dots : BF16Rows {
   // Rows x outputs + rows + 1 <= 32.
   static constexpr int kMaxRows = 6;
   static constexpr int Outputs(int num_rows) { return num_rows <= 3 ? 8 : 4; }
-  static bool FusedNF4Panel(const PanelArgs& a) {
-    switch (a.num_rows) {
-      case 1:
-        return FusedPanel<BF16Dots, 1, 16>(a), true;
-      case 2:
-        return FusedPanel<BF16Dots, 2, 8>(a), true;
-      case 3:
-        return FusedPanel<BF16Dots, 3, 4>(a), true;
-      case 4:
-        return FusedPanel<BF16Dots, 4, 4>(a), true;
-      default:
-        return false;
-    }
-  }
+  static constexpr int kFusedRows = 4;
+  static constexpr bool kHalves = true;
 };
 
 struct Fast : VectorTier<BF16Dots> {

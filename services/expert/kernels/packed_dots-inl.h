@@ -4,7 +4,8 @@
 //
 // D:  Rows (rows_bf16-inl.h, rows_f32-inl.h) with Reg, Load(step), Dot(acc, w, reg), and
 //     kMaxRows, Outputs(num_rows): tiles of so many rows x outputs (4 or 8) fit the registers
-//     FusedNF4Panel(args): runs FusedPanel, or returns false where decoding to memory is faster
+//     kFusedRows: how many rows, 3 or 4, look weights up for themselves; kHalves: and twice as many
+//     in two halves
 //
 // Order of arithmetic of a (row, output): one register of 16 sums, k ascending in steps of 32
 // inputs; then the fixed reduction of V::Reduce4. The same for every number of rows and for both
@@ -125,7 +126,7 @@ struct Dense {
   static void Panel(const PanelArgs& a, Weights w, int32_t num_outputs) {
     const int32_t n = a.num_rows;
     const int64_t steps = w.k / kStepInputs;
-    if (n <= kMaxRows) {
+    if (n <= kMaxRows && num_outputs > kTogether) {
       const int32_t outputs = D::Outputs(n);
       const int32_t tiles = (num_outputs + outputs - 1) / outputs;
       Ahead ahead(a.next[0], a.panel_bytes, tiles * steps);
@@ -151,15 +152,50 @@ struct Dense {
   }
 };
 
-// nf4 against R rows without a detour through memory: chunks [first, end) of a panel, the sums of
-// kPanelOutputs / C passes of C outputs kept in `sums` [R][kPanelOutputs] between calls.
-// `ahead`: where to ask for as many chunks, or null.
+// C outputs of one nf4 chunk, from output `first` on, against R rows without a detour through
+// memory. `decoded`: where their weights are left as well, `stride` bytes apart, or nothing if
+// !kKeep.
+template <class D, int R, int C, bool kKeep>
+inline __attribute__((always_inline)) void FusedChunk(__m512 table, const std::byte* chunk,
+                                                      int first, const std::byte* const (&rows)[R],
+                                                      int64_t i, std::byte* decoded, int64_t stride,
+                                                      __m512 (&acc)[R][C]) {
+  typename D::Reg x[R][2];
+  Unroll<R>([&](auto r) {
+    x[r][0] = D::Load(rows[r] + 2 * i * D::kStepBytes);
+    x[r][1] = D::Load(rows[r] + (2 * i + 1) * D::kStepBytes);
+  });
+  Unroll<C / 2>([&](auto pair) {
+    constexpr int c = pair * 2;
+    __m512i w[4];
+    NF4Pair(table, chunk, first / 2 + pair, w);
+    if constexpr (kKeep) {
+      std::byte* const out = decoded + c * stride + i * 128;
+      _mm512_store_si512(out, w[0]);
+      _mm512_store_si512(out + 64, w[1]);
+      _mm512_store_si512(out + stride, w[2]);
+      _mm512_store_si512(out + stride + 64, w[3]);
+    }
+    Unroll<R>([&](auto r) {
+      acc[r][c] = D::Dot(acc[r][c], w[0], x[r][0]);
+      acc[r][c] = D::Dot(acc[r][c], w[1], x[r][1]);
+      acc[r][c + 1] = D::Dot(acc[r][c + 1], w[2], x[r][0]);
+      acc[r][c + 1] = D::Dot(acc[r][c + 1], w[3], x[r][1]);
+    });
+  });
+}
+
+// Chunks [first, end) of a panel against R rows, the sums of kPanelOutputs / C passes of C outputs
+// kept in `sums` [R][kPanelOutputs] between calls. `ahead`: where to ask for as many chunks, or
+// null.
 template <class D, int R, int C>
-void FusedChunks(const std::byte* panel, const std::byte* const* rows, int64_t first, int64_t end,
-                 const std::byte* ahead, __m512* sums) {
+void FusedChunks(const PanelArgs& a, int64_t first, int64_t end, const std::byte* ahead,
+                 __m512* sums) {
   constexpr int kPasses = static_cast<int>(kPanelOutputs) / C;
   constexpr int64_t kLines = kNF4ChunkBytes / 64;
   const __m512 table = _mm512_loadu_ps(kNF4Table);
+  const std::byte* rows[R];
+  Unroll<R>([&](auto r) { rows[r] = a.rows[r]; });
   for (int pass = 0; pass < kPasses; ++pass) {
     __m512 acc[R][C];
     __m512* const kept = sums + pass * C;
@@ -175,23 +211,8 @@ void FusedChunks(const std::byte* panel, const std::byte* const* rows, int64_t f
           AskFor(at + static_cast<uintptr_t>(line * 64));
         }
       }
-      typename D::Reg x[R][2];
-      Unroll<R>([&](auto r) {
-        x[r][0] = D::Load(rows[r] + 2 * i * D::kStepBytes);
-        x[r][1] = D::Load(rows[r] + (2 * i + 1) * D::kStepBytes);
-      });
-      const std::byte* const chunk = panel + i * kNF4ChunkBytes;
-      Unroll<C / 2>([&](auto pair) {
-        constexpr int c = pair * 2;
-        __m512i w[4];
-        NF4Pair(table, chunk, pass * C / 2 + pair, w);
-        Unroll<R>([&](auto r) {
-          acc[r][c] = D::Dot(acc[r][c], w[0], x[r][0]);
-          acc[r][c] = D::Dot(acc[r][c], w[1], x[r][1]);
-          acc[r][c + 1] = D::Dot(acc[r][c + 1], w[2], x[r][0]);
-          acc[r][c + 1] = D::Dot(acc[r][c + 1], w[3], x[r][1]);
-        });
-      });
+      FusedChunk<D, R, C, false>(table, a.weights[0] + i * kNF4ChunkBytes, pass * C, rows, i,
+                                 nullptr, 0, acc);
     }
     Unroll<R>([&](auto r) { Unroll<C>([&](auto c) { kept[r * kPanelOutputs + c] = acc[r][c]; }); });
   }
@@ -211,11 +232,9 @@ void FusedPanel(const PanelArgs& a) {
                             ? chunks - kRegionChunks
                             : first + std::min(rest, kRegionChunks);
     const int64_t ahead = first + kRegionChunks;
-    FusedChunks<D, R, C>(a.weights[0], a.rows, first, end,
-                         a.next[0] == nullptr ? nullptr
-                         : ahead < chunks     ? a.weights[0] + ahead * kNF4ChunkBytes
-                                              : a.next[0],
-                         sums);
+    const std::byte* from = a.next[0];
+    if (ahead < chunks) from = a.warm ? nullptr : a.weights[0] + ahead * kNF4ChunkBytes;
+    FusedChunks<D, R, C>(a, first, end, from, sums);
     first = end;
   }
   for (int r = 0; r < R; ++r) {
@@ -230,12 +249,35 @@ void FusedPanel(const PanelArgs& a) {
 // into one set of the cache.
 constexpr int64_t DecodedStride(int64_t k) { return PaddedInputs(k) * 2 + 64; }
 
+// Outputs [first, first + 4) of a panel against the first R rows, whose weights are left in the
+// scratch for the others.
+template <class D, int R>
+void FusedAndKept(const PanelArgs& a, int first) {
+  const __m512 table = _mm512_loadu_ps(kNF4Table);
+  const int64_t stride = DecodedStride(a.k);
+  const std::byte* rows[R];
+  Unroll<R>([&](auto r) { rows[r] = a.rows[r]; });
+  __m512 acc[R][4];
+  Unroll<R>([&](auto r) { Unroll<4>([&](auto c) { acc[r][c] = _mm512_setzero_ps(); }); });
+  const bool ask = a.cold && first == 0;
+  for (int64_t i = 0; i < NumChunks(a.k); ++i) {
+    const std::byte* const chunk = a.weights[0] + i * kNF4ChunkBytes;
+    for (int64_t line = 0; line < kNF4ChunkBytes && ask; line += 64) {
+      AskFor(reinterpret_cast<uintptr_t>(chunk) + static_cast<uintptr_t>(2048 + line));
+    }
+    FusedChunk<D, R, 4, true>(table, chunk, first, rows, i, a.scratch, stride, acc);
+  }
+  Unroll<R>([&](auto r) {
+    V::Reduce4(acc[r][0], acc[r][1], acc[r][2], acc[r][3], a.acc + r * kPanelOutputs + first);
+  });
+}
+
 // T of packed_panels-inl.h but for its name.
 template <class D>
 struct VectorTier {
   using Rows = D;
   static constexpr int kPanels = 1;
-  static constexpr int64_t kTileScratchBytes = kPanelOutputs * DecodedStride(kMaxPackedInputs);
+  static constexpr int64_t kTileScratchBytes = 4 * DecodedStride(kMaxPackedInputs);
   static int32_t BlockRows(int64_t) { return kBlockRows; }
   static void BeginRows(const PanelArgs&) {}
   static void EndRows() {}
@@ -245,25 +287,51 @@ struct VectorTier {
     if constexpr (F::kFormat == PoolFormat::kBF16) {
       Dense<D>::Panel(a, {.data = a.weights[0], .stride = a.k * 2, .k = a.k, .cold = a.cold},
                       a.num_outputs[0]);
-    } else if (!D::FusedNF4Panel(a)) {
-      DecodedPanel(a);
+    } else {
+      NF4Panel(a);
     }
   }
 
-  static void DecodedPanel(const PanelArgs& a) {
-    const __m512 table = _mm512_loadu_ps(kNF4Table);
-    const int64_t stride = DecodedStride(a.k);
-    for (int64_t i = 0; i < NumChunks(a.k); ++i) {
-      const std::byte* const chunk = a.weights[0] + i * kNF4ChunkBytes;
-      if (a.cold) {
-        for (int64_t line = 0; line < kNF4ChunkBytes; line += 64) {
-          AskFor(reinterpret_cast<uintptr_t>(chunk) + static_cast<uintptr_t>(2048 + line));
-        }
-      }
-      DecodeNF4Chunk(table, chunk, stride, 64, a.scratch + i * 128);
+  // Few rows look weights up for themselves. Of many the first ones do, four outputs at a time, and
+  // leave their weights in the first cache level to the others. Between the two it is two halves.
+  static void NF4Panel(const PanelArgs& a) {
+    constexpr int kFused = D::kFusedRows;
+    if (a.num_rows <= kFused) return Fused(a);
+    const bool halves = D::kHalves && a.num_rows < 2 * kFused;
+    const int32_t n = halves ? (a.num_rows + 1) / 2 : kFused;
+    PanelArgs rest = a;
+    rest.rows += n;
+    rest.num_rows -= n;
+    rest.acc += n * kPanelOutputs;
+    if (halves) {
+      PanelArgs first = a;
+      first.num_rows = n;
+      first.next[0] = nullptr;
+      Fused(first);
+      rest.warm = true;
+      return Fused(rest);
     }
-    Dense<D>::Panel(a, {.data = a.scratch, .stride = stride, .k = PaddedInputs(a.k)},
-                    kPanelOutputs);
+    rest.panel_bytes = a.panel_bytes / 4;
+    for (int o = 0; o < kPanelOutputs; o += 4) {
+      FusedAndKept<D, kFused>(a, o);
+      Dense<D>::Panel(rest,
+                      {.data = a.scratch, .stride = DecodedStride(a.k), .k = PaddedInputs(a.k)}, 4);
+      rest.acc += 4;
+      if (rest.next[0] != nullptr) rest.next[0] += rest.panel_bytes;
+    }
+  }
+
+  static void Fused(const PanelArgs& a) {
+    switch (a.num_rows) {
+      case 1:
+        return FusedPanel<D, 1, 16>(a);
+      case 2:
+        return FusedPanel<D, 2, 8>(a);
+      case 3:
+        return FusedPanel<D, 3, 4>(a);
+      default:
+        return FusedPanel<D, D::kFusedRows, 4>(a);
+    }
   }
 };
 
@@ -271,16 +339,6 @@ struct F32Dots : F32Rows {
   // Rows x outputs + 2 x rows + 2 <= 32.
   static constexpr int kMaxRows = 5;
   static constexpr int Outputs(int num_rows) { return num_rows <= 2 ? 8 : 4; }
-  static bool FusedNF4Panel(const PanelArgs& a) {
-    switch (a.num_rows) {
-      case 1:
-        return FusedPanel<F32Dots, 1, 16>(a), true;
-      case 2:
-        return FusedPanel<F32Dots, 2, 8>(a), true;
-      case 3:
-        return FusedPanel<F32Dots, 3, 4>(a), true;
-      default:
-        return false;
-    }
-  }
+  static constexpr int kFusedRows = 3;
+  static constexpr bool kHalves = false;
 };

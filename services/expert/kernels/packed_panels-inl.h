@@ -32,6 +32,7 @@ struct PanelArgs {
   int64_t k = 0;
   int64_t panel_bytes = 0;
   bool cold = false;  // nobody has asked the memory for these panels
+  bool warm = false;  // they are in the cache: other rows have passed
   const std::byte* const* rows = nullptr;
   int32_t num_rows = 0;
   float* acc = nullptr;  // [2][kBlockRows][kPanelOutputs]
@@ -233,10 +234,10 @@ void Run(const typename Part::Args& args) {
         for (int j = 0; j < a.num_panels; ++j) {
           a.weights[j] = stream(i + p + j);
           a.num_outputs[j] = outputs(i + p + j);
-          // Once the first block of rows has passed, the weights are in the cache.
           a.next[j] = first_row == 0 ? stream(i + p + j + a.num_panels) : nullptr;
         }
         a.cold = first_row == 0 && i + p == 0;
+        a.warm = first_row > 0;
         a.acc = acc + p * kAccPanel;
         if (i + p == 0) T::BeginRows(a);
         T::template Panels<F>(a);
