@@ -1,6 +1,7 @@
 #include "common/quant/nf4.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -28,17 +29,20 @@ NF4Block ZeroBlock() {
   return out;
 }
 
-}  // namespace
-
-NF4Block EncodeNF4Block(const float* w) {
-  float absmax = 0;
-  for (int64_t i = 0; i < kNF4BlockSize; ++i) absmax = std::max(absmax, std::abs(w[i]));
+inline __attribute__((always_inline)) NF4Block Encode(const float* w) {
+  // Magnitudes of floats are ordered as their bits.
+  int32_t max_bits = 0;
+  for (int64_t i = 0; i < kNF4BlockSize; ++i) {
+    const int32_t magnitude = std::bit_cast<int32_t>(w[i]) & 0x7fffffff;
+    max_bits = magnitude > max_bits ? magnitude : max_bits;
+  }
+  const auto absmax = std::bit_cast<float>(max_bits);
   const float inverse = 1.0f / absmax;
   if (!std::isfinite(inverse)) return ZeroBlock();
   float x[kNF4BlockSize];
   int32_t codes[kNF4BlockSize] = {};
   for (int64_t i = 0; i < kNF4BlockSize; ++i) x[i] = w[i] * inverse;
-  // Threshold by threshold, so that the compiler makes vectors of it.
+  // Threshold by threshold, so that compilers make vectors of it.
   for (int t = 0; t < 15; ++t) {
     const float threshold = Threshold(t);
     for (int64_t i = 0; i < kNF4BlockSize; ++i) codes[i] += x[i] > threshold ? 1 : 0;
@@ -47,6 +51,22 @@ NF4Block EncodeNF4Block(const float* w) {
   out.absmax = absmax;
   for (int64_t i = 0; i < kNF4BlockSize; ++i) out.codes[i] = static_cast<uint8_t>(codes[i]);
   return out;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) NF4Block EncodeAvx2(const float* w) { return Encode(w); }
+#endif
+
+}  // namespace
+
+NF4Block EncodeNF4BlockPortably(const float* w) { return Encode(w); }
+
+NF4Block EncodeNF4Block(const float* w) {
+#if defined(__x86_64__)
+  static const bool has_avx2 = __builtin_cpu_supports("avx2") != 0;
+  if (has_avx2) return EncodeAvx2(w);
+#endif
+  return Encode(w);
 }
 
 void PackNF4Panels(const FloatMatrix& matrix, int64_t first_panel, int64_t end_panel,

@@ -55,6 +55,9 @@ struct NF4Block {
 // counts as zero: absmax 0, codes 7.
 NF4Block EncodeNF4Block(const float* w);
 
+// The same in the baseline's instructions, for tests: EncodeNF4Block uses AVX2 where it is.
+NF4Block EncodeNF4BlockPortably(const float* w);
+
 // What bitsandbytes dequantises to for a bf16 checkpoint.
 inline BF16 DecodeNF4(float absmax, uint8_t code) { return ToBF16(kNF4Table[code] * absmax); }
 

@@ -221,6 +221,20 @@ TEST(NF4Test, ZerosAndWhatCountsAsZero) {
   }
 }
 
+TEST(NF4Test, SameBytesInEveryInstructionSet) {
+  std::mt19937 random(3);
+  for (int n = 0; n < 20000; ++n) {
+    float w[64];
+    for (float& value : w) {
+      value = std::ldexp(static_cast<float>(static_cast<int32_t>(random())), n % 240 - 150);
+    }
+    const NF4Block a = EncodeNF4Block(w);
+    const NF4Block b = EncodeNF4BlockPortably(w);
+    ASSERT_EQ(std::bit_cast<uint32_t>(a.absmax), std::bit_cast<uint32_t>(b.absmax));
+    ASSERT_TRUE(std::equal(a.codes, a.codes + 64, b.codes));
+  }
+}
+
 TEST(NF4Test, PanelsArePaddedWithZeros) {
   std::mt19937 random(1);
   for (const auto& [num_outputs, k] : {std::pair<int64_t, int64_t>{1, 1}, {17, 65}, {31, 100}}) {
