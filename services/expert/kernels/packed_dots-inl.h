@@ -8,7 +8,7 @@
 //     in two halves
 //
 // Order of arithmetic of a (row, output): one register of 16 sums, k ascending in steps of 32
-// inputs; then the fixed reduction of V::Reduce4. The same for every number of rows and for both
+// inputs; then the fixed reduction of Reduce4. The same for every number of rows and for both
 // formats.
 
 #include "services/expert/kernels/nf4_avx512-inl.h"
@@ -24,6 +24,20 @@ inline __attribute__((always_inline)) void UnrollIndices(F f,
 template <int N, class F>
 inline __attribute__((always_inline)) void Unroll(F f) {
   UnrollIndices(f, std::make_integer_sequence<int, N>{});
+}
+
+// out[i] = the sum of register i, each in the same order. Half as many instructions as reducing one
+// register after the other, so that more of the next tile fits the schedulers meanwhile.
+inline __attribute__((always_inline)) void Reduce4(__m512 a, __m512 b, __m512 c, __m512 d,
+                                                   float* out) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512 quarters = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  const __m256 halves =
+      _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
 }
 
 struct Weights {
@@ -73,13 +87,13 @@ void Dots(const std::byte* const* rows, const Weights& w, Ahead& ahead, float* o
   Unroll<R>([&](auto r) {
     if constexpr (C == 1) {
       float sums[4];
-      V::Reduce4(acc[r][0], acc[r][0], acc[r][0], acc[r][0], sums);
+      Reduce4(acc[r][0], acc[r][0], acc[r][0], acc[r][0], sums);
       out[r * kPanelOutputs] = sums[0];
     } else {
       Unroll<C / 4>([&](auto quarter) {
         constexpr int c = quarter * 4;
-        V::Reduce4(acc[r][c], acc[r][c + 1], acc[r][c + 2], acc[r][c + 3],
-                   out + r * kPanelOutputs + c);
+        Reduce4(acc[r][c], acc[r][c + 1], acc[r][c + 2], acc[r][c + 3],
+                out + r * kPanelOutputs + c);
       });
     }
   });
@@ -101,12 +115,17 @@ void RowGroup(const std::byte* const* rows, Weights w, int32_t num_outputs, Ahea
 using RowGroupFunction = void (*)(const std::byte* const* rows, Weights w, int32_t num_outputs,
                                   Ahead& ahead, float* out);
 
+// How many rows of weights, a multiple of 4, take up to half of the first cache level.
+constexpr int32_t OutputsInL1(int64_t stride) {
+  return stride <= 1152 ? 16 : stride <= 2176 ? 8 : 4;
+}
+
 // Row-major weights against any number of rows, in groups of up to D::kMaxRows: tiles of rows x
 // outputs sums, with the rows and one vector of weights in registers.
 template <class D>
 struct Dense {
   static constexpr int kMaxRows = D::kMaxRows;
-  static constexpr int kTogether = 4;  // outputs, where there are several groups
+  static constexpr int kTileOutputs = 4;  // where there are several groups
 
   template <int... kRows>
   static constexpr std::array<RowGroupFunction, kMaxRows> OnlyGroup(
@@ -116,7 +135,7 @@ struct Dense {
   template <int... kRows>
   static constexpr std::array<RowGroupFunction, kMaxRows> OneOfSeveral(
       std::integer_sequence<int, kRows...>) {
-    return {RowGroup<D, kRows + 1, kTogether>...};
+    return {RowGroup<D, kRows + 1, kTileOutputs>...};
   }
   static constexpr std::make_integer_sequence<int, kMaxRows> kIndices{};
   static constexpr std::array<RowGroupFunction, kMaxRows> kOnlyGroup = OnlyGroup(kIndices);
@@ -126,20 +145,21 @@ struct Dense {
   static void Panel(const PanelArgs& a, Weights w, int32_t num_outputs) {
     const int32_t n = a.num_rows;
     const int64_t steps = w.k / kStepInputs;
-    if (n <= kMaxRows && num_outputs > kTogether) {
+    if (n <= kMaxRows && num_outputs > kTileOutputs) {
       const int32_t outputs = D::Outputs(n);
       const int32_t tiles = (num_outputs + outputs - 1) / outputs;
       Ahead ahead(a.next[0], a.panel_bytes, tiles * steps);
       kOnlyGroup[static_cast<size_t>(n - 1)](a.rows, w, num_outputs, ahead, a.acc);
       return;
     }
-    // kTogether outputs stay in the first cache level while the rows pass.
+    // Some outputs stay in the first cache level while the rows pass.
+    const int32_t together = OutputsInL1(w.stride);
     const int32_t groups = (n + kMaxRows - 1) / kMaxRows;
-    const int32_t tiles = (num_outputs + kTogether - 1) / kTogether;
+    const int32_t tiles = (num_outputs + kTileOutputs - 1) / kTileOutputs;
     Ahead ahead(a.next[0], a.panel_bytes, int64_t{tiles} * groups * steps);
     const bool cold = w.cold;
-    for (int32_t o = 0; o < num_outputs; o += kTogether, w.data += kTogether * w.stride) {
-      const int32_t outputs = std::min(kTogether, num_outputs - o);
+    for (int32_t o = 0; o < num_outputs; o += together, w.data += together * w.stride) {
+      const int32_t outputs = std::min(together, num_outputs - o);
       int32_t first = 0;
       for (int32_t g = 0; g < groups; ++g) {
         const auto last = static_cast<int32_t>(int64_t{n} * (g + 1) / groups);
@@ -240,7 +260,7 @@ void FusedPanel(const PanelArgs& a) {
   for (int r = 0; r < R; ++r) {
     for (int64_t c = 0; c < kPanelOutputs; c += 4) {
       const __m512* const four = sums + r * kPanelOutputs + c;
-      V::Reduce4(four[0], four[1], four[2], four[3], a.acc + r * kPanelOutputs + c);
+      Reduce4(four[0], four[1], four[2], four[3], a.acc + r * kPanelOutputs + c);
     }
   }
 }
@@ -249,10 +269,10 @@ void FusedPanel(const PanelArgs& a) {
 // into one set of the cache.
 constexpr int64_t DecodedStride(int64_t k) { return PaddedInputs(k) * 2 + 64; }
 
-// Outputs [first, first + 4) of a panel against the first R rows, whose weights are left in the
-// scratch for the others.
+// Outputs [first, first + 4) of a panel against the first R rows; their weights are left in
+// `decoded` for the others.
 template <class D, int R>
-void FusedAndKept(const PanelArgs& a, int first) {
+void FusedAndKept(const PanelArgs& a, int first, std::byte* decoded) {
   const __m512 table = _mm512_loadu_ps(kNF4Table);
   const int64_t stride = DecodedStride(a.k);
   const std::byte* rows[R];
@@ -265,10 +285,10 @@ void FusedAndKept(const PanelArgs& a, int first) {
     for (int64_t line = 0; line < kNF4ChunkBytes && ask; line += 64) {
       AskFor(reinterpret_cast<uintptr_t>(chunk) + static_cast<uintptr_t>(2048 + line));
     }
-    FusedChunk<D, R, 4, true>(table, chunk, first, rows, i, a.scratch, stride, acc);
+    FusedChunk<D, R, 4, true>(table, chunk, first, rows, i, decoded, stride, acc);
   }
   Unroll<R>([&](auto r) {
-    V::Reduce4(acc[r][0], acc[r][1], acc[r][2], acc[r][3], a.acc + r * kPanelOutputs + first);
+    Reduce4(acc[r][0], acc[r][1], acc[r][2], acc[r][3], a.acc + r * kPanelOutputs + first);
   });
 }
 
@@ -311,12 +331,16 @@ struct VectorTier {
       rest.warm = true;
       return Fused(rest);
     }
-    rest.panel_bytes = a.panel_bytes / 4;
-    for (int o = 0; o < kPanelOutputs; o += 4) {
-      FusedAndKept<D, kFused>(a, o);
-      Dense<D>::Panel(rest,
-                      {.data = a.scratch, .stride = DecodedStride(a.k), .k = PaddedInputs(a.k)}, 4);
-      rest.acc += 4;
+    const int64_t stride = DecodedStride(a.k);
+    const int32_t together = OutputsInL1(stride);
+    rest.panel_bytes = a.panel_bytes * together / kPanelOutputs;
+    for (int32_t o = 0; o < kPanelOutputs; o += together) {
+      for (int32_t i = 0; i < together; i += 4) {
+        FusedAndKept<D, kFused>(a, o + i, a.scratch + i * stride);
+      }
+      Dense<D>::Panel(rest, {.data = a.scratch, .stride = stride, .k = PaddedInputs(a.k)},
+                      together);
+      rest.acc += together;
       if (rest.next[0] != nullptr) rest.next[0] += rest.panel_bytes;
     }
   }
