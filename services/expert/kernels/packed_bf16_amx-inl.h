@@ -1,0 +1,287 @@
+// bf16 and nf4 at kFast with AMX tiles: 16 outputs x up to 16 rows x 32 inputs an instruction.
+// Included inside the region and namespace of its tier, after packed_panels-inl.h; no include guard
+// on purpose.
+//
+// Weights are the left factor and rows the right one, so that weights need no transposition: bf16
+// tiles are read in place, nf4 is decoded in its natural order. It is the rows that must be in
+// pairs of inputs, [k / 2][N rows][2], once for all panels of a call: for one row they are so as
+// they stand. C is [16 outputs][N rows], which is transposed at a panel's end.
+//
+// Order of arithmetic of a (row, output): one sum, k ascending in steps of 32 inputs, each step as
+// TDPBF16PS adds it. N, and with it the number of rows, changes nothing of it.
+//
+// Tiles: the instructions (amx_tiles.h, which the includer has included), or a model in a test.
+
+// out[i] = dword i of each of the 16 vectors.
+inline __attribute__((always_inline)) void Transpose16(__m512i (&t)[16]) {
+  __m512i u[16];
+  for (int i = 0; i < 16; i += 2) {
+    u[i] = _mm512_unpacklo_epi32(t[i], t[i + 1]);
+    u[i + 1] = _mm512_unpackhi_epi32(t[i], t[i + 1]);
+  }
+  __m512i v[16];  // quarter q of v[4 i + j]: dword 4 q + j of vectors 4 i to 4 i + 3
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(u[i], u[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(u[i], u[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(u[i + 1], u[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(u[i + 1], u[i + 3]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    const __m512i a = _mm512_shuffle_i32x4(v[j], v[4 + j], 0x44);
+    const __m512i b = _mm512_shuffle_i32x4(v[j], v[4 + j], 0xee);
+    const __m512i c = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], 0x44);
+    const __m512i d = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], 0xee);
+    t[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+    t[4 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    t[8 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
+    t[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
+  }
+}
+
+#include "services/expert/kernels/nf4_avx512-inl.h"
+
+template <class Tiles>
+struct Amx {
+  static constexpr const char* kTier = Tiles::kTier;
+  static constexpr int kPanels = 2;
+  using Rows = BF16Rows;
+
+  static constexpr int32_t kTileRows = 16;
+  static constexpr int64_t kTileBytes = 1024;
+
+  // Tile registers. A: weights of two panels. B: rows, two tiles of them. C: sums, panel + 2 * row
+  // tile.
+  static constexpr int kA = 0;
+  static constexpr int kB = 2;
+  static constexpr int kC = 4;
+
+  // Scratch: a tile of sums, the weights of two panels as tiles, the rows in pairs of inputs.
+  static constexpr int64_t kWeightsBytes = 2 * kMaxPackedInputs / kStepInputs * kTileBytes;
+  static constexpr int64_t kRowsBytes = 480 << 10;
+  static constexpr int64_t kTileScratchBytes = kTileBytes + kWeightsBytes + kRowsBytes;
+  static std::byte* WeightsOf(const PanelArgs& a) { return a.scratch + kTileBytes; }
+  static std::byte* RowsOf(const PanelArgs& a) { return WeightsOf(a) + kWeightsBytes; }
+
+  static int32_t BlockRows(int64_t k) {
+    const int64_t fitting = kRowsBytes / (PaddedInputs(k) * 2) / kTileRows * kTileRows;
+    return static_cast<int32_t>(std::min<int64_t>(fitting, kBlockRows));
+  }
+  static_assert(kRowsBytes >= kMaxPackedInputs * 2 * kTileRows);
+
+  static int64_t Steps(const PanelArgs& a) { return PaddedInputs(a.k) / kStepInputs; }
+  // N: columns of the tiles of rows.
+  static int32_t Columns(int32_t num_rows) {
+    return num_rows == 1 ? 1 : num_rows <= 4 ? 4 : kTileRows;
+  }
+
+  // Where step `step` of a tile of rows stands; its 16 pairs are 4 N bytes apart.
+  struct TiledRows {
+    const std::byte* data;
+    int32_t columns;
+    int64_t steps;
+    const std::byte* At(int32_t tile, int64_t step) const {
+      return data + (tile * steps + step) * columns * 64;
+    }
+  };
+  static TiledRows RowTilesOf(const PanelArgs& a) {
+    return {a.num_rows == 1 ? a.rows[0] : RowsOf(a), Columns(a.num_rows), Steps(a)};
+  }
+
+  static void BeginRows(const PanelArgs& a) {
+    const int32_t columns = Columns(a.num_rows);
+    TileConfig config;
+    for (int tile = 0; tile < 8; ++tile) {
+      config.rows[tile] = kTileRows;
+      config.row_bytes[tile] = static_cast<uint16_t>(tile < kB ? 64 : 4 * columns);
+    }
+    Tiles::Configure(config);
+    if (a.num_rows == 1) return;
+    // The memory brings the first panels meanwhile.
+    const std::byte* const none = nullptr;
+    const int64_t steps = Steps(a);
+    const int64_t all_steps = (a.num_rows + columns - 1) / columns * steps;
+    Ahead first(a.cold ? a.weights[0] : none, a.panel_bytes, all_steps);
+    Ahead second(a.cold && a.num_panels == 2 ? a.weights[1] : none, a.panel_bytes, all_steps);
+    std::byte* out = RowsOf(a);
+    for (int32_t row = 0; row < a.num_rows; row += columns) {
+      const int32_t n = std::min(columns, a.num_rows - row);
+      for (int64_t step = 0; step < steps; ++step, out += columns * 64) {
+        first.Step();
+        second.Step();
+        __m512i t[16];
+        for (int32_t r = 0; r < 16; ++r) {
+          t[r] = r < n ? _mm512_load_si512(a.rows[row + r] + step * 64) : _mm512_setzero_si512();
+        }
+        Transpose16(t);
+        if (columns == 4) {
+          for (int p = 0; p < 16; ++p) {
+            _mm_store_si128(reinterpret_cast<__m128i*>(out + p * 16), _mm512_castsi512_si128(t[p]));
+          }
+        } else {
+          for (int p = 0; p < 16; ++p) _mm512_store_si512(out + p * 64, t[p]);
+        }
+      }
+    }
+  }
+  static void EndRows() { Tiles::Release(); }
+
+  // The weights of up to two panels, as tiles: step s of panel p at data[p] + s * step_bytes, its
+  // outputs row_bytes apart.
+  struct TiledWeights {
+    const std::byte* data[2];
+    int64_t row_bytes;
+    int64_t step_bytes;
+  };
+
+  template <int kNumPanels, int kRowTiles>
+  static inline __attribute__((always_inline)) void Step(const TiledWeights& w, const TiledRows& x,
+                                                         int32_t row_tile, int64_t step) {
+    Tiles::template Load<kA>(w.data[0] + step * w.step_bytes, w.row_bytes);
+    if constexpr (kNumPanels == 2) {
+      Tiles::template Load<kA + 1>(w.data[1] + step * w.step_bytes, w.row_bytes);
+    }
+    Tiles::template Load<kB>(x.At(row_tile, step), 4 * x.columns);
+    Tiles::template DotBF16<kC, kA, kB>();
+    if constexpr (kNumPanels == 2) Tiles::template DotBF16<kC + 1, kA + 1, kB>();
+    if constexpr (kRowTiles == 2) {
+      Tiles::template Load<kB + 1>(x.At(row_tile + 1, step), 4 * x.columns);
+      Tiles::template DotBF16<kC + 2, kA, kB + 1>();
+      if constexpr (kNumPanels == 2) Tiles::template DotBF16<kC + 3, kA + 1, kB + 1>();
+    }
+  }
+
+  // Sums of one tile to acc[row][output].
+  template <int tile>
+  static void Finish(const PanelArgs& a, int32_t columns, float* acc) {
+    if (columns == 1) {
+      Tiles::template Store<tile>(reinterpret_cast<std::byte*>(acc), sizeof(float));
+      return;
+    }
+    Tiles::template Store<tile>(a.scratch, 64);
+    __m512i t[16];
+    for (int o = 0; o < 16; ++o) t[o] = _mm512_load_si512(a.scratch + o * 64);
+    Transpose16(t);
+    for (int r = 0; r < columns; ++r) _mm512_store_si512(acc + r * kPanelOutputs, t[r]);
+  }
+
+  // One or two tiles of rows, from row_tile on. `produce(chunk)` makes the weights of a chunk.
+  template <int kNumPanels, int kRowTiles, class Produce>
+  static void RowTiles(const PanelArgs& a, const TiledWeights& w, int32_t row_tile, int64_t steps,
+                       Produce produce) {
+    const TiledRows x = RowTilesOf(a);
+    Tiles::template Zero<kC>();
+    Tiles::template Zero<kC + 1>();
+    Tiles::template Zero<kC + 2>();
+    Tiles::template Zero<kC + 3>();
+    // One chunk behind what is produced: a tile load cannot take what is still on its way to the
+    // first cache level.
+    const int64_t chunks = (steps + 1) / 2;
+    for (int64_t chunk = 0; chunk <= chunks; ++chunk) {
+      if (chunk < chunks) produce(chunk);
+      if (chunk == 0) continue;
+      const int64_t step = 2 * (chunk - 1);
+      Step<kNumPanels, kRowTiles>(w, x, row_tile, step);
+      if (step + 1 < steps) Step<kNumPanels, kRowTiles>(w, x, row_tile, step + 1);
+    }
+    float* const acc = a.acc + int64_t{row_tile} * kTileRows * kPanelOutputs;
+    Finish<kC>(a, x.columns, acc);
+    if constexpr (kNumPanels == 2) Finish<kC + 1>(a, x.columns, acc + kAccPanel);
+    if constexpr (kRowTiles == 2) {
+      float* const second = acc + int64_t{kTileRows} * kPanelOutputs;
+      Finish<kC + 2>(a, x.columns, second);
+      if constexpr (kNumPanels == 2) Finish<kC + 3>(a, x.columns, second + kAccPanel);
+    }
+  }
+
+  // All rows; weights are produced with the first tiles of them, and what comes next is asked for
+  // evenly.
+  template <int kNumPanels, class Produce>
+  static void AllRows(const PanelArgs& a, const TiledWeights& w, int64_t steps, Produce produce) {
+    const int32_t tiles = (a.num_rows + kTileRows - 1) / kTileRows;
+    const int64_t calls = (tiles + 1) / 2 * ((steps + 1) / 2);
+    Ahead first(a.next[0], a.panel_bytes, calls);
+    Ahead second(kNumPanels == 2 ? a.next[1] : nullptr, a.panel_bytes, calls);
+    const auto ahead = [&] {
+      first.Step();
+      second.Step();
+    };
+    const auto make = [&](int64_t chunk) {
+      ahead();
+      produce(chunk);
+    };
+    const auto nothing = [&](int64_t) { ahead(); };
+    for (int32_t tile = 0; tile < tiles; tile += 2) {
+      const bool two = tile + 1 < tiles;
+      if (tile == 0) {
+        two ? RowTiles<kNumPanels, 2>(a, w, tile, steps, make)
+            : RowTiles<kNumPanels, 1>(a, w, tile, steps, make);
+      } else {
+        two ? RowTiles<kNumPanels, 2>(a, w, tile, steps, nothing)
+            : RowTiles<kNumPanels, 1>(a, w, tile, steps, nothing);
+      }
+    }
+  }
+
+  // How far ahead a cold panel is asked for.
+  static constexpr uintptr_t kColdBytes = 2048;
+
+  template <int kNumPanels>
+  static void NF4Panels(const PanelArgs& a) {
+    const int64_t steps = Steps(a);
+    std::byte* const decoded = WeightsOf(a);
+    const TiledWeights w = {{decoded, decoded + steps * kTileBytes}, 64, kTileBytes};
+    const __m512 table = _mm512_loadu_ps(kNF4Table);
+    AllRows<kNumPanels>(a, w, steps, [&](int64_t chunk) {
+      for (int p = 0; p < kNumPanels; ++p) {
+        const std::byte* const codes = a.weights[p] + chunk * kNF4ChunkBytes;
+        for (int64_t line = 0; line < kNF4ChunkBytes && a.cold; line += 64) {
+          AskFor(reinterpret_cast<uintptr_t>(codes) + static_cast<uintptr_t>(line) + kColdBytes);
+        }
+        DecodeNF4Chunk(table, codes, 64, kTileBytes,
+                       decoded + (p * steps + 2 * chunk) * kTileBytes);
+      }
+    });
+  }
+
+  template <int kNumPanels>
+  static void BF16Panels(const PanelArgs& a) {
+    const bool whole = a.k % kStepInputs == 0 && a.num_outputs[kNumPanels - 1] == kPanelOutputs;
+    if (whole) {
+      const TiledWeights w = {{a.weights[0], a.weights[1]}, a.k * 2, 64};
+      AllRows<kNumPanels>(a, w, a.k / kStepInputs, [&](int64_t chunk) {
+        for (int64_t line = 0; line < 2 * kNumPanels * kPanelOutputs && a.cold; ++line) {
+          const auto at = reinterpret_cast<uintptr_t>(a.weights[line % kNumPanels]);
+          AskFor(at +
+                 static_cast<uintptr_t>(line / kNumPanels / 2 * a.k * 2 + chunk * 128 +
+                                        line / kNumPanels % 2 * 64) +
+                 kColdBytes / kPanelOutputs);
+        }
+      });
+      return;
+    }
+    // What lies behind k or the last output is not zero, nor ours to read: a copy with zeros there.
+    const int64_t steps = Steps(a);
+    std::byte* const copy = WeightsOf(a);
+    std::memset(copy, 0, static_cast<size_t>(kNumPanels * steps * kTileBytes));
+    for (int p = 0; p < kNumPanels; ++p) {
+      for (int32_t o = 0; o < a.num_outputs[p]; ++o) {
+        for (int64_t step = 0; step * kStepInputs < a.k; ++step) {
+          const int64_t n = std::min(kStepInputs, a.k - step * kStepInputs);
+          std::memcpy(copy + (p * steps + step) * kTileBytes + o * 64,
+                      a.weights[p] + o * a.k * 2 + step * 64, static_cast<size_t>(n) * 2);
+        }
+      }
+    }
+    const TiledWeights w = {{copy, copy + steps * kTileBytes}, 64, kTileBytes};
+    AllRows<kNumPanels>(a, w, steps, [](int64_t) {});
+  }
+
+  template <class F>
+  static void Panels(const PanelArgs& a) {
+    if constexpr (F::kFormat == PoolFormat::kBF16) {
+      a.num_panels == 2 ? BF16Panels<2>(a) : BF16Panels<1>(a);
+    } else {
+      a.num_panels == 2 ? NF4Panels<2>(a) : NF4Panels<1>(a);
+    }
+  }
+};

@@ -1,0 +1,131 @@
+#include "tests/benchmark/expert/dot_peak.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <ctime>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace banyan::expert {
+namespace {
+
+#if defined(__x86_64__)
+// 64 multiply-adds an instruction, 16 independent chains.
+double RunVnni(int64_t steps) {
+  for (int64_t i = 0; i < steps; ++i) {
+    __asm__ volatile(
+        "vpdpbusd %%zmm0, %%zmm0, %%zmm1\n\tvpdpbusd %%zmm0, %%zmm0, %%zmm2\n\t"
+        "vpdpbusd %%zmm0, %%zmm0, %%zmm3\n\tvpdpbusd %%zmm0, %%zmm0, %%zmm4\n\t"
+        "vpdpbusd %%zmm0, %%zmm0, %%zmm5\n\tvpdpbusd %%zmm0, %%zmm0, %%zmm6\n\t"
+        "vpdpbusd %%zmm0, %%zmm0, %%zmm7\n\tvpdpbusd %%zmm0, %%zmm0, %%zmm8\n\t"
+        "vpdpbusd %%zmm0, %%zmm0, %%zmm9\n\tvpdpbusd %%zmm0, %%zmm0, %%zmm10\n\t"
+        "vpdpbusd %%zmm0, %%zmm0, %%zmm11\n\tvpdpbusd %%zmm0, %%zmm0, %%zmm12\n\t"
+        "vpdpbusd %%zmm0, %%zmm0, %%zmm13\n\tvpdpbusd %%zmm0, %%zmm0, %%zmm14\n\t"
+        "vpdpbusd %%zmm0, %%zmm0, %%zmm15\n\tvpdpbusd %%zmm0, %%zmm0, %%zmm16"
+        :
+        :
+        : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+          "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+  }
+  return static_cast<double>(steps) * 16 * 64;
+}
+
+// 32 multiply-adds an instruction, 16 independent chains.
+double RunBF16(int64_t steps) {
+  for (int64_t i = 0; i < steps; ++i) {
+    __asm__ volatile(
+        "vdpbf16ps %%zmm0, %%zmm0, %%zmm1\n\tvdpbf16ps %%zmm0, %%zmm0, %%zmm2\n\t"
+        "vdpbf16ps %%zmm0, %%zmm0, %%zmm3\n\tvdpbf16ps %%zmm0, %%zmm0, %%zmm4\n\t"
+        "vdpbf16ps %%zmm0, %%zmm0, %%zmm5\n\tvdpbf16ps %%zmm0, %%zmm0, %%zmm6\n\t"
+        "vdpbf16ps %%zmm0, %%zmm0, %%zmm7\n\tvdpbf16ps %%zmm0, %%zmm0, %%zmm8\n\t"
+        "vdpbf16ps %%zmm0, %%zmm0, %%zmm9\n\tvdpbf16ps %%zmm0, %%zmm0, %%zmm10\n\t"
+        "vdpbf16ps %%zmm0, %%zmm0, %%zmm11\n\tvdpbf16ps %%zmm0, %%zmm0, %%zmm12\n\t"
+        "vdpbf16ps %%zmm0, %%zmm0, %%zmm13\n\tvdpbf16ps %%zmm0, %%zmm0, %%zmm14\n\t"
+        "vdpbf16ps %%zmm0, %%zmm0, %%zmm15\n\tvdpbf16ps %%zmm0, %%zmm0, %%zmm16"
+        :
+        :
+        : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+          "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+  }
+  return static_cast<double>(steps) * 16 * 32;
+}
+
+struct alignas(64) AllTiles {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// 16 rows x 16 outputs x 64 inputs an instruction, four accumulator tiles.
+__attribute__((target("amx-tile,amx-int8"))) double RunAmxInt8(int64_t steps) {
+  const AllTiles config;
+  __asm__ volatile("" : : "r"(&config) : "memory");
+  _tile_loadconfig(&config);
+  for (int64_t i = 0; i < steps; ++i) {
+    _tile_dpbsud(0, 4, 6);
+    _tile_dpbsud(1, 4, 7);
+    _tile_dpbsud(2, 5, 6);
+    _tile_dpbsud(3, 5, 7);
+  }
+  _tile_release();
+  return static_cast<double>(steps) * 4 * 16 * 16 * 64;
+}
+
+// The same with 32 inputs.
+__attribute__((target("amx-tile,amx-bf16"))) double RunAmxBF16(int64_t steps) {
+  const AllTiles config;
+  __asm__ volatile("" : : "r"(&config) : "memory");
+  _tile_loadconfig(&config);
+  for (int64_t i = 0; i < steps; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return static_cast<double>(steps) * 4 * 16 * 16 * 32;
+}
+#endif
+
+double MacsPerSecond(WorkerPool& pool, double (*run)(int64_t steps), int64_t steps) {
+  // One thread: its own CPU time, as in expert_bench.cc.
+  const auto now = [&] {
+    timespec time;
+    clock_gettime(pool.num_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+  };
+  double best = 0;
+  for (int attempt = 0; attempt < 8; ++attempt) {
+    const int64_t pieces = int64_t{16} * pool.num_threads();
+    const double start = now();
+    pool.ParallelFor(pieces, [&](int64_t, int) { run(steps); });
+    best = std::max(best, run(1) * static_cast<double>(steps * pieces) / (now() - start));
+  }
+  return best;
+}
+
+}  // namespace
+
+double MeasureDotPeak(WorkerPool& pool, const char* tier, DotInputs inputs) {
+#if defined(__x86_64__)
+  const bool int8 = inputs == DotInputs::kInt8;
+  if (std::strcmp(tier, "avx512_vnni") == 0) {
+    return MacsPerSecond(pool, int8 ? RunVnni : RunBF16, 100'000);
+  }
+  if (std::strcmp(tier, "amx") == 0) {
+    return MacsPerSecond(pool, int8 ? RunAmxInt8 : RunAmxBF16, 100'000);
+  }
+#else
+  (void)pool;
+  (void)tier;
+  (void)inputs;
+#endif
+  return 0;
+}
+
+}  // namespace banyan::expert
