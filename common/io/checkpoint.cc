@@ -38,6 +38,7 @@ class Fingerprint {
     for (int i = 0; i < 8; ++i) bytes[i] = static_cast<unsigned char>(number >> (8 * i));
     XXH3_128bits_update(state_.get(), bytes, sizeof(bytes));
   }
+  uint64_t Low() const { return XXH3_128bits_digest(state_.get()).low64; }
   std::string Hex() const {
     const XXH128_hash_t hash = XXH3_128bits_digest(state_.get());
     return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
@@ -248,6 +249,27 @@ absl::StatusOr<TensorView> Checkpoint::Get(std::string_view name, const Shape& s
                      FileOf(*entry));
   }
   return entry->view;
+}
+
+uint64_t Checkpoint::Stamp() const {
+  Fingerprint stamp;
+  for (size_t i = 0; i < files_.size(); ++i) {
+    stamp.Add(file_names_[i]);
+    stamp.AddNumber(files_[i].bytes().size());
+    stamp.AddNumber(static_cast<uint64_t>(files_[i].modified_ns()));
+  }
+  return stamp.Low();
+}
+
+absl::Status Checkpoint::Read(std::span<const std::byte> range, std::span<std::byte> out) const {
+  CHECK(range.size() == out.size());
+  for (const MappedFile& file : files_) {
+    const std::span<const std::byte> bytes = file.bytes();
+    if (range.data() < bytes.data() || range.data() >= bytes.data() + bytes.size()) continue;
+    return file.Read(static_cast<uint64_t>(range.data() - bytes.data()), out);
+  }
+  CHECK(!"a range of this checkpoint");
+  return absl::OkStatus();
 }
 
 void Checkpoint::Prefetch(const TensorView& view) const {

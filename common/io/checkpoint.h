@@ -54,6 +54,14 @@ class Checkpoint {
   // hosts that hold equal copies, different after any change of a header.
   const std::string& fingerprint() const { return fingerprint_; }
 
+  // Of the shards' names, sizes and modification times when they were opened: differs after any
+  // rewrite of a file of this directory, and between copies of it.
+  uint64_t Stamp() const;
+
+  // Copies `range`, a part of a view, by pread: a failing disk or a cut file is a kDataLoss and not
+  // a fault.
+  absl::Status Read(std::span<const std::byte> range, std::span<std::byte> out) const;
+
   // Asks the kernel to read ahead the pages of a view (madvise); never fails.
   void Prefetch(const TensorView& view) const;
 

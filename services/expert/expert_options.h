@@ -5,7 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "services/expert/runtime/shard.h"
+#include "common/pool/shard.h"
 
 namespace banyan::expert {
 

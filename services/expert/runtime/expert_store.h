@@ -14,8 +14,8 @@
 #include "common/config/model_config.h"
 #include "common/io/checkpoint.h"
 #include "common/parallel/worker_pool.h"
+#include "common/pool/shard.h"
 #include "services/expert/kernels/expert_ffn.h"
-#include "services/expert/runtime/shard.h"
 
 namespace banyan::expert {
 
