@@ -30,6 +30,7 @@ class MappedFile {
   ~MappedFile();
 
   const std::string& path() const { return path_; }
+  int fd() const { return fd_; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   int64_t modified_ns() const { return modified_ns_; }  // at Open, since the epoch
 
