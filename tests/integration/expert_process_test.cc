@@ -266,7 +266,7 @@ TEST_P(ExpertForwardTest, AnswersMatchOracle) {
   ASSERT_NO_FATAL_FAILURE(host.Start());
   const auto store = expert::ExpertStore::Open(TinyModel(), c.shard);
   ASSERT_TRUE(store.ok()) << store.status();
-  EXPECT_EQ(host.Describe().model_fingerprint(), (*store)->fingerprint());
+  EXPECT_EQ(host.Describe().model_fingerprint(), (*store)->description().fingerprint);
   const expert::ShardGeometry& g = (*store)->geometry();
   const expert::FfnKernels& kernels =
       *expert::ChooseKernels(c.tier, expert::ReadCpuFeatures()).kernels;

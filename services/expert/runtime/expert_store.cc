@@ -51,7 +51,7 @@ std::array<Runs, 3> RunsOf(const ExpertWeights& w, const ShardGeometry& g) {
               : Runs{down.data, g.hidden_size, down_bytes, down.row_stride_bytes}};
 }
 
-std::string_view PoolFormat(const ExpertTable& table) {
+std::string_view FormatOf(const ExpertTable& table) {
   bool bf16 = false;
   bool f32 = false;
   for (const std::vector<ExpertWeights>& experts : table.layers) {
@@ -108,7 +108,7 @@ uint64_t ExpertSliceBytes(const ExpertWeights& weights, const ShardGeometry& geo
 absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string& directory,
                                                                const ShardSpec& shard) {
   std::unique_ptr<ExpertStore> store(new ExpertStore);
-  store->shard_ = shard;
+  store->description_.shard = shard;
   ASSIGN_OR_RETURN(store->checkpoint_, Checkpoint::Open(directory));
   const Checkpoint& checkpoint = *store->checkpoint_;
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(directory));
@@ -118,18 +118,20 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string
   store->table_.layers.resize(static_cast<size_t>(geometry.num_layers));
   for (int32_t layer = 0; layer < geometry.num_layers; ++layer) {
     if (config.mlps[static_cast<size_t>(layer)] != MlpKind::kMoe) continue;
-    store->moe_layers_.push_back(layer);
+    store->description_.moe_layers.push_back(layer);
     std::vector<ExpertWeights>& experts = store->table_.layers[static_cast<size_t>(layer)];
     experts.reserve(static_cast<size_t>(geometry.num_shard_experts));
     for (int32_t e = 0; e < geometry.num_shard_experts; ++e) {
       ASSIGN_OR_RETURN(const ExpertTensors tensors,
                        GetExpertTensors(checkpoint, config, layer, geometry.first_expert + e));
       experts.push_back(SliceWidth(tensors, geometry.first_width));
-      store->pool_bytes_ += ExpertSliceBytes(experts.back(), geometry);
+      store->description_.pool_bytes += ExpertSliceBytes(experts.back(), geometry);
     }
   }
-  store->pool_format_ = PoolFormat(store->table_);
-  if (store->moe_layers_.empty()) {
+  store->description_.geometry = geometry;
+  store->description_.format = FormatOf(store->table_);
+  store->description_.fingerprint = checkpoint.fingerprint();
+  if (store->description_.moe_layers.empty()) {
     return FailedPreconditionF("{}: no layer has routed experts, nothing for an expert host to do",
                                directory);
   }

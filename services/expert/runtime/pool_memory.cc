@@ -50,8 +50,7 @@ int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; 
 
 absl::Status SystemError(std::string_view what, int error) {
   absl::StatusCode code = absl::StatusCode::kDataLoss;
-  if (error == ENOMEM || error == ENOSPC || error == EMFILE || error == EAGAIN ||
-      error == EFAULT) {
+  if (error == ENOMEM || error == ENOSPC || error == EMFILE || error == EAGAIN || error == EFAULT) {
     code = absl::StatusCode::kResourceExhausted;
   } else if (error == EACCES || error == EPERM) {
     code = absl::StatusCode::kPermissionDenied;
@@ -154,8 +153,7 @@ absl::Status ReadPayload(const ExpertPack& pack, std::byte* image, WorkerPool& p
         const int64_t at = layout.payload_offset + first;
         const int64_t whole = size / kPageBytes * kPageBytes;
         int64_t done = 0;
-        if (direct.get() >= 0 && whole > 0 &&
-            ReadAll(direct.get(), image + at, whole, at) == 0) {
+        if (direct.get() >= 0 && whole > 0 && ReadAll(direct.get(), image + at, whole, at) == 0) {
           done = whole;
         }
         return ReadAll(pack.file().fd(), image + at + done, size - done, at + done);
@@ -241,11 +239,10 @@ absl::StatusOr<PoolMemoryMode> ParsePoolMemory(std::string_view name) {
 }
 
 std::string ShmSegmentName(const ExpertPackHeader& header) {
-  return fmt::format("banyan-{}-{}-{}", header.fingerprint.substr(0, 16),
-                     PoolFormatName(header.format),
-                     ShardText({header.shard_index, header.num_shards,
-                                header.split_by_experts ? ShardSplit::kExperts
-                                                        : ShardSplit::kWidth}));
+  return fmt::format(
+      "banyan-{}-{}-{}", header.fingerprint.substr(0, 16), PoolFormatName(header.format),
+      ShardText({header.shard_index, header.num_shards,
+                 header.split_by_experts ? ShardSplit::kExperts : ShardSplit::kWidth}));
 }
 
 absl::Status CheckPoolFits(const ExpertPackHeader& header, const PoolMemoryOptions& options) {
@@ -267,14 +264,13 @@ absl::Status CheckPoolFits(const ExpertPackHeader& header, const PoolMemoryOptio
   const auto layout = LayoutOf(header);
   plan.Add("expert pool", static_cast<uint64_t>(layout.file_bytes),
            fmt::format("{} layers of {} experts, {} bytes each, {}, {}", header.moe_layers.size(),
-                       header.num_shard_experts, layout.expert_bytes,
-                       PoolFormatName(header.format), PoolMemoryName(options.mode)));
+                       header.num_shard_experts, layout.expert_bytes, PoolFormatName(header.format),
+                       PoolMemoryName(options.mode)));
   plan.Add("scratch", kScratchBytes, "activations, replies, threads");
   return plan.Check();
 }
 
-PoolMemory::PoolMemory(const ExpertPack& pack)
-    : header_(pack.header()), layout_(pack.layout()) {}
+PoolMemory::PoolMemory(const ExpertPack& pack) : header_(pack.header()), layout_(pack.layout()) {}
 
 PoolMemory::~PoolMemory() {
   if (mapping_ != nullptr) ::munmap(mapping_, mapping_bytes_);
@@ -310,8 +306,7 @@ absl::Status PoolMemory::LoadMap(ExpertPack pack, const PoolMemoryOptions& optio
   MappedFile::Prefetch({payload, static_cast<size_t>(std::min(bytes, kChunkBytes * 16))});
   return ForChunks(
       bytes, pool, progress,
-      [&](int64_t first, int64_t size) { return Populate(payload + first, size); },
-      pack_->path());
+      [&](int64_t first, int64_t size) { return Populate(payload + first, size); }, pack_->path());
 }
 
 absl::Status PoolMemory::LoadAnonymous(const ExpertPack& pack, const PoolMemoryOptions& options,
@@ -320,7 +315,8 @@ absl::Status PoolMemory::LoadAnonymous(const ExpertPack& pack, const PoolMemoryO
   const int64_t payload_bytes = layout_.file_bytes - layout_.payload_offset;
   mapping_bytes_ = static_cast<size_t>(RoundUp(payload_bytes, kHugePageBytes));
   constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS;
-  void* mapping = ::mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, kFlags | MAP_HUGETLB, -1, 0);
+  void* mapping =
+      ::mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, kFlags | MAP_HUGETLB, -1, 0);
   if (mapping == MAP_FAILED) {
     // No pool of huge pages: transparent ones, on a boundary of theirs.
     const size_t bytes = mapping_bytes_ + static_cast<size_t>(kHugePageBytes);
@@ -331,8 +327,8 @@ absl::Status PoolMemory::LoadAnonymous(const ExpertPack& pack, const PoolMemoryO
       return SystemError(fmt::format("{} of memory", FormatByteSize(bytes)), error);
     }
     const auto address = reinterpret_cast<uintptr_t>(mapping);
-    const auto aligned = static_cast<uintptr_t>(
-        RoundUp(static_cast<int64_t>(address), kHugePageBytes));
+    const auto aligned =
+        static_cast<uintptr_t>(RoundUp(static_cast<int64_t>(address), kHugePageBytes));
     if (aligned > address) ::munmap(mapping, aligned - address);
     const uintptr_t end = address + bytes;
     if (end > aligned + mapping_bytes_) {
@@ -352,8 +348,8 @@ absl::Status PoolMemory::LoadAnonymous(const ExpertPack& pack, const PoolMemoryO
 
 absl::Status PoolMemory::MapSegment(int fd, const std::string& path, int64_t bytes, bool writable) {
   mapping_bytes_ = static_cast<size_t>(bytes);
-  void* const mapping = ::mmap(nullptr, mapping_bytes_, writable ? PROT_READ | PROT_WRITE : PROT_READ,
-                               MAP_SHARED, fd, 0);
+  void* const mapping = ::mmap(nullptr, mapping_bytes_,
+                               writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
   if (mapping == MAP_FAILED) return SystemError(path, errno);
   mapping_ = mapping;
   image_ = static_cast<const std::byte*>(mapping);
@@ -406,8 +402,7 @@ absl::Status PoolMemory::LoadShm(const ExpertPack& pack, const PoolMemoryOptions
           payload_bytes, pool, progress,
           [&](int64_t first, int64_t size) { return Populate(payload + first, size); }, path);
     }
-    const Descriptor fd(
-        ::open(temporary.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    const Descriptor fd(::open(temporary.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (fd.get() < 0) return SystemError(temporary, errno);
     if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {  // another process fills it
       if (!progress(0)) return absl::CancelledError("load stopped");

@@ -39,9 +39,9 @@ absl::Status CheckPoolFits(const ExpertPackHeader& header, const PoolMemoryOptio
 class PoolMemory {
  public:
   // Brings the whole pack into memory on the pool's threads. `progress` is called from this thread
-  // with payload bytes done; false stops with kCancelled. A segment of shared memory that holds this
-  // very pack is taken as it is. kResourceExhausted: memory, /dev/shm or the limit of locked memory;
-  // kDataLoss: the pack cannot be read.
+  // with payload bytes done; false stops with kCancelled. A segment of shared memory that holds
+  // this very pack is taken as it is. kResourceExhausted: memory, /dev/shm or the limit of locked
+  // memory; kDataLoss: the pack cannot be read.
   static absl::StatusOr<std::unique_ptr<PoolMemory>> Load(
       ExpertPack pack, const PoolMemoryOptions& options, WorkerPool& pool,
       absl::FunctionRef<bool(uint64_t bytes_done)> progress);
