@@ -96,7 +96,9 @@ TEST(MakeShardGeometryTest, SlicesAreWholeGroups) {
           EXPECT_GT(g->num_shard_width, 0);
           next += g->num_shard_width;
         }
-        if (n <= num_groups) EXPECT_EQ(next, size);
+        if (n <= num_groups) {
+          EXPECT_EQ(next, size);
+        }
       }
     }
   }
