@@ -50,7 +50,7 @@ struct Options {
       {"--host_budget", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
-      {"--pool_format", {}}};
+      {"--pool_format", {}}, {"--pool_dir", {}}, {"--pool_memory", {}}};
   bool insecure_listen = false;
   std::vector<std::string> trunk_options;
 };
