@@ -196,6 +196,7 @@ class ExpertServer::Impl {
                       {"pack", LogValue::NonEmpty(report.pack_path)},
                       {"memory", memory},
                       {"huge_page_bytes", report.huge_page_bytes},
+                      {"segment_reused", report.reused_segment},
                       {"tier", served_->tier()},
                       {"threads", num_threads},
                       {"seconds", seconds},
