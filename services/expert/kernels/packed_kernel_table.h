@@ -1,0 +1,22 @@
+// The rows that packed_kernel_table.cc chooses from, and the list of all that a CPU has.
+#pragma once
+
+#include <vector>
+
+#include "services/expert/kernels/cpu_features.h"
+#include "services/expert/kernels/packed_ffn.h"
+
+namespace banyan::expert {
+
+// int8 and int4, exact and fast.
+inline constexpr int kNumPackedInt = 4;
+extern const PackedKernels kPackedIntScalar[kNumPackedInt];
+#if defined(__x86_64__)
+extern const PackedKernels kPackedIntAvx2[kNumPackedInt];
+extern const PackedKernels kPackedIntVnni[kNumPackedInt];
+#endif
+
+// Every kernel set that `features` allows, slowest tier first.
+std::vector<const PackedKernels*> AvailablePackedKernels(const CpuFeatures& features);
+
+}  // namespace banyan::expert
