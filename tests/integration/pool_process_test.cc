@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <memory>
@@ -151,10 +152,15 @@ int NumPhase(const std::vector<LoadProgress::Phase>& phases, LoadProgress::Phase
 class PoolProcessTest : public ::testing::Test {
  protected:
   std::vector<std::string> Args(std::vector<std::string> more = {}) const {
-    std::vector<std::string> args = {"--model=" + model_, "--pool_dir=" + packs_.path()};
-    bool format = false;
-    for (const std::string& arg : more) format |= arg.rfind("--pool_format", 0) == 0;
-    if (!format) args.push_back("--pool_format=int8");
+    std::vector<std::string> args = {"--model=" + model_};
+    for (const std::string& standard :
+         {"--pool_dir=" + packs_.path(), std::string("--pool_format=int8")}) {
+      const std::string flag = standard.substr(0, standard.find('=') + 1);
+      const bool given = std::any_of(more.begin(), more.end(), [&](const std::string& arg) {
+        return arg.rfind(flag, 0) == 0;
+      });
+      if (!given) args.push_back(standard);
+    }
     args.insert(args.end(), more.begin(), more.end());
     return args;
   }
@@ -436,7 +442,7 @@ TEST_F(PoolProcessTest, RefusesBeforeItLoads) {
        {"--mlock"},
        root ? "ulimit -l 64; set -- setpriv --bounding-set=-ipc_lock -- \"$@\"" : "ulimit -l 64",
        {"--mlock: ", "cannot be locked", "the limit of locked memory is 64.0 KiB"}},
-      {"slices", {"--pool_format=nf4", "--shard=0/2"}, "", {"1 groups of 64"}},
+      {"slices", {"--shard=0/3"}, "", {"2 groups of 32", "--split experts"}},
       {"place", {"--pool_dir=/proc/no/such"}, "", {"--pool_dir: /proc/no/such"}},
   };
   for (const Refusal& refusal : refusals) {
