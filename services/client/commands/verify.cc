@@ -103,7 +103,7 @@ void AddVerify(CLI::App& app, Action& action) {
   CLI::App* verb = app.add_subcommand("verify", "Compare the checksums of packs");
   verb->add_option("path", options->path, "A pack, or a directory with packs below it")
       ->required()
-      ->type_name("PACK|DIR");
+      ->type_name("PATH");
   verb->add_option("--threads", options->threads, "Threads; 0: one per usable CPU")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
