@@ -1,0 +1,459 @@
+// Expert calls in every pool format over the packed kernels: hidden 2048, width 512, 10 of 512
+// experts, as many layers as --memory holds, so that weights come from memory. Needs no gRPC and no
+// model: it can be carried to another machine.
+//
+//   expert_bench [--threads=N] [--memory=GiB] [--format=NAME,...] [--tier=NAME,...]
+//                [--precision=exact|fast] [--rows=N,...] [--small_pages] [--benchmark_...]
+//
+// First the read bandwidth of the same threads over the same pages: four streams a thread with
+// prefetch 1 KiB ahead, the fastest pass of the pool. Then each call: prepared rows, all (expert,
+// tile of width) pairs, one barrier, tiles of the output each over all experts, as cpu_executor.cc
+// does. Ids are uniform without repetition, layer and ids fresh every call. Columns:
+//   Time      mean of the calls
+//   GBps      bytes of the distinct experts / time, median of the calls; best: of the best call
+//   share     GBps of the median call / bandwidth; share_best: of the best call
+//   peak      multiply-adds / time of the median call / what the tier's integer instruction does
+//             from registers (kExact does two per weight and counts both)
+// On a machine that others use as well the best calls say more than the median. With --threads=1
+// times are CPU time of that thread.
+#include <benchmark/benchmark.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/base/check.h"
+#include "common/parallel/topology.h"
+#include "common/parallel/worker_pool.h"
+#include "common/quant/packed_matrix.h"
+#include "services/expert/kernels/packed_ffn.h"
+#include "services/expert/kernels/packed_kernel_table.h"
+#include "tests/benchmark/expert/int_peak.h"
+
+namespace banyan::expert {
+namespace {
+
+constexpr int32_t kHiddenSize = 2048;
+constexpr int32_t kWidth = 512;
+constexpr int32_t kTopK = 10;
+constexpr int32_t kNumExperts = 512;
+constexpr int32_t kTilePanels = 4;
+
+struct Settings {
+  int num_threads = UsableCpuCount();
+  double memory_gib = 4;
+  bool small_pages = false;
+  std::vector<std::string> formats = {"bf16", "int8", "nf4", "int4"};
+  std::vector<std::string> tiers;
+  std::vector<std::string> precisions = {"exact", "fast"};
+  std::vector<std::string> rows = {"1", "4", "16", "64", "512", "2048"};
+};
+Settings settings;
+
+// Seconds since any fixed moment. With one thread its own CPU time, so that a figure taken on a
+// busy machine still means something.
+double Now() {
+  timespec now;
+  clock_gettime(settings.num_threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
+
+WorkerPool& SharedThreads() {
+  static WorkerPool threads({.num_threads = settings.num_threads, .spin = absl::Milliseconds(2)});
+  return threads;
+}
+
+// Layers of experts in one format, filled from one packed matrix of each shape.
+class Pool {
+ public:
+  explicit Pool(PoolFormat format)
+      : format_(format),
+        matrix_bytes_((PackedMatrixBytes(format, kWidth, kHiddenSize) + 63) / 64 * 64) {
+    const double budget = settings.memory_gib * static_cast<double>(1 << 30);
+    const int64_t layer = int64_t{kNumExperts} * 3 * matrix_bytes_;
+    num_layers_ = std::max<int64_t>(1, static_cast<int64_t>(budget) / layer);
+    bytes_ = static_cast<size_t>(num_layers_ * layer);
+    void* const base =
+        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(base != MAP_FAILED);
+    madvise(base, bytes_, settings.small_pages ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+    data_ = static_cast<std::byte*>(base);
+    Fill();
+  }
+  ~Pool() { munmap(data_, bytes_); }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  PoolFormat format() const { return format_; }
+  int64_t num_layers() const { return num_layers_; }
+  int64_t expert_bytes() const { return 3 * matrix_bytes_; }
+  const std::byte* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  PackedExpert Expert(int64_t layer, int32_t expert) const {
+    const std::byte* at = data_ + (layer * kNumExperts + expert) * expert_bytes();
+    return {at, at + matrix_bytes_, at + 2 * matrix_bytes_};
+  }
+
+ private:
+  void Fill() {
+    std::mt19937 random(1);
+    std::normal_distribution<float> normal(0.0f, 0.02f);
+    std::vector<float> w(size_t{kWidth} * kHiddenSize);
+    for (float& value : w) value = normal(random);
+    std::vector<std::byte> wide(static_cast<size_t>(matrix_bytes_));
+    std::vector<std::byte> tall(static_cast<size_t>(matrix_bytes_));
+    PackMatrix(format_, {w.data(), kWidth, kHiddenSize, kHiddenSize}, wide.data());
+    PackMatrix(format_, {w.data(), kHiddenSize, kWidth, kWidth}, tall.data());
+    SharedThreads().ParallelFor(num_layers_ * kNumExperts, [&](int64_t i, int) {
+      std::byte* at = data_ + i * expert_bytes();
+      std::memcpy(at, wide.data(), wide.size());
+      std::memcpy(at + matrix_bytes_, wide.data(), wide.size());
+      std::memcpy(at + 2 * matrix_bytes_, tall.data(), tall.size());
+    });
+  }
+
+  const PoolFormat format_;
+  const int64_t matrix_bytes_;
+  int64_t num_layers_ = 0;
+  size_t bytes_ = 0;
+  std::byte* data_ = nullptr;
+};
+
+// The pool of `format`; the one of another format is freed.
+const Pool& PoolOf(PoolFormat format) {
+  static std::unique_ptr<Pool> pool;
+  if (pool == nullptr || pool->format() != format) {
+    pool.reset();
+    pool = std::make_unique<Pool>(format);
+  }
+  return *pool;
+}
+
+uint64_t ReadPiece(const std::byte* data, int64_t bytes) {
+  constexpr int kStreams = 4;
+  const int64_t stream_bytes = bytes / kStreams / 64 * 64;
+  uint64_t sums[8] = {};
+  for (int64_t i = 0; i < stream_bytes; i += 64) {
+    for (int s = 0; s < kStreams; ++s) {
+      const std::byte* p = data + s * stream_bytes + i;
+      __builtin_prefetch(p + 1024);
+      uint64_t line[8];
+      std::memcpy(line, p, sizeof(line));
+      for (int j = 0; j < 8; ++j) sums[j] += line[j];
+    }
+  }
+  return std::accumulate(sums, sums + 8, uint64_t{0});
+}
+
+// Bytes per second over the whole pool, the fastest of the passes.
+double MeasureBandwidth(const Pool& pool) {
+  constexpr int64_t kPiece = 1 << 20;
+  constexpr int64_t kPassPieces = 512;
+  const auto pieces = static_cast<int64_t>(pool.bytes()) / kPiece;
+  std::vector<double> rates;
+  for (int64_t first = 0; first + kPassPieces <= pieces; first += kPassPieces) {
+    const double start = Now();
+    SharedThreads().ParallelFor(kPassPieces, [&](int64_t i, int) {
+      benchmark::DoNotOptimize(ReadPiece(pool.data() + (first + i) * kPiece, kPiece));
+    });
+    rates.push_back(static_cast<double>(kPassPieces * kPiece) / (Now() - start));
+  }
+  std::sort(rates.begin(), rates.end());
+  std::printf("read bandwidth, %d threads, %s pool of %.1f GB: best %.1f GB/s, median %.1f GB/s\n",
+              settings.num_threads, std::string(PoolFormatName(pool.format())).c_str(),
+              static_cast<double>(pool.bytes()) / 1e9, rates.back() / 1e9,
+              rates[rates.size() / 2] / 1e9);
+  return rates.back();
+}
+
+double BandwidthOf(const Pool& pool) {
+  static std::map<PoolFormat, double> measured;
+  double& rate = measured[pool.format()];
+  if (rate == 0) rate = MeasureBandwidth(pool);
+  return rate;
+}
+
+struct AlignedBytes {
+  explicit AlignedBytes(int64_t bytes)
+      : data(static_cast<std::byte*>(
+            std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64)))) {
+    CHECK(data != nullptr);
+    std::memset(data, 0, static_cast<size_t>(bytes));
+  }
+  ~AlignedBytes() { std::free(data); }
+  AlignedBytes(const AlignedBytes&) = delete;
+  AlignedBytes& operator=(const AlignedBytes&) = delete;
+  std::byte* data;
+};
+
+// Calls of one row count with one kernel set.
+class Runner {
+ public:
+  Runner(const PackedKernels& kernels, const Pool& pool, int32_t num_rows)
+      : kernels_(kernels),
+        pool_(pool),
+        num_rows_(num_rows),
+        x_stride_(kernels.row_bytes(kHiddenSize)),
+        hidden_stride_(kernels.row_bytes(kWidth)),
+        activations_(int64_t{num_rows} * kHiddenSize * 4),
+        x_(num_rows * x_stride_),
+        hidden_(num_rows * kTopK * hidden_stride_),
+        sum_(int64_t{num_rows} * kHiddenSize * 4),
+        ids_(static_cast<size_t>(num_rows) * kTopK),
+        order_(kNumExperts) {
+    std::normal_distribution<float> normal;
+    auto* values = reinterpret_cast<float*>(activations_.data);
+    for (int64_t i = 0; i < int64_t{num_rows} * kHiddenSize; ++i) values[i] = normal(random_);
+    std::iota(order_.begin(), order_.end(), 0);
+    for (int t = 0; t < settings.num_threads; ++t) {
+      scratch_.push_back(std::make_unique<AlignedBytes>(kernels.scratch_bytes));
+    }
+    SharedThreads().ParallelFor(settings.num_threads, [&](int64_t, int) {
+      if (kernels_.enter_thread != nullptr) kernels_.enter_thread();
+    });
+  }
+
+  // Draws the experts of the next call and groups its rows by them.
+  void Draw() {
+    layer_ = static_cast<int64_t>(random_()) % pool_.num_layers();
+    std::vector<std::vector<int32_t>> by_expert(kNumExperts);
+    for (int32_t row = 0; row < num_rows_; ++row) {
+      for (int k = 0; k < kTopK; ++k) {
+        const auto first = static_cast<size_t>(k);
+        std::uniform_int_distribution<size_t> pick(first, order_.size() - 1);
+        std::swap(order_[first], order_[pick(random_)]);
+        by_expert[static_cast<size_t>(order_[first])].push_back(row);
+      }
+    }
+    groups_.clear();
+    rows_.clear();
+    for (int32_t expert = 0; expert < kNumExperts; ++expert) {
+      const std::vector<int32_t>& rows = by_expert[static_cast<size_t>(expert)];
+      if (rows.empty()) continue;
+      groups_.push_back({pool_.Expert(layer_, expert), static_cast<int32_t>(rows_.size()),
+                         static_cast<int32_t>(rows.size())});
+      rows_.insert(rows_.end(), rows.begin(), rows.end());
+    }
+    weights_.assign(rows_.size(), 0.1f);
+  }
+
+  int64_t weight_bytes() const {
+    return static_cast<int64_t>(groups_.size()) * pool_.expert_bytes();
+  }
+  double macs() const { return static_cast<double>(rows_.size()) * 3 * kHiddenSize * kWidth; }
+
+  void Run() {
+    Prepare();
+    GateUp();
+    Down();
+  }
+
+ private:
+  struct Group {
+    PackedExpert weights;
+    int32_t first_pair;
+    int32_t num_pairs;
+  };
+
+  void Prepare() {
+    const auto prepare = [&](int64_t row, int) {
+      const auto* values = reinterpret_cast<const float*>(activations_.data);
+      kernels_.prepare(values + row * kHiddenSize, kHiddenSize, x_.data + row * x_stride_);
+    };
+    if (num_rows_ < 32) {
+      for (int32_t row = 0; row < num_rows_; ++row) prepare(row, 0);
+    } else {
+      SharedThreads().ParallelFor(num_rows_, prepare);
+    }
+  }
+
+  void GateUp() {
+    constexpr int64_t kTiles = kWidth / kPanelOutputs / kTilePanels;
+    SharedThreads().ParallelFor(
+        static_cast<int64_t>(groups_.size()) * kTiles, [&](int64_t t, int thread) {
+          const Group& group = groups_[static_cast<size_t>(t / kTiles)];
+          const auto first = static_cast<int32_t>(t % kTiles) * kTilePanels;
+          kernels_.gate_up({.weights = &group.weights,
+                            .hidden_size = kHiddenSize,
+                            .width = kWidth,
+                            .first_panel = first,
+                            .end_panel = first + kTilePanels,
+                            .num_rows = group.num_pairs,
+                            .rows = rows_.data() + group.first_pair,
+                            .x = x_.data,
+                            .x_stride = x_stride_,
+                            .hidden = hidden_.data + group.first_pair * hidden_stride_,
+                            .hidden_stride = hidden_stride_,
+                            .scratch = scratch_[static_cast<size_t>(thread)]->data});
+        });
+  }
+
+  void Down() {
+    constexpr int64_t kTiles = kHiddenSize / kPanelOutputs / kTilePanels;
+    SharedThreads().ParallelFor(kTiles, [&](int64_t t, int thread) {
+      const auto first = static_cast<int32_t>(t) * kTilePanels;
+      auto* const sum = reinterpret_cast<float*>(sum_.data);
+      for (int64_t row = 0; row < num_rows_; ++row) {
+        float* const at = sum + row * kHiddenSize + first * kPanelOutputs;
+        std::fill(at, at + kTilePanels * kPanelOutputs, 0.0f);
+      }
+      for (const Group& group : groups_) {
+        kernels_.down({.weights = &group.weights,
+                       .hidden_size = kHiddenSize,
+                       .width = kWidth,
+                       .first_panel = first,
+                       .end_panel = first + kTilePanels,
+                       .num_rows = group.num_pairs,
+                       .rows = rows_.data() + group.first_pair,
+                       .routing_weights = weights_.data() + group.first_pair,
+                       .hidden = hidden_.data + group.first_pair * hidden_stride_,
+                       .hidden_stride = hidden_stride_,
+                       .sum = sum,
+                       .sum_stride = kHiddenSize,
+                       .scratch = scratch_[static_cast<size_t>(thread)]->data});
+      }
+    });
+  }
+
+  const PackedKernels& kernels_;
+  const Pool& pool_;
+  const int32_t num_rows_;
+  const int64_t x_stride_;
+  const int64_t hidden_stride_;
+  std::mt19937 random_{7};
+  AlignedBytes activations_;
+  AlignedBytes x_;
+  AlignedBytes hidden_;
+  AlignedBytes sum_;
+  std::vector<int32_t> ids_;
+  std::vector<int32_t> order_;
+  std::vector<std::unique_ptr<AlignedBytes>> scratch_;
+  int64_t layer_ = 0;
+  std::vector<Group> groups_;
+  std::vector<int32_t> rows_;
+  std::vector<float> weights_;
+};
+
+double PeakOf(const char* tier) {
+  static std::map<std::string, double> measured;
+  const auto [at, fresh] = measured.emplace(tier, 0.0);
+  if (fresh) {
+    at->second = MeasureIntPeak(SharedThreads(), tier);
+    if (at->second > 0) {
+      std::printf("%s from registers, %d threads: %.0f GMAC/s\n", tier, settings.num_threads,
+                  at->second / 1e9);
+    }
+  }
+  return at->second;
+}
+
+void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_rows) {
+  const Pool& pool = PoolOf(kernels->format);
+  const double bandwidth = BandwidthOf(pool);
+  const bool integer = kernels->format == PoolFormat::kInt8 || kernels->format == PoolFormat::kInt4;
+  const double peak = integer ? PeakOf(kernels->tier) : 0;
+  Runner runner(*kernels, pool, num_rows);
+  runner.Draw();
+  runner.Run();
+  std::vector<double> rates;
+  double macs_per_byte = 0;
+  for (auto _ : state) {
+    runner.Draw();
+    const double start = Now();
+    runner.Run();
+    const double elapsed = Now() - start;
+    state.SetIterationTime(elapsed);
+    rates.push_back(static_cast<double>(runner.weight_bytes()) / elapsed);
+    macs_per_byte = runner.macs() / static_cast<double>(runner.weight_bytes());
+  }
+  std::sort(rates.begin(), rates.end());
+  const double median = rates[rates.size() / 2];
+  state.counters["GBps"] = median / 1e9;
+  state.counters["best"] = rates.back() / 1e9;
+  state.counters["share"] = median / bandwidth;
+  state.counters["share_best"] = rates.back() / bandwidth;
+  if (peak > 0) {
+    const double planes = kernels->precision == Precision::kExact ? 2 : 1;
+    state.counters["peak"] = median * macs_per_byte * planes / peak;
+  }
+}
+
+bool Wanted(const std::vector<std::string>& names, std::string_view name) {
+  return names.empty() || std::find(names.begin(), names.end(), name) != names.end();
+}
+
+void RegisterAll() {
+  for (const std::string& format : settings.formats) {
+    for (const PackedKernels* kernels : AvailablePackedKernels(ReadCpuFeatures())) {
+      const char* precision = kernels->precision == Precision::kExact ? "exact" : "fast";
+      if (PoolFormatName(kernels->format) != format) continue;
+      if (!Wanted(settings.tiers, kernels->tier)) continue;
+      if (settings.tiers.empty() && std::strcmp(kernels->tier, "scalar") == 0) continue;
+      if (!Wanted(settings.precisions, precision)) continue;
+      for (const std::string& rows : settings.rows) {
+        const std::string name = format + "/" + precision + "/" + kernels->tier + "/rows:" + rows;
+        benchmark::RegisterBenchmark(name.c_str(), BM_Call, kernels, std::atoi(rows.c_str()))
+            ->UseManualTime()
+            ->Unit(benchmark::kMillisecond);
+      }
+    }
+  }
+}
+
+std::vector<std::string> Split(std::string_view list) {
+  std::vector<std::string> out;
+  while (!list.empty()) {
+    const size_t comma = std::min(list.find(','), list.size());
+    out.emplace_back(list.substr(0, comma));
+    list.remove_prefix(std::min(comma + 1, list.size()));
+  }
+  return out;
+}
+
+}  // namespace
+
+int Main(int argc, char** argv) {
+  std::vector<char*> rest = {argv[0]};
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view arg = argv[i];
+    const std::string_view value = arg.substr(std::min(arg.find('='), arg.size() - 1) + 1);
+    const auto is = [&](std::string_view name) { return arg.rfind(name, 0) == 0; };
+    if (is("--threads=")) {
+      settings.num_threads = std::max(1, std::atoi(std::string(value).c_str()));
+    } else if (is("--memory=")) {
+      settings.memory_gib = std::atof(std::string(value).c_str());
+    } else if (is("--format=")) {
+      settings.formats = Split(value);
+    } else if (is("--tier=")) {
+      settings.tiers = Split(value);
+    } else if (is("--precision=")) {
+      settings.precisions = Split(value);
+    } else if (is("--rows=")) {
+      settings.rows = Split(value);
+    } else if (arg == "--small_pages") {
+      settings.small_pages = true;
+    } else {
+      rest.push_back(argv[i]);
+    }
+  }
+  RegisterAll();
+  int count = static_cast<int>(rest.size());
+  benchmark::Initialize(&count, rest.data());
+  if (benchmark::ReportUnrecognizedArguments(count, rest.data())) return 2;
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
+
+}  // namespace banyan::expert
+
+int main(int argc, char** argv) { return banyan::expert::Main(argc, argv); }
