@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/io/generated_tensor.h"
 #include "common/io/mapped_file.h"
 #include "common/tensor/tensor_view.h"
 
@@ -33,6 +34,18 @@ class Checkpoint {
   // lies, holes, overlap, truncation, duplicates, index against headers, shards the index does not
   // list), kUnimplemented (unknown dtype).
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& directory);
+
+  // The tensors of a model without its files: only config.json is read, into the fingerprint. Their
+  // memory is reserved and holds zeros until Fill. kResourceExhausted when it cannot be reserved.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Generate(
+      const std::string& directory, std::span<const GeneratedTensor> tensors);
+  ~Checkpoint();
+  Checkpoint(const Checkpoint&) = delete;
+  Checkpoint& operator=(const Checkpoint&) = delete;
+
+  // Before a part of a view is used: makes its values, if they are generated. Parts may be filled
+  // on several threads if they do not overlap.
+  void Fill(std::span<const std::byte> range) const;
 
   // nullptr when there is no such tensor.
   const Entry* Find(std::string_view name) const;
@@ -78,6 +91,19 @@ class Checkpoint {
   std::vector<std::string> file_names_;
   std::vector<MappedFile> files_;  // as file_names_
   std::vector<Entry> entries_;     // by name
+
+  // Of generated tensors, in the order in which they lie in memory.
+  struct Generated {
+    const std::byte* begin = nullptr;
+    size_t bytes = 0;
+    uint64_t seed = 0;
+    float mean = 0;
+    float deviation = 0;
+  };
+  void Generate(std::span<const std::byte> range, std::byte* out) const;
+  std::vector<Generated> generated_;
+  void* memory_ = nullptr;
+  size_t memory_bytes_ = 0;
 };
 
 }  // namespace banyan

@@ -38,6 +38,7 @@ absl::StatusOr<std::optional<ExpertOptions>> ParseExpertOptions(int argc, const 
   ExpertOptions options;
   std::string shard = "0/1";
   std::string split = "width";
+  std::string load_format = "auto";
   std::string pool_memory = "map";
   std::string host_budget = "0";
   options.pool_dir = DefaultPoolDir();
@@ -54,6 +55,10 @@ absl::StatusOr<std::optional<ExpertOptions>> ParseExpertOptions(int argc, const 
   app.add_option("--shard", shard, "I/N: which of N shards, N 1 to 8")->capture_default_str();
   app.add_option("--split", split,
                  "width (a slice of every expert) or experts (whole ones); the same on all shards")
+      ->capture_default_str();
+  app.add_option("--load_format", load_format,
+                 "auto (the checkpoint's files) or dummy (generated weights, of which only "
+                 "config.json is needed); the same as the trunk's")
       ->capture_default_str();
   app.add_option(
          "--pool_format", options.pool_format,
@@ -109,6 +114,9 @@ absl::StatusOr<std::optional<ExpertOptions>> ParseExpertOptions(int argc, const 
   options.shard = *spec;
   RETURN_IF_ERROR(CheckPoolFormat(options.pool_format));
   RETURN_IF_ERROR(CheckCpuTier(options.cpu_tier));
+  const absl::StatusOr<LoadFormat> loaded = ParseLoadFormat(load_format);
+  if (!loaded.ok()) return Annotate(loaded.status(), "--load_format");
+  options.load_format = *loaded;
   const absl::StatusOr<PoolMemoryMode> memory = ParsePoolMemory(pool_memory);
   if (!memory.ok()) return Annotate(memory.status(), "--pool_memory");
   options.pool_memory.mode = *memory;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/config/open_checkpoint.h"
 #include "common/pool/shard.h"
 #include "services/expert/runtime/pool_memory.h"
 
@@ -15,6 +16,7 @@ struct ExpertOptions {
   std::string listen = "127.0.0.1:50061";
   std::string metrics_listen = "127.0.0.1:9111";  // empty: no metrics port
   ShardSpec shard;
+  LoadFormat load_format = LoadFormat::kAuto;
   std::string pool_format = "auto";  // auto, bf16, int8, nf4 or int4
   std::string pool_dir;              // of packs; "": there is no place for them
   bool verify_pool = false;

@@ -65,7 +65,7 @@ void ExpertHost::Shutdown() {
   server_.reset();
 }
 
-expert::v1::DescribeResponse MakeDescription(const expert::ShardGeometry& geometry,
+expert::v1::DescribeResponse MakeDescription(const ShardGeometry& geometry,
                                              expert::v1::Split split, int32_t shard_index,
                                              int32_t num_shards, const std::string& fingerprint) {
   expert::v1::DescribeResponse host;

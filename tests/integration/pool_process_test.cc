@@ -442,6 +442,11 @@ TEST_F(PoolProcessTest, RefusesBeforeItLoads) {
        {"--mlock"},
        root ? "ulimit -l 64; set -- setpriv --bounding-set=-ipc_lock -- \"$@\"" : "ulimit -l 64",
        {"--mlock: ", "cannot be locked", "the limit of locked memory is 64.0 KiB"}},
+      {"memory of a checkpoint",
+       {"--pool_format=auto", "--host_budget=1MiB"},
+       "",
+       {"granted (--host_budget)", "bf16, map"}},
+      {"no pack", {"--pool_format=auto", "--pool_memory=shm"}, "", {"--pool_memory shm: is for"}},
       {"slices", {"--shard=0/3"}, "", {"2 groups of 32", "--split experts"}},
       {"place", {"--pool_dir=/proc/no/such"}, "", {"--pool_dir: /proc/no/such"}},
   };

@@ -87,9 +87,11 @@ void PrefetchExpert(const ExpertWeights& weights, const ShardGeometry& geometry)
   }
 }
 
-void TouchExpert(const ExpertWeights& weights, const ShardGeometry& geometry) {
+void TouchExpert(const Checkpoint& checkpoint, const ExpertWeights& weights,
+                 const ShardGeometry& geometry) {
   for (const Runs& runs : RunsOf(weights, geometry)) {
     for (int64_t i = 0; i < runs.num_runs; ++i) {
+      checkpoint.Fill({runs.data + i * runs.stride_bytes, static_cast<size_t>(runs.run_bytes)});
       Touch(runs.data + i * runs.stride_bytes, runs.run_bytes);
     }
   }
@@ -106,12 +108,13 @@ uint64_t ExpertSliceBytes(const ExpertWeights& weights, const ShardGeometry& geo
 }
 
 absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string& directory,
-                                                               const ShardSpec& shard) {
+                                                               const ShardSpec& shard,
+                                                               LoadFormat load_format) {
   std::unique_ptr<ExpertStore> store(new ExpertStore);
   store->description_.shard = shard;
-  ASSIGN_OR_RETURN(store->checkpoint_, Checkpoint::Open(directory));
-  const Checkpoint& checkpoint = *store->checkpoint_;
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(directory));
+  ASSIGN_OR_RETURN(store->checkpoint_, OpenCheckpoint(directory, config, load_format));
+  const Checkpoint& checkpoint = *store->checkpoint_;
   RETURN_IF_ERROR(CheckComplete(checkpoint, config).status());
   ASSIGN_OR_RETURN(store->table_.geometry, MakeShardGeometry(config, shard));
   const ShardGeometry& geometry = store->table_.geometry;
@@ -164,8 +167,9 @@ absl::Status ExpertStore::Load(WorkerPool& pool,
         return experts[static_cast<size_t>(e)];
       };
       for (int64_t e = first; e < end; ++e) PrefetchExpert(expert(e), geometry());
-      pool.ParallelFor(end - first,
-                       [&](int64_t i, int) { TouchExpert(expert(first + i), geometry()); });
+      pool.ParallelFor(end - first, [&](int64_t i, int) {
+        TouchExpert(*checkpoint_, expert(first + i), geometry());
+      });
       for (int64_t e = first; e < end; ++e) done += ExpertSliceBytes(expert(e), geometry());
       if (!progress(done)) return absl::CancelledError("load stopped");
     }

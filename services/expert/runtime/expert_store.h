@@ -11,7 +11,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/config/model_config.h"
+#include "common/config/open_checkpoint.h"
 #include "common/io/checkpoint.h"
 #include "common/parallel/worker_pool.h"
 #include "common/pool/shard.h"
@@ -34,8 +34,9 @@ class ExpertStore {
   // Reads config.json and every header; no weight is touched. Errors of Checkpoint::Open,
   // LoadModelConfig and CheckComplete; kInvalidArgument when the shard does not fit the model;
   // kFailedPrecondition when no layer has routed experts.
-  static absl::StatusOr<std::unique_ptr<ExpertStore>> Open(const std::string& directory,
-                                                           const ShardSpec& shard);
+  static absl::StatusOr<std::unique_ptr<ExpertStore>> Open(
+      const std::string& directory, const ShardSpec& shard,
+      LoadFormat load_format = LoadFormat::kAuto);
 
   // Brings exactly this shard's bytes into memory (the page cache), on the pool's threads.
   // `progress` is called from this thread with bytes done; it returns false to stop early.

@@ -202,9 +202,9 @@ uint64_t HugePageBytes(const void* data, size_t bytes) {
   return total;
 }
 
-uint64_t TotalMemory() {
-  return static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
-         static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+std::string SegmentName(std::string_view fingerprint, std::string_view format,
+                        const ShardSpec& shard) {
+  return fmt::format("banyan-{}-{}-{}", fingerprint.substr(0, 16), format, ShardText(shard));
 }
 
 SegmentTrailer TrailerOf(const ExpertPack& pack, std::span<const std::byte> header) {
@@ -239,33 +239,32 @@ absl::StatusOr<PoolMemoryMode> ParsePoolMemory(std::string_view name) {
 }
 
 std::string ShmSegmentName(const ExpertPackHeader& header) {
-  return fmt::format(
-      "banyan-{}-{}-{}", header.fingerprint.substr(0, 16), PoolFormatName(header.format),
-      ShardText({header.shard_index, header.num_shards,
-                 header.split_by_experts ? ShardSplit::kExperts : ShardSplit::kWidth}));
+  return SegmentName(header.fingerprint, PoolFormatName(header.format),
+                     {header.shard_index, header.num_shards,
+                      header.split_by_experts ? ShardSplit::kExperts : ShardSplit::kWidth});
 }
 
-absl::Status CheckPoolFits(const ExpertPackHeader& header, const PoolMemoryOptions& options) {
+absl::Status CheckPoolFits(const PoolDescription& pool, const PoolMemoryOptions& options) {
   // Pages of a mapped file give way to others: what counts is all of the machine's memory. Other
   // memory must be free now, or be there already as the segment of an earlier start.
   const bool mapped = options.mode == PoolMemoryMode::kMap;
   uint64_t budget = options.budget_bytes;
   std::string source = "--host_budget";
   if (budget == 0) {
-    budget = mapped ? TotalMemory() : AvailableHostMemory();
-    source = mapped ? "this machine's memory" : "available memory";
-    const std::string segment = options.shm_dir + "/" + ShmSegmentName(header);
+    budget = mapped ? TotalHostMemory() : AvailableHostMemory();
+    source = mapped ? "memory of this machine or container; --host_budget"
+                    : "available memory; --host_budget";
+    const std::string segment = fmt::format("{}/{}", options.shm_dir,
+                                            SegmentName(pool.fingerprint, pool.format, pool.shard));
     struct stat info;
     if (options.mode == PoolMemoryMode::kShm && ::stat(segment.c_str(), &info) == 0) {
       budget += static_cast<uint64_t>(info.st_blocks) * 512;
     }
   }
   MemoryPlan plan("memory of this shard", budget, source);
-  const auto layout = LayoutOf(header);
-  plan.Add("expert pool", static_cast<uint64_t>(layout.file_bytes),
-           fmt::format("{} layers of {} experts, {} bytes each, {}, {}", header.moe_layers.size(),
-                       header.num_shard_experts, layout.expert_bytes, PoolFormatName(header.format),
-                       PoolMemoryName(options.mode)));
+  plan.Add("expert pool", pool.pool_bytes,
+           fmt::format("{} layers of {} experts, {}, {}", pool.moe_layers.size(),
+                       pool.geometry.num_shard_experts, pool.format, PoolMemoryName(options.mode)));
   plan.Add("scratch", kScratchBytes, "activations, replies, threads");
   return plan.Check();
 }

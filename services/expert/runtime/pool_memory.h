@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "common/io/expert_pack.h"
 #include "common/parallel/worker_pool.h"
+#include "services/expert/runtime/pool_description.h"
 
 namespace banyan::expert {
 
@@ -33,7 +34,7 @@ struct PoolMemoryOptions {
 
 // Before anything is packed or loaded. kResourceExhausted with the table of what is needed when the
 // pool does not fit the memory there is.
-absl::Status CheckPoolFits(const ExpertPackHeader& header, const PoolMemoryOptions& options);
+absl::Status CheckPoolFits(const PoolDescription& pool, const PoolMemoryOptions& options);
 
 // Immutable once loaded; thread-safe.
 class PoolMemory {

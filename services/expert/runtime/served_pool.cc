@@ -69,12 +69,12 @@ class PackedPool final : public ServedPool {
       : options_(options), elementwise_(elementwise), kernels_(kernels) {}
 
   absl::Status Open(PoolFormat format) {
-    ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir));
     ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
+    ASSIGN_OR_RETURN(checkpoint_,
+                     OpenCheckpoint(options_.model_dir, config_, options_.load_format));
     RETURN_IF_ERROR(CheckComplete(*checkpoint_, config_).status());
     request_ = {checkpoint_.get(), &config_, options_.shard, format, options_.pool_dir};
     ASSIGN_OR_RETURN(const ExpertPackHeader header, WantedPackHeader(request_));
-    RETURN_IF_ERROR(CheckPoolFits(header, options_.memory));
     ASSIGN_OR_RETURN(table_.geometry,
                      MakeShardGeometry(config_, options_.shard, PoolFormatGroup(format)));
     const ExpertPackLayout layout = LayoutOf(header);
@@ -86,7 +86,7 @@ class PackedPool final : public ServedPool {
                     std::string(PoolFormatName(format)),
                     static_cast<uint64_t>(layout.file_bytes - layout.payload_offset),
                     header.fingerprint};
-    return absl::OkStatus();
+    return CheckPoolFits(description_, options_.memory);
   }
 
   const PoolDescription& description() const override { return description_; }
@@ -193,11 +193,20 @@ absl::StatusOr<std::unique_ptr<ServedPool>> ServedPool::Open(const ServedPoolOpt
     return OpenPacked(options, format, *kernels, features);
   }
   ASSIGN_OR_RETURN(std::unique_ptr<ExpertStore> store,
-                   ExpertStore::Open(options.model_dir, options.shard));
+                   ExpertStore::Open(options.model_dir, options.shard, options.load_format));
   if (options.pool_format == "bf16" && store->description().format != "bf16") {
     store.reset();
     return OpenPacked(options, PoolFormat::kBF16, *kernels, features);
   }
+  if (options.memory.mode != PoolMemoryMode::kMap || options.memory.lock) {
+    return FailedPreconditionF(
+        "--pool_memory {}{}: is for packs; --pool_format {} serves the experts of {} where they "
+        "are "
+        "mapped",
+        PoolMemoryName(options.memory.mode), options.memory.lock ? " --mlock" : "",
+        options.pool_format, options.model_dir);
+  }
+  RETURN_IF_ERROR(CheckPoolFits(store->description(), options.memory));
   return std::make_unique<CheckpointPool>(std::move(store), *kernels);
 }
 

@@ -12,6 +12,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/config/open_checkpoint.h"
 #include "common/parallel/worker_pool.h"
 #include "common/pool/pack_builder.h"
 #include "services/expert/kernels/cpu_features.h"
@@ -24,6 +25,7 @@ namespace banyan::expert {
 struct ServedPoolOptions {
   std::string model_dir;
   ShardSpec shard;
+  LoadFormat load_format = LoadFormat::kAuto;
   std::string pool_format = "auto";  // or bf16, int8, nf4, int4
   std::string pool_dir;              // of packs
   bool verify_pool = false;          // read the payload of a pack that was there

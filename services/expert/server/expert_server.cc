@@ -148,6 +148,7 @@ class ExpertServer::Impl {
     const CpuFeatures features = ReadCpuFeatures();
     ASSIGN_OR_RETURN(served_, ServedPool::Open({.model_dir = options_.model_dir,
                                                 .shard = options_.shard,
+                                                .load_format = options_.load_format,
                                                 .pool_format = options_.pool_format,
                                                 .pool_dir = options_.pool_dir,
                                                 .verify_pool = options_.verify_pool,
