@@ -7,6 +7,7 @@
 #include "common/quant/bf16.h"
 #include "common/quant/int4_block.h"
 #include "common/quant/int8_block.h"
+#include "common/quant/nf4.h"
 
 namespace banyan {
 namespace {
@@ -143,8 +144,9 @@ void PackPanels(PoolFormat format, const FloatMatrix& matrix, int64_t first_pane
       return PackIntegerPanels<Int8Format>(matrix, first_panel, end_panel, out);
     case PoolFormat::kInt4:
       return PackIntegerPanels<Int4Format>(matrix, first_panel, end_panel, out);
-    case PoolFormat::kBF16:
     case PoolFormat::kNF4:
+      return PackNF4Panels(matrix, first_panel, end_panel, out);
+    case PoolFormat::kBF16:
       break;
   }
   CHECK(false);
@@ -161,7 +163,7 @@ void UnpackMatrix(PoolFormat format, const std::byte* packed, int64_t num_output
     case PoolFormat::kInt4:
       return UnpackIntegers<Int4Format>(packed, num_outputs, k, out);
     case PoolFormat::kNF4:
-      break;
+      return UnpackNF4(packed, num_outputs, k, out);
   }
   CHECK(false);
 }

@@ -5,14 +5,9 @@
 #include "common/base/check.h"
 #include "common/quant/int4_block.h"
 #include "common/quant/int8_block.h"
+#include "common/quant/nf4.h"
 
 namespace banyan {
-namespace {
-
-constexpr int64_t kNF4ChunkBytes = kPanelOutputs * (kChunkInputs / 2 + 4);  // codes, f32 scales
-
-}  // namespace
-
 std::string_view PoolFormatName(PoolFormat format) {
   switch (format) {
     case PoolFormat::kBF16:
@@ -42,7 +37,7 @@ int64_t PoolFormatGroup(PoolFormat format) {
     case PoolFormat::kInt8:
       return kInt8GroupSize;
     case PoolFormat::kNF4:
-      return 64;
+      return kNF4BlockSize;
     case PoolFormat::kInt4:
       return kInt4GroupSize;
   }

@@ -3,7 +3,9 @@
 // source inside its target region and namespace, after T's operations.
 //
 // T:  V, for Silu (silu-inl.h); kValueBytes<E>, of a prepared input (packed_int_row.h);
-//     kTier, kScratchBytes; kUniformRows: rows of a tile must be equally far apart
+//     kTier, kScratchBytes, kTileScratchBytes
+//     UniformRows(E, num_rows): a tile of so many rows wants them equally far apart
+//     Begin, End(E, num_rows): around tiles of up to so many rows
 //     MaxRows(E), Panels(num_rows): rows and panels (1, 2 or 4) of a tile
 //     PrepareGroup<F, E>(x, row, layout, group): 32 floats into group `group` of a prepared row
 //     Tile<F, E, P>(TileArgs): see there
@@ -311,7 +313,7 @@ void Run(const typename Part::Args& a) {
   tile.scratch = scratch;
   scratch += T::kTileScratchBytes;
   int32_t block_rows = kBlockRows;
-  if constexpr (T::kUniformRows && Part::kScatteredRows) {
+  if (Part::kScatteredRows && T::UniformRows(E, kBlockRows)) {
     const int64_t fitting = (a.scratch + T::kScratchBytes - scratch) / part.layout.bytes;
     block_rows = static_cast<int32_t>(std::clamp<int64_t>(fitting, 1, kBlockRows));
   }
@@ -319,18 +321,19 @@ void Run(const typename Part::Args& a) {
   for (int32_t first_row = 0; first_row < a.num_rows; first_row += block_rows) {
     const int32_t n = std::min(block_rows, a.num_rows - first_row);
     const RowGroups groups = {n, (n + T::MaxRows(E) - 1) / T::MaxRows(E)};
+    const int32_t group_rows = groups.Size(groups.num_groups - 1);  // of the largest
+    const bool copy_rows = Part::kScatteredRows && T::UniformRows(E, group_rows);
     const std::byte* rows[kBlockRows];
     for (int32_t r = 0; r < n; ++r) {
       rows[r] = part.Row(first_row + r);
-      if constexpr (T::kUniformRows && Part::kScatteredRows) {
-        if (n == 1) continue;
-        std::byte* const copy = scratch + r * part.layout.bytes;
-        std::memcpy(copy, rows[r], static_cast<size_t>(part.layout.bytes));
-        rows[r] = copy;
-      }
+      if (!copy_rows) continue;
+      std::byte* const copy = scratch + r * part.layout.bytes;
+      std::memcpy(copy, rows[r], static_cast<size_t>(part.layout.bytes));
+      rows[r] = copy;
     }
+    T::Begin(E, group_rows);
     const int32_t streams = part.NumStreams();
-    const int panels = T::Panels(E, groups.Size(groups.num_groups - 1));
+    const int panels = T::Panels(E, group_rows);
     for (int32_t i = 0; i < streams;) {
       if (panels >= 4 && i + 4 <= streams) {
         RunStreams<T, F, E, 4>(part, tile, rows, groups, i, first_row);
@@ -343,6 +346,7 @@ void Run(const typename Part::Args& a) {
         i += 1;
       }
     }
+    T::End(E, group_rows);
   }
 }
 

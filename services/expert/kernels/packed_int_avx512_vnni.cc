@@ -19,9 +19,10 @@ namespace avx512_vnni {
 #include "services/expert/kernels/packed_int_vnni-inl.h"
 
 struct T : Vnni {
-  using V = avx512_vnni::V;
   static constexpr const char* kTier = "avx512_vnni";
-  static constexpr bool kUniformRows = false;
+  static constexpr bool UniformRows(Precision, int32_t) { return false; }
+  static void Begin(Precision, int32_t) {}
+  static void End(Precision, int32_t) {}
   static constexpr int64_t kTileScratchBytes = 0;
   static constexpr int64_t kScratchBytes = 64 << 10;
   template <class F, Precision E, int P>

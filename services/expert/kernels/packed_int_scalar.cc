@@ -44,7 +44,9 @@ struct T {
   static constexpr const char* kTier = "scalar";
   template <Precision E>
   static constexpr int64_t kValueBytes = sizeof(int16_t);
-  static constexpr bool kUniformRows = false;
+  static constexpr bool UniformRows(Precision, int32_t) { return false; }
+  static void Begin(Precision, int32_t) {}
+  static void End(Precision, int32_t) {}
   static constexpr int64_t kTileScratchBytes = 0;
   static constexpr int64_t kScratchBytes = 64 << 10;
   static constexpr int32_t MaxRows(Precision) { return 4; }

@@ -3,7 +3,7 @@
 // packed_int_row.h. Included inside the region and namespace of each, after packed_int-inl.h's own
 // requirements and <immintrin.h>; no include guard on purpose.
 
-struct V {
+struct V16 {
   static constexpr int kLanes = 16;
   using Reg = __m512;
   static Reg Zero() { return _mm512_setzero_ps(); }
@@ -30,6 +30,7 @@ struct V {
 
 // Rows as planes of s8, and tiles of up to six rows.
 struct Vnni {
+  using V = V16;
   template <Precision E>
   static constexpr int64_t kValueBytes = E == Precision::kExact ? 2 : 1;
   // Rows x panels x (a sum a plane and an accumulator), weights and one input fit 32 registers.

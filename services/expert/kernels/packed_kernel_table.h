@@ -14,6 +14,7 @@ extern const PackedKernels kPackedIntScalar[kNumPackedInt];
 #if defined(__x86_64__)
 extern const PackedKernels kPackedIntAvx2[kNumPackedInt];
 extern const PackedKernels kPackedIntVnni[kNumPackedInt];
+extern const PackedKernels kPackedIntAmx[kNumPackedInt];
 #endif
 
 // Every kernel set that `features` allows, slowest tier first.

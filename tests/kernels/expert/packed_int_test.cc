@@ -12,6 +12,7 @@
 
 #include "services/expert/kernels/packed_ffn.h"
 #include "services/expert/kernels/packed_kernel_table.h"
+#include "tests/kernels/expert/emulated_amx.h"
 #include "tests/kernels/expert/packed_int_problem.h"
 
 namespace banyan::expert {
@@ -32,6 +33,11 @@ std::vector<const PackedKernels*> Cases() {
       out.push_back(kernels);
     }
   }
+#if defined(__x86_64__)
+  if (ReadCpuFeatures().avx512_vnni) {
+    for (const PackedKernels& kernels : testing::kEmulatedAmx) out.push_back(&kernels);
+  }
+#endif
   return out;
 }
 
@@ -262,7 +268,7 @@ TEST(PackedKernelTableTest, TheFastestTierAtOrBelow) {
       EXPECT_EQ(tier("avx512", vnni), "avx2");
       EXPECT_EQ(tier("avx512_vnni", amx), "avx512_vnni");
       EXPECT_EQ(tier("amx", vnni), "avx512_vnni");
-
+      EXPECT_EQ(tier("amx", amx), "amx");
 #endif
     }
   }

@@ -1,0 +1,103 @@
+#include "tests/kernels/expert/emulated_amx.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/base/check.h"
+#include "common/quant/int4_block.h"
+#include "common/quant/int8_block.h"
+#include "services/expert/kernels/packed_int_row.h"
+#include "services/expert/kernels/target_region.h"
+
+BANYAN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+namespace banyan::expert {
+namespace {
+namespace emulated_amx {
+
+#include "services/expert/kernels/packed_int_vnni-inl.h"
+// On top of it:
+#include "services/expert/kernels/packed_int_amx-inl.h"
+
+// Palette 1 as the architecture manual describes it (volume 1, chapter 18).
+struct State {
+  bool configured = false;
+  TileConfig config;
+  uint8_t tiles[8][16][64];
+};
+State state;
+
+struct EmulatedTiles {
+  static constexpr const char* kTier = "amx_emulated";
+  static void Configure(const TileConfig& config) {
+    CHECK(config.palette == 1 && config.start_row == 0);
+    for (const uint8_t byte : config.reserved) CHECK(byte == 0);
+    for (int tile = 0; tile < 16; ++tile) {
+      CHECK(config.rows[tile] <= (tile < 8 ? 16 : 0));
+      CHECK(config.row_bytes[tile] <= (tile < 8 ? 64 : 0));
+    }
+    state.configured = true;
+    state.config = config;
+    std::memset(state.tiles, 0, sizeof(state.tiles));
+  }
+  static void Release() { state.configured = false; }
+  static int Rows(int tile) {
+    CHECK(state.configured && state.config.rows[tile] > 0 && state.config.row_bytes[tile] > 0);
+    return state.config.rows[tile];
+  }
+  template <int tile>
+  static void Zero() {
+    (void)Rows(tile);
+    std::memset(state.tiles[tile], 0, sizeof(state.tiles[tile]));
+  }
+  template <int tile>
+  static void Load(const std::byte* base, int64_t stride) {
+    Zero<tile>();
+    for (int row = 0; row < Rows(tile); ++row) {
+      std::memcpy(state.tiles[tile][row], base + row * stride, state.config.row_bytes[tile]);
+    }
+  }
+  template <int tile>
+  static void Store(std::byte* base, int64_t stride) {
+    for (int row = 0; row < Rows(tile); ++row) {
+      std::memcpy(base + row * stride, state.tiles[tile][row], state.config.row_bytes[tile]);
+    }
+  }
+  template <int c, int a, int b>
+  static void DotSU() {
+    CHECK(Rows(c) == Rows(a) && state.config.row_bytes[c] == state.config.row_bytes[b]);
+    CHECK(state.config.row_bytes[a] == 4 * Rows(b));
+    for (int m = 0; m < Rows(a); ++m) {
+      for (int n = 0; n < state.config.row_bytes[c] / 4; ++n) {
+        int32_t sum;
+        std::memcpy(&sum, &state.tiles[c][m][4 * n], 4);
+        for (int k = 0; k < state.config.row_bytes[a]; ++k) {
+          sum += static_cast<int8_t>(state.tiles[a][m][k]) *
+                 static_cast<int32_t>(state.tiles[b][k / 4][4 * n + k % 4]);
+        }
+        std::memcpy(&state.tiles[c][m][4 * n], &sum, 4);
+      }
+    }
+  }
+};
+
+using T = Amx<EmulatedTiles>;
+
+}  // namespace emulated_amx
+}  // namespace
+}  // namespace banyan::expert
+BANYAN_TARGET_END
+
+namespace banyan::expert::testing {
+
+constinit const PackedKernels kEmulatedAmx[kNumPackedInt] = {
+    emulated_amx::MakeKernels<emulated_amx::T, emulated_amx::Int8, Precision::kExact>(),
+    emulated_amx::MakeKernels<emulated_amx::T, emulated_amx::Int8, Precision::kFast>(),
+    emulated_amx::MakeKernels<emulated_amx::T, emulated_amx::Int4, Precision::kExact>(),
+    emulated_amx::MakeKernels<emulated_amx::T, emulated_amx::Int4, Precision::kFast>(),
+};
+
+}  // namespace banyan::expert::testing
+#endif
