@@ -53,6 +53,10 @@ struct PackedGateUpArgs {
   std::byte* hidden = nullptr;    // prepared row i at hidden + i * hidden_stride
   int64_t hidden_stride = 0;      // bytes, a multiple of 64, >= row_bytes(width)
   std::byte* scratch = nullptr;   // scratch_bytes of the table, 64-byte aligned, of this thread
+  // What this thread will probably run next: panels of `next` from next_panel on, or null. Asked
+  // for from memory while this call ends; changes no result.
+  const PackedExpert* next = nullptr;
+  int32_t next_panel = 0;
 };
 
 // sum[rows[i]][o] += routing_weights[i] * (down_o hidden[i]) for the outputs of panels
@@ -71,6 +75,8 @@ struct PackedDownArgs {
   float* sum = nullptr;    // row r at sum + r * sum_stride, [hidden_size], 64-byte aligned rows are
   int64_t sum_stride = 0;  // not required
   std::byte* scratch = nullptr;
+  const PackedExpert* next = nullptr;  // as in PackedGateUpArgs
+  int32_t next_panel = 0;
 };
 
 struct PackedKernels {

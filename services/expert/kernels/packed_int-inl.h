@@ -125,9 +125,10 @@ struct GateUpPart {
         hidden(hidden_chunk) {}
   int64_t K() const { return a.hidden_size; }
   int32_t NumStreams() const { return 2 * (a.end_panel - a.first_panel); }
-  const std::byte* Stream(int32_t i) const {
-    const std::byte* matrix = i % 2 == 0 ? a.weights->gate_proj : a.weights->up_proj;
-    return matrix + (a.first_panel + i / 2) * panel_bytes;
+  const std::byte* Stream(int32_t i) const { return StreamOf(*a.weights, a.first_panel, i); }
+  const std::byte* NextStream(int32_t i) const { return StreamOf(*a.next, a.next_panel, i); }
+  const std::byte* StreamOf(const PackedExpert& expert, int32_t panel, int32_t i) const {
+    return (i % 2 == 0 ? expert.gate_proj : expert.up_proj) + (panel + i / 2) * panel_bytes;
   }
   const std::byte* Row(int32_t i) const { return a.x + a.rows[i] * a.x_stride; }
 
@@ -184,6 +185,9 @@ struct DownPart {
   const std::byte* Stream(int32_t i) const {
     return a.weights->down_proj + (a.first_panel + i) * panel_bytes;
   }
+  const std::byte* NextStream(int32_t i) const {
+    return a.next->down_proj + (a.next_panel + i) * panel_bytes;
+  }
   const std::byte* Row(int32_t i) const { return a.hidden + i * a.hidden_stride; }
   // Asks for where Done will write: rows are scattered, nothing else foresees them.
   void Expect(int32_t i, int num_streams, int32_t first_row, int32_t n) const {
@@ -230,8 +234,9 @@ struct RowGroups {
   int32_t Size(int32_t group) const { return First(group + 1) - First(group); }
 };
 
-// One tile: P panels from `tile.weights` on against all rows. `next`: the P panels that follow, or
-// nulls. `cold`: nobody has asked for this tile's first region; `warm`: all is in the cache.
+// One tile: P panels from `tile.weights` on against all rows. `next`: P panels that follow, of this
+// call or the next one, or nulls. `cold`: nobody has asked for this tile's first region; `warm`:
+// all is in the cache.
 template <class T, class F, Precision E, int P>
 void RunTile(TileArgs tile, const std::byte* const* rows, const RowGroups& groups, int64_t chunks,
              const std::byte* const (&next)[kMaxPanels], bool cold, bool warm) {
@@ -287,7 +292,11 @@ void RunStreams(Part& part, TileArgs tile, const std::byte* const* rows, const R
   const int32_t streams = part.NumStreams();
   for (int p = 0; p < P; ++p) {
     tile.weights[p] = part.Stream(i + p);
-    if (i + P < streams) next[p] = part.Stream(std::min(i + P + p, streams - 1));
+    if (i + P < streams) {
+      next[p] = part.Stream(std::min(i + P + p, streams - 1));
+    } else if (part.a.next != nullptr) {
+      next[p] = part.NextStream(p);
+    }
   }
   for (int p = 0; p < P; ++p) {
     std::memset(tile.acc + p * tile.acc_panel, 0,
@@ -330,6 +339,12 @@ void Run(const typename Part::Args& a) {
       std::byte* const copy = scratch + r * part.layout.bytes;
       std::memcpy(copy, rows[r], static_cast<size_t>(part.layout.bytes));
       rows[r] = copy;
+    }
+    if (!Part::kScatteredRows && n > 1) {
+      // Short rows, each too short for the hardware's prefetcher to take notice.
+      for (int32_t r = 0; r < n; ++r) {
+        for (int64_t at = 0; at < part.layout.bytes; at += 64) __builtin_prefetch(rows[r] + at);
+      }
     }
     T::Begin(E, group_rows);
     const int32_t streams = part.NumStreams();

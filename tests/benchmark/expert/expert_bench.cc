@@ -5,11 +5,13 @@
 //   expert_bench [--threads=N] [--memory=GiB] [--format=NAME,...] [--tier=NAME,...]
 //                [--precision=exact|fast] [--rows=N,...] [--small_pages] [--benchmark_...]
 //
-// First the read bandwidth of the same threads over the same pages: four streams a thread with
-// prefetch 1 KiB ahead, the fastest pass of the pool. Then each call: prepared rows, all (expert,
-// tile of width) pairs, one barrier, tiles of the output each over all experts, as cpu_executor.cc
-// does. Ids are uniform without repetition, layer and ids fresh every call. Columns:
+// Before each case the read bandwidth of the same threads over the same pages: four streams a
+// thread with prefetch 1 KiB ahead, the fastest of 8 passes of half a GiB. A call: prepared rows,
+// all (expert, tile of width) pairs, one barrier, tiles of the output each over all experts, as
+// cpu_executor.cc does. Ids are uniform without repetition, layer and ids fresh every call.
+// Columns:
 //   Time      mean of the calls
+//   bandwidth GB/s, measured just before
 //   GBps      bytes of the distinct experts / time, median of the calls; best: of the best call
 //   share     GBps of the median call / bandwidth; share_best: of the best call
 //   peak      multiply-adds / time of the median call / what the tier's integer instruction does
@@ -155,32 +157,23 @@ uint64_t ReadPiece(const std::byte* data, int64_t bytes) {
   return std::accumulate(sums, sums + 8, uint64_t{0});
 }
 
-// Bytes per second over the whole pool, the fastest of the passes.
+// Bytes per second, the fastest of 8 passes over pieces of half a GiB.
 double MeasureBandwidth(const Pool& pool) {
   constexpr int64_t kPiece = 1 << 20;
   constexpr int64_t kPassPieces = 512;
-  const auto pieces = static_cast<int64_t>(pool.bytes()) / kPiece;
-  std::vector<double> rates;
-  for (int64_t first = 0; first + kPassPieces <= pieces; first += kPassPieces) {
+  const auto passes =
+      std::max<int64_t>(1, static_cast<int64_t>(pool.bytes()) / (kPassPieces * kPiece));
+  static int64_t pass = 0;
+  double best = 0;
+  for (int i = 0; i < 8; ++i) {
+    const std::byte* const at = pool.data() + pass++ % passes * kPassPieces * kPiece;
     const double start = Now();
-    SharedThreads().ParallelFor(kPassPieces, [&](int64_t i, int) {
-      benchmark::DoNotOptimize(ReadPiece(pool.data() + (first + i) * kPiece, kPiece));
+    SharedThreads().ParallelFor(kPassPieces, [&](int64_t piece, int) {
+      benchmark::DoNotOptimize(ReadPiece(at + piece * kPiece, kPiece));
     });
-    rates.push_back(static_cast<double>(kPassPieces * kPiece) / (Now() - start));
+    best = std::max(best, static_cast<double>(kPassPieces * kPiece) / (Now() - start));
   }
-  std::sort(rates.begin(), rates.end());
-  std::printf("read bandwidth, %d threads, %s pool of %.1f GB: best %.1f GB/s, median %.1f GB/s\n",
-              settings.num_threads, std::string(PoolFormatName(pool.format())).c_str(),
-              static_cast<double>(pool.bytes()) / 1e9, rates.back() / 1e9,
-              rates[rates.size() / 2] / 1e9);
-  return rates.back();
-}
-
-double BandwidthOf(const Pool& pool) {
-  static std::map<PoolFormat, double> measured;
-  double& rate = measured[pool.format()];
-  if (rate == 0) rate = MeasureBandwidth(pool);
-  return rate;
+  return best;
 }
 
 struct AlignedBytes {
@@ -283,18 +276,23 @@ class Runner {
         static_cast<int64_t>(groups_.size()) * kTiles, [&](int64_t t, int thread) {
           const Group& group = groups_[static_cast<size_t>(t / kTiles)];
           const auto first = static_cast<int32_t>(t % kTiles) * kTilePanels;
-          kernels_.gate_up({.weights = &group.weights,
-                            .hidden_size = kHiddenSize,
-                            .width = kWidth,
-                            .first_panel = first,
-                            .end_panel = first + kTilePanels,
-                            .num_rows = group.num_pairs,
-                            .rows = rows_.data() + group.first_pair,
-                            .x = x_.data,
-                            .x_stride = x_stride_,
-                            .hidden = hidden_.data + group.first_pair * hidden_stride_,
-                            .hidden_stride = hidden_stride_,
-                            .scratch = scratch_[static_cast<size_t>(thread)]->data});
+          const int64_t next = t + settings.num_threads;
+          const auto next_group = static_cast<size_t>(next / kTiles);
+          kernels_.gate_up(
+              {.weights = &group.weights,
+               .hidden_size = kHiddenSize,
+               .width = kWidth,
+               .first_panel = first,
+               .end_panel = first + kTilePanels,
+               .num_rows = group.num_pairs,
+               .rows = rows_.data() + group.first_pair,
+               .x = x_.data,
+               .x_stride = x_stride_,
+               .hidden = hidden_.data + group.first_pair * hidden_stride_,
+               .hidden_stride = hidden_stride_,
+               .scratch = scratch_[static_cast<size_t>(thread)]->data,
+               .next = next_group < groups_.size() ? &groups_[next_group].weights : nullptr,
+               .next_panel = static_cast<int32_t>(next % kTiles) * kTilePanels});
         });
   }
 
@@ -320,7 +318,9 @@ class Runner {
                        .hidden_stride = hidden_stride_,
                        .sum = sum,
                        .sum_stride = kHiddenSize,
-                       .scratch = scratch_[static_cast<size_t>(thread)]->data});
+                       .scratch = scratch_[static_cast<size_t>(thread)]->data,
+                       .next = &group == &groups_.back() ? nullptr : &(&group)[1].weights,
+                       .next_panel = first});
       }
     });
   }
@@ -359,7 +359,7 @@ double PeakOf(const char* tier) {
 
 void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_rows) {
   const Pool& pool = PoolOf(kernels->format);
-  const double bandwidth = BandwidthOf(pool);
+  const double bandwidth = MeasureBandwidth(pool);
   const bool integer = kernels->format == PoolFormat::kInt8 || kernels->format == PoolFormat::kInt4;
   const double peak = integer ? PeakOf(kernels->tier) : 0;
   Runner runner(*kernels, pool, num_rows);
@@ -378,6 +378,7 @@ void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_
   }
   std::sort(rates.begin(), rates.end());
   const double median = rates[rates.size() / 2];
+  state.counters["bandwidth"] = bandwidth / 1e9;
   state.counters["GBps"] = median / 1e9;
   state.counters["best"] = rates.back() / 1e9;
   state.counters["share"] = median / bandwidth;
