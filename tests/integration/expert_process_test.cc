@@ -248,11 +248,10 @@ class ExpertForwardTest : public ::testing::TestWithParam<ForwardCase> {};
 
 INSTANTIATE_TEST_SUITE_P(
     Shards, ExpertForwardTest,
-    ::testing::Values(
-        ForwardCase{"WholeTcp", {0, 1, ShardSplit::kWidth}, false, "auto"},
-        ForwardCase{"WholeScalar", {0, 1, ShardSplit::kWidth}, true, "scalar"},
-        ForwardCase{"WidthUnix", {2, 3, ShardSplit::kWidth}, true, "auto"},
-        ForwardCase{"ExpertsTcp", {1, 3, ShardSplit::kExperts}, false, "auto"}),
+    ::testing::Values(ForwardCase{"WholeTcp", {0, 1, ShardSplit::kWidth}, false, "auto"},
+                      ForwardCase{"WholeScalar", {0, 1, ShardSplit::kWidth}, true, "scalar"},
+                      ForwardCase{"WidthUnix", {2, 3, ShardSplit::kWidth}, true, "auto"},
+                      ForwardCase{"ExpertsTcp", {1, 3, ShardSplit::kExperts}, false, "auto"}),
     [](const auto& tested) { return std::string(tested.param.name); });
 
 // A real stream through the binary, against weights read from the checkpoint here.

@@ -25,7 +25,8 @@
 namespace banyan {
 namespace {
 
-constexpr PoolFormat kFormats[] = {PoolFormat::kBF16, PoolFormat::kInt8, PoolFormat::kInt4};
+constexpr PoolFormat kFormats[] = {PoolFormat::kBF16, PoolFormat::kInt8, PoolFormat::kNF4,
+                                   PoolFormat::kInt4};
 
 std::string DataDir(const std::string& name) {
   return std::string(BANYAN_SOURCE_DIR) + "/tests/data/" + name;

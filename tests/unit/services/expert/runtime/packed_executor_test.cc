@@ -240,7 +240,8 @@ TEST_P(PackedExecutorTest, CountsWhatItReads) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, PackedExecutorTest,
-                         ::testing::Combine(::testing::Values(PoolFormat::kInt8, PoolFormat::kInt4),
+                         ::testing::Combine(::testing::Values(PoolFormat::kBF16, PoolFormat::kInt8,
+                                                              PoolFormat::kNF4, PoolFormat::kInt4),
                                             ::testing::Values(ActivationType::kF32,
                                                               ActivationType::kBF16),
                                             ::testing::Values("scalar", "amx")),

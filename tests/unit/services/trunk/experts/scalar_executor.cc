@@ -38,15 +38,15 @@ T At(const std::byte* from, size_t i) {
 
 ShardGeometry Geometry(bool by_experts, int32_t index, int32_t count) {
   ShardGeometry geometry{.num_layers = kLayers,
-                                 .hidden_size = kHidden,
-                                 .num_experts = kExperts,
-                                 .moe_intermediate_size = kWidth,
-                                 .max_top_k = kTopK,
-                                 .first_expert = 0,
-                                 .num_shard_experts = kExperts,
-                                 .first_width = 0,
-                                 .num_shard_width = kWidth,
-                                 .max_rows = kRowLimit};
+                         .hidden_size = kHidden,
+                         .num_experts = kExperts,
+                         .moe_intermediate_size = kWidth,
+                         .max_top_k = kTopK,
+                         .first_expert = 0,
+                         .num_shard_experts = kExperts,
+                         .first_width = 0,
+                         .num_shard_width = kWidth,
+                         .max_rows = kRowLimit};
   const int32_t size = by_experts ? kExperts : kWidth;
   const int32_t first = size * index / count;
   const int32_t length = size * (index + 1) / count - first;
