@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/config/tensor_inventory.h"
 
@@ -54,6 +55,19 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& di
     }
   }
   return Checkpoint::Generate(directory, tensors);
+}
+
+absl::StatusOr<OpenedModel> OpenModel(const std::string& directory, LoadFormat format) {
+  OpenedModel out;
+  // Files first: a directory that is none is named as such.
+  if (format == LoadFormat::kAuto) {
+    ASSIGN_OR_RETURN(out.checkpoint, Checkpoint::Open(directory));
+  }
+  ASSIGN_OR_RETURN(out.config, LoadModelConfig(directory));
+  if (format == LoadFormat::kDummy) {
+    ASSIGN_OR_RETURN(out.checkpoint, OpenCheckpoint(directory, out.config, format));
+  }
+  return out;
 }
 
 }  // namespace banyan

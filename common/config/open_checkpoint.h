@@ -25,4 +25,11 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& di
                                                            const ModelConfig& config,
                                                            LoadFormat format);
 
+// Checkpoint and configuration of a directory.
+struct OpenedModel {
+  std::unique_ptr<Checkpoint> checkpoint;
+  ModelConfig config;
+};
+absl::StatusOr<OpenedModel> OpenModel(const std::string& directory, LoadFormat format);
+
 }  // namespace banyan

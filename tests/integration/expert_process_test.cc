@@ -437,7 +437,7 @@ TEST(ExpertProcessTest, RefusesWhatCannotWork) {
   const std::string metrics = "--metrics_listen=";
   ExpectRefused({binary}, 2, "--model is required");
   ExpectRefused({binary, model, "--shard=5"}, 2, "--shard: shard '5': expected I/N, such as 0/2");
-  ExpectRefused({binary, model, "--pool_format=int8"}, 2, "--pool_format int8: not supported yet");
+  ExpectRefused({binary, model, "--pool_format=int9"}, 2, "--pool_format 'int9': expected auto");
   ExpectRefused({binary, model, "--listen=0.0.0.0:0"}, 2, "--listen: address \"0.0.0.0:0\"");
   ExpectRefused({binary, "--model=" + temp.File("nothing"), listen, metrics}, 1,
                 temp.File("nothing") + ": ");

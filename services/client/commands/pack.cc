@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/config/open_checkpoint.h"
 #include "common/config/tensor_inventory.h"
 #include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
@@ -30,6 +31,7 @@ namespace {
 struct Options {
   std::string model;
   std::string pool_dir = DefaultPoolDir();
+  std::string load_format = "auto";
   std::string pool_format = "int8";
   std::string shard = "0/1";
   std::string split = "width";
@@ -129,11 +131,11 @@ void PrintJson(const PackResult& result) {
 
 absl::Status PackModel(const Options& options, const PackRequest& flags) {
   PackRequest request = flags;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.model));
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.model));
-  RETURN_IF_ERROR(CheckComplete(*checkpoint, config).status());
-  request.checkpoint = checkpoint.get();
-  request.config = &config;
+  ASSIGN_OR_RETURN(const LoadFormat load_format, ParseLoadFormat(options.load_format));
+  ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options.model, load_format));
+  RETURN_IF_ERROR(CheckComplete(*model.checkpoint, model.config).status());
+  request.checkpoint = model.checkpoint.get();
+  request.config = &model.config;
   WorkerPool pool({.num_threads = options.threads > 0 ? options.threads : UsableCpuCount()});
   ASSIGN_OR_RETURN(const PackResult result, Pack(options, request, pool));
   if (options.output == "json") {
@@ -172,6 +174,9 @@ void AddPack(CLI::App& app, Action& action) {
   CLI::App* verb = app.add_subcommand(
       "pack", "Convert the experts of a shard into a pool format, ahead of its first start");
   verb->add_option("--model", options->model, "Checkpoint directory")->required()->type_name("DIR");
+  verb->add_option("--load_format", options->load_format, "auto or dummy, as in banyan-expert")
+      ->check(CLI::IsMember({"auto", "dummy"}))
+      ->capture_default_str();
   verb->add_option("--pool_dir", options->pool_dir,
                    "Where packs are kept (default: as in banyan-expert)")
       ->type_name("DIR");

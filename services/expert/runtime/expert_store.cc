@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
@@ -112,8 +113,9 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string
                                                                LoadFormat load_format) {
   std::unique_ptr<ExpertStore> store(new ExpertStore);
   store->description_.shard = shard;
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(directory));
-  ASSIGN_OR_RETURN(store->checkpoint_, OpenCheckpoint(directory, config, load_format));
+  ASSIGN_OR_RETURN(OpenedModel opened, OpenModel(directory, load_format));
+  const ModelConfig& config = opened.config;
+  store->checkpoint_ = std::move(opened.checkpoint);
   const Checkpoint& checkpoint = *store->checkpoint_;
   RETURN_IF_ERROR(CheckComplete(checkpoint, config).status());
   ASSIGN_OR_RETURN(store->table_.geometry, MakeShardGeometry(config, shard));

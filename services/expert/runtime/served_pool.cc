@@ -69,9 +69,9 @@ class PackedPool final : public ServedPool {
       : options_(options), elementwise_(elementwise), kernels_(kernels) {}
 
   absl::Status Open(PoolFormat format) {
-    ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
-    ASSIGN_OR_RETURN(checkpoint_,
-                     OpenCheckpoint(options_.model_dir, config_, options_.load_format));
+    ASSIGN_OR_RETURN(OpenedModel opened, OpenModel(options_.model_dir, options_.load_format));
+    checkpoint_ = std::move(opened.checkpoint);
+    config_ = std::move(opened.config);
     RETURN_IF_ERROR(CheckComplete(*checkpoint_, config_).status());
     request_ = {checkpoint_.get(), &config_, options_.shard, format, options_.pool_dir};
     ASSIGN_OR_RETURN(const ExpertPackHeader header, WantedPackHeader(request_));
