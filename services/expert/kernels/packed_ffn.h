@@ -38,6 +38,9 @@ struct PackedExpert {
 // of the hidden row.
 inline constexpr int32_t kGateUpPanels = kChunkInputs / kPanelOutputs;
 
+// The largest hidden_size and width: scratch holds decoded panels of bf16 and nf4.
+inline constexpr int64_t kMaxPackedInputs = 8192;
+
 // hidden row i = prepared(silu(gate x[rows[i]]) * (up x[rows[i]])), the chunks of panels
 // [first_panel, end_panel); end_panel a multiple of kGateUpPanels or the last one.
 struct PackedGateUpArgs {

@@ -30,6 +30,7 @@ std::vector<const PackedKernels*> AvailablePackedKernels(const CpuFeatures& feat
 #if defined(__x86_64__)
   add(features.avx2, kPackedIntAvx2);
   add(features.avx512_vnni, kPackedIntVnni);
+  add(features.avx512_bf16, kPackedBF16Avx512);
   add(features.amx_int8, kPackedIntAmx);
 
 #else

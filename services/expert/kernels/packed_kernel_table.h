@@ -8,12 +8,15 @@
 
 namespace banyan::expert {
 
+// bf16 and nf4, fast, with bf16 dot products.
+inline constexpr int kNumPackedBF16 = 2;
 // int8 and int4, exact and fast.
 inline constexpr int kNumPackedInt = 4;
 extern const PackedKernels kPackedIntScalar[kNumPackedInt];
 #if defined(__x86_64__)
 extern const PackedKernels kPackedIntAvx2[kNumPackedInt];
 extern const PackedKernels kPackedIntVnni[kNumPackedInt];
+extern const PackedKernels kPackedBF16Avx512[kNumPackedBF16];
 extern const PackedKernels kPackedIntAmx[kNumPackedInt];
 #endif
 

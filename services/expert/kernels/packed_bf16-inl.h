@@ -1,0 +1,296 @@
+// The structure that the tiers with bf16 dot products share, for the formats bf16 and nf4 at
+// kFast: rows in blocks, panels in order, SiLU, the hidden row, the weighted sum; and the decoding
+// of nf4. Included once by each tier's source inside its target region (which has AVX512_BF16) and
+// namespace, after T's requirements; no include guard on purpose. The includer has included
+// <immintrin.h>, <algorithm>, <cstring>, check.h, bf16.h, nf4.h, packed_ffn.h, expert_ffn.h.
+//
+// A prepared row: bf16 [NumChunks(k) * kChunkInputs] in natural order, zero from k on. NaN stays
+// NaN, numbers below 2^-126 become zero.
+//
+// T:  kTier, kPanels (1 or 2: how many panels a call of Panels takes), kScratchBytes,
+//     kTileScratchBytes (of PanelArgs::scratch)
+//     BlockRows(k): rows that share a pass over the weights, at most kBlockRows
+//     BeginRows(args): once for each block, before its panels; args.weights: the first ones
+//     Panels<F>(args): see PanelArgs
+
+#include "services/expert/kernels/silu-inl.h"
+#include "services/expert/kernels/vector_avx512-inl.h"
+
+inline constexpr int32_t kBlockRows = 64;
+inline constexpr int64_t kStepInputs = 32;  // of a 64-byte vector of bf16
+
+// Inputs that kernels walk over: prepared rows have so many.
+constexpr int64_t PaddedInputs(int64_t k) { return NumChunks(k) * kChunkInputs; }
+
+// acc[p][r][o] = dot(rows[r], output o of panel p), for num_rows <= kBlockRows rows.
+struct PanelArgs {
+  int num_panels = 0;
+  const std::byte* weights[2] = {};  // of each panel
+  int32_t num_outputs[2] = {};       // that the matrix has there, <= kPanelOutputs
+  const std::byte* next[2] = {};     // the panels that come next, or nulls
+  int64_t k = 0;
+  int64_t panel_bytes = 0;
+  bool cold = false;  // nobody has asked the memory for these panels
+  const std::byte* const* rows = nullptr;
+  int32_t num_rows = 0;
+  float* acc = nullptr;  // [2][kBlockRows][kPanelOutputs]
+  std::byte* scratch = nullptr;
+};
+inline constexpr int64_t kAccPanel = kBlockRows * kPanelOutputs;
+
+// Into the second cache level, see ffn_tile-inl.h.
+inline __attribute__((always_inline)) void AskFor(uintptr_t at) {
+  __builtin_prefetch(reinterpret_cast<const void*>(at), /*rw=*/0, /*locality=*/1);
+}
+
+// Asks for a stretch of memory, evenly over a number of steps.
+class Ahead {
+ public:
+  Ahead(const std::byte* data, int64_t bytes, int64_t steps)
+      : at_(reinterpret_cast<uintptr_t>(data)),
+        left_(data == nullptr ? 0 : bytes / 64),
+        steps_(std::max<int64_t>(1, steps)),
+        lines_(left_) {}
+  inline __attribute__((always_inline)) void Step() {
+    for (due_ += lines_; due_ >= steps_; due_ -= steps_) {
+      if (left_ == 0) return;
+      AskFor(at_);
+      at_ += 64;
+      --left_;
+    }
+  }
+
+ private:
+  uintptr_t at_;
+  int64_t left_;
+  int64_t steps_;
+  int64_t lines_;
+  int64_t due_ = 0;
+};
+
+inline __m512 DotBF16(__m512 acc, __m512i a, __m512i b) {
+  return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+}
+
+// 32 floats.
+inline __m512i Narrow(const float* x) {
+  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x));
+}
+
+void PrepareRow(const float* x, int64_t k, std::byte* out) {
+  for (int64_t i = 0; i < PaddedInputs(k); i += kStepInputs, out += 64) {
+    const int64_t n = k - i;
+    if (n >= kStepInputs) {
+      _mm512_storeu_si512(out, Narrow(x + i));
+    } else {
+      float part[kStepInputs] = {};
+      if (n > 0) std::memcpy(part, x + i, static_cast<size_t>(n) * sizeof(float));
+      _mm512_storeu_si512(out, Narrow(part));
+    }
+  }
+}
+
+// The 16 weights of an output's block, twice. Their f32 products are rounded once, to bf16.
+inline __attribute__((always_inline)) __m512i NF4Weights(__m512 table, const float* absmax) {
+  const __m512 products = _mm512_mul_ps(table, _mm512_set1_ps(*absmax));
+  return (__m512i)_mm512_cvtne2ps_pbh(products, products);
+}
+
+// Of a pair of outputs: w[0], w[1] the two steps of the even one, w[2], w[3] of the odd one.
+inline __attribute__((always_inline)) void NF4Pair(__m512 table, const std::byte* chunk,
+                                                   int64_t pair, __m512i (&w)[4]) {
+  const auto* absmax = reinterpret_cast<const float*>(chunk + kNF4ChunkScales) + pair * 2;
+  const __m512i even = NF4Weights(table, absmax);
+  const __m512i odd = NF4Weights(table, absmax + 1);
+  const __m512i codes = _mm512_load_si512(chunk + pair * 64);
+  w[0] = _mm512_permutexvar_epi16(codes, even);
+  w[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), even);
+  w[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 8), odd);
+  w[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 12), odd);
+}
+
+// One chunk of a panel: step s of output o to out + o * output_stride + s * step_stride.
+inline __attribute__((always_inline)) void DecodeNF4Chunk(__m512 table, const std::byte* chunk,
+                                                          int64_t output_stride,
+                                                          int64_t step_stride, std::byte* out) {
+  for (int64_t pair = 0; pair < kPanelOutputs / 2; ++pair) {
+    __m512i w[4];
+    NF4Pair(table, chunk, pair, w);
+    _mm512_store_si512(out, w[0]);
+    _mm512_store_si512(out + step_stride, w[1]);
+    _mm512_store_si512(out + output_stride, w[2]);
+    _mm512_store_si512(out + output_stride + step_stride, w[3]);
+    out += 2 * output_stride;
+  }
+}
+
+struct BF16Format {
+  static constexpr PoolFormat kFormat = PoolFormat::kBF16;
+  static int64_t PanelBytes(int64_t k) { return kPanelOutputs * k * 2; }
+};
+
+struct NF4Format {
+  static constexpr PoolFormat kFormat = PoolFormat::kNF4;
+  static int64_t PanelBytes(int64_t k) { return NumChunks(k) * kNF4ChunkBytes; }
+};
+
+// A stream is one panel of one matrix, in the order in which panels are worked through. Here gate
+// panels are even streams, up panels odd ones.
+struct GateUpPart {
+  using Args = PackedGateUpArgs;
+  static constexpr int kStreams = 2;  // that Done needs
+
+  GateUpPart(const Args& args, float* hidden_chunk) : a(args), hidden(hidden_chunk) {}
+  int64_t K() const { return a.hidden_size; }
+  int32_t NumStreams() const { return 2 * (a.end_panel - a.first_panel); }
+  const std::byte* Matrix(int32_t i) const {
+    return i % 2 == 0 ? a.weights->gate_proj : a.weights->up_proj;
+  }
+  int32_t Panel(int32_t i) const { return a.first_panel + i / 2; }
+  int64_t NumOutputs() const { return a.width; }
+  const std::byte* Row(int32_t i) const { return a.x + a.rows[i] * a.x_stride; }
+
+  // Streams i and i + 1 of rows [first_row, first_row + n) are done.
+  void Done(int32_t i, int, int32_t first_row, int32_t n, float* acc) {
+    const int32_t panel = Panel(i);
+    const int64_t column = panel % kGateUpPanels * kPanelOutputs;
+    // Beyond the width a row-major matrix has no outputs; acc is undefined there.
+    const int64_t outputs = std::min<int64_t>(kPanelOutputs, a.width - panel * kPanelOutputs);
+    const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
+    for (int32_t r = 0; r < n; ++r) {
+      const float* const gate = acc + r * kPanelOutputs;
+      const __m512 value = _mm512_mul_ps(Silu<V>(V::LoadX(gate)), V::LoadX(gate + kAccPanel));
+      V::Store(_mm512_maskz_mov_ps(mask, value), hidden + r * kChunkInputs + column);
+    }
+    if (panel % kGateUpPanels != kGateUpPanels - 1 && panel + 1 != a.end_panel) return;
+    const int64_t chunk = panel / kGateUpPanels;
+    for (int32_t r = 0; r < n; ++r) {
+      float* const values = hidden + r * kChunkInputs;
+      std::fill(values + column + kPanelOutputs, values + kChunkInputs, 0.0f);
+      std::byte* const row = a.hidden + (first_row + r) * a.hidden_stride + chunk * 128;
+      _mm512_store_si512(row, Narrow(values));
+      _mm512_store_si512(row + 64, Narrow(values + kStepInputs));
+    }
+  }
+  void Expect(int32_t, int, int32_t, int32_t) const {}
+
+  const Args& a;
+  float* const hidden;  // [kBlockRows][kChunkInputs]
+};
+
+struct DownPart {
+  using Args = PackedDownArgs;
+  static constexpr int kStreams = 1;
+
+  DownPart(const Args& args, float*) : a(args) {}
+  int64_t K() const { return a.width; }
+  int32_t NumStreams() const { return a.end_panel - a.first_panel; }
+  const std::byte* Matrix(int32_t) const { return a.weights->down_proj; }
+  int32_t Panel(int32_t i) const { return a.first_panel + i; }
+  int64_t NumOutputs() const { return a.hidden_size; }
+  const std::byte* Row(int32_t i) const { return a.hidden + i * a.hidden_stride; }
+
+  float* Sum(int32_t row, int32_t i) const {
+    return a.sum + a.rows[row] * a.sum_stride + int64_t{Panel(i)} * kPanelOutputs;
+  }
+  // Asks for where Done will write: rows are scattered, nothing else foresees them.
+  void Expect(int32_t i, int num_streams, int32_t first_row, int32_t n) const {
+    for (int32_t r = first_row; r < first_row + n; ++r) {
+      for (int p = 0; p < num_streams; ++p) {
+        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(Sum(r, i)) +
+                                                         static_cast<uintptr_t>(p * kPanelOutputs) *
+                                                             sizeof(float)),
+                           1);
+      }
+    }
+  }
+  void Done(int32_t i, int num_streams, int32_t first_row, int32_t n, float* acc) {
+    for (int p = 0; p < num_streams; ++p) {
+      const int64_t outputs =
+          std::min<int64_t>(kPanelOutputs, a.hidden_size - int64_t{Panel(i + p)} * kPanelOutputs);
+      const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
+      for (int32_t r = 0; r < n; ++r) {
+        float* const sum = Sum(first_row + r, i + p);
+        const __m512 product = _mm512_mul_ps(_mm512_set1_ps(a.routing_weights[first_row + r]),
+                                             V::LoadX(acc + p * kAccPanel + r * kPanelOutputs));
+        _mm512_mask_storeu_ps(sum, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum), product));
+      }
+    }
+  }
+
+  const Args& a;
+};
+
+template <class T, class F, class Part>
+void Run(const typename Part::Args& args) {
+  std::byte* scratch = args.scratch;
+  PanelArgs a;
+  a.acc = reinterpret_cast<float*>(scratch);
+  scratch += 2 * kAccPanel * sizeof(float);
+  auto* const hidden = reinterpret_cast<float*>(scratch);
+  scratch += kBlockRows * kChunkInputs * sizeof(float);
+  a.scratch = scratch;
+
+  Part part(args, hidden);
+  a.k = part.K();
+  CHECK(a.k <= kMaxPackedInputs);
+  a.panel_bytes = F::PanelBytes(a.k);
+  const int32_t streams = part.NumStreams();
+  const int32_t block_rows = T::BlockRows(a.k);
+  const auto stream = [&](int32_t i) -> const std::byte* {
+    return i < streams ? part.Matrix(i) + part.Panel(i) * a.panel_bytes : nullptr;
+  };
+  const auto outputs = [&](int32_t i) {
+    return static_cast<int32_t>(std::min<int64_t>(
+        kPanelOutputs, part.NumOutputs() - int64_t{part.Panel(i)} * kPanelOutputs));
+  };
+  float* const acc = a.acc;
+  for (int32_t first_row = 0; first_row < args.num_rows; first_row += block_rows) {
+    const int32_t n = std::min(block_rows, args.num_rows - first_row);
+    const std::byte* rows[kBlockRows];
+    for (int32_t r = 0; r < n; ++r) rows[r] = part.Row(first_row + r);
+    a.rows = rows;
+    a.num_rows = n;
+    const int step = T::kPanels == 2 || Part::kStreams == 2 ? 2 : 1;
+    for (int32_t i = 0; i < streams; i += step) {
+      const int num = std::min(step, streams - i);
+      part.Expect(i, num, first_row, n);
+      for (int p = 0; p < num; p += T::kPanels) {
+        a.num_panels = std::min(T::kPanels, num - p);
+        for (int j = 0; j < a.num_panels; ++j) {
+          a.weights[j] = stream(i + p + j);
+          a.num_outputs[j] = outputs(i + p + j);
+          // Once the first block of rows has passed, the weights are in the cache.
+          a.next[j] = first_row == 0 ? stream(i + p + j + a.num_panels) : nullptr;
+        }
+        a.cold = first_row == 0 && i + p == 0;
+        a.acc = acc + p * kAccPanel;
+        if (i + p == 0) T::BeginRows(a);
+        T::template Panels<F>(a);
+      }
+      part.Done(i, num, first_row, n, acc);
+    }
+  }
+}
+
+template <class T>
+inline constexpr int64_t kScratchOf =
+    (2 * kAccPanel + kBlockRows * kChunkInputs) * int64_t{sizeof(float)} + T::kTileScratchBytes;
+
+inline int64_t RowBytes(int64_t k) { return PaddedInputs(k) * 2; }
+
+template <class T, class F>
+constexpr PackedKernels MakeKernels() {
+  static_assert(kScratchOf<T> <= 1 << 20);
+  return {
+      .tier = T::kTier,
+      .format = F::kFormat,
+      .precision = Precision::kFast,
+      .scratch_bytes = kScratchOf<T>,
+      .row_bytes = RowBytes,
+      .prepare = PrepareRow,
+      .gate_up = Run<T, F, GateUpPart>,
+      .down = Run<T, F, DownPart>,
+      .enter_thread = T::kEnterThread,
+  };
+}
