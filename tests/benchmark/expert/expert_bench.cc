@@ -14,8 +14,8 @@
 //   bandwidth GB/s, measured just before
 //   GBps      bytes of the distinct experts / time, median of the calls; best: of the best call
 //   share     GBps of the median call / bandwidth; share_best: of the best call
-//   peak      multiply-adds / time of the median call / what the tier's integer instruction does
-//             from registers (kExact does two per weight and counts both)
+//   peak       multiply-adds / time of the median call / what the tier's integer instruction does
+//              from registers (kExact does two per weight and counts both)
 // On a machine that others use as well the best calls say more than the median. With --threads=1
 // times are CPU time of that thread.
 #include <benchmark/benchmark.h>
@@ -157,23 +157,21 @@ uint64_t ReadPiece(const std::byte* data, int64_t bytes) {
   return std::accumulate(sums, sums + 8, uint64_t{0});
 }
 
-// Bytes per second, the fastest of 8 passes over pieces of half a GiB.
-double MeasureBandwidth(const Pool& pool) {
+// Bytes per second of passes over a quarter of a GiB each, added to `rates`.
+void MeasureBandwidth(const Pool& pool, std::vector<double>* rates) {
   constexpr int64_t kPiece = 1 << 20;
-  constexpr int64_t kPassPieces = 512;
+  constexpr int64_t kPassPieces = 256;
   const auto passes =
       std::max<int64_t>(1, static_cast<int64_t>(pool.bytes()) / (kPassPieces * kPiece));
   static int64_t pass = 0;
-  double best = 0;
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 12; ++i) {
     const std::byte* const at = pool.data() + pass++ % passes * kPassPieces * kPiece;
     const double start = Now();
     SharedThreads().ParallelFor(kPassPieces, [&](int64_t piece, int) {
       benchmark::DoNotOptimize(ReadPiece(at + piece * kPiece, kPiece));
     });
-    best = std::max(best, static_cast<double>(kPassPieces * kPiece) / (Now() - start));
+    rates->push_back(static_cast<double>(kPassPieces * kPiece) / (Now() - start));
   }
-  return best;
 }
 
 struct AlignedBytes {
@@ -202,7 +200,6 @@ class Runner {
         x_(num_rows * x_stride_),
         hidden_(num_rows * kTopK * hidden_stride_),
         sum_(int64_t{num_rows} * kHiddenSize * 4),
-        ids_(static_cast<size_t>(num_rows) * kTopK),
         order_(kNumExperts) {
     std::normal_distribution<float> normal;
     auto* values = reinterpret_cast<float*>(activations_.data);
@@ -335,7 +332,6 @@ class Runner {
   AlignedBytes x_;
   AlignedBytes hidden_;
   AlignedBytes sum_;
-  std::vector<int32_t> ids_;
   std::vector<int32_t> order_;
   std::vector<std::unique_ptr<AlignedBytes>> scratch_;
   int64_t layer_ = 0;
@@ -359,7 +355,8 @@ double PeakOf(const char* tier) {
 
 void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_rows) {
   const Pool& pool = PoolOf(kernels->format);
-  const double bandwidth = MeasureBandwidth(pool);
+  std::vector<double> reads;
+  MeasureBandwidth(pool, &reads);
   const bool integer = kernels->format == PoolFormat::kInt8 || kernels->format == PoolFormat::kInt4;
   const double peak = integer ? PeakOf(kernels->tier) : 0;
   Runner runner(*kernels, pool, num_rows);
@@ -376,13 +373,16 @@ void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_
     rates.push_back(static_cast<double>(runner.weight_bytes()) / elapsed);
     macs_per_byte = runner.macs() / static_cast<double>(runner.weight_bytes());
   }
+  MeasureBandwidth(pool, &reads);
+  std::sort(reads.begin(), reads.end());
   std::sort(rates.begin(), rates.end());
   const double median = rates[rates.size() / 2];
+  const double bandwidth = reads[reads.size() / 2];
   state.counters["bandwidth"] = bandwidth / 1e9;
   state.counters["GBps"] = median / 1e9;
   state.counters["best"] = rates.back() / 1e9;
   state.counters["share"] = median / bandwidth;
-  state.counters["share_best"] = rates.back() / bandwidth;
+  state.counters["share_best"] = rates.back() / reads.back();
   if (peak > 0) {
     const double planes = kernels->precision == Precision::kExact ? 2 : 1;
     state.counters["peak"] = median * macs_per_byte * planes / peak;

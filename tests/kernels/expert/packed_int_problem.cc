@@ -126,8 +126,13 @@ void RunPacked(const PackedKernels& kernels, const PackedProblem& p, int32_t fir
     kernels.prepare(p.row(i), s.hidden_size, x.data() + i * x_stride);
   }
   if (kernels.enter_thread != nullptr) kernels.enter_thread();
+  // Huge floats: nothing may depend on what an earlier call left there.
+  const auto soil_scratch = [&] {
+    std::memset(scratch.data(), 0x7f, static_cast<size_t>(kernels.scratch_bytes));
+  };
   const auto panels = static_cast<int32_t>(NumPanels(s.width));
   for (int32_t panel = 0; panel < panels; panel += cut.gate_up) {
+    soil_scratch();
     kernels.gate_up({.weights = &p.expert,
                      .hidden_size = s.hidden_size,
                      .width = s.width,
@@ -143,6 +148,7 @@ void RunPacked(const PackedKernels& kernels, const PackedProblem& p, int32_t fir
   }
   const auto out_panels = static_cast<int32_t>(NumPanels(s.hidden_size));
   for (int32_t panel = 0; panel < out_panels; panel += cut.down) {
+    soil_scratch();
     kernels.down({.weights = &p.expert,
                   .hidden_size = s.hidden_size,
                   .width = s.width,

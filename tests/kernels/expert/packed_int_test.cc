@@ -148,8 +148,8 @@ TEST_P(PackedIntTest, ManyRowsMatchScalar) {
 
 TEST_P(PackedIntTest, RowsDoNotDependOnOtherRowsOrOnCuts) {
   std::mt19937 random(5);
-  for (const PackedShape& shape :
-       {PackedShape{128, 96, 70}, PackedShape{100, 192, 23}, PackedShape{2048, 64, 17}}) {
+  for (const PackedShape& shape : {PackedShape{128, 96, 70}, PackedShape{100, 192, 23},
+                                   PackedShape{2048, 64, 17}, PackedShape{96, 80, 9}}) {
     SCOPED_TRACE(Describe(shape));
     const PackedProblem problem(kernels().format, shape, random);
     const std::vector<float> together = RunAll(kernels(), problem);
