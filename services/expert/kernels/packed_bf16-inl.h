@@ -96,33 +96,7 @@ inline __attribute__((always_inline)) __m512i NF4Weights(__m512 table, const flo
   return (__m512i)_mm512_cvtne2ps_pbh(products, products);
 }
 
-// Of a pair of outputs: w[0], w[1] the two steps of the even one, w[2], w[3] of the odd one.
-inline __attribute__((always_inline)) void NF4Pair(__m512 table, const std::byte* chunk,
-                                                   int64_t pair, __m512i (&w)[4]) {
-  const auto* absmax = reinterpret_cast<const float*>(chunk + kNF4ChunkScales) + pair * 2;
-  const __m512i even = NF4Weights(table, absmax);
-  const __m512i odd = NF4Weights(table, absmax + 1);
-  const __m512i codes = _mm512_load_si512(chunk + pair * 64);
-  w[0] = _mm512_permutexvar_epi16(codes, even);
-  w[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), even);
-  w[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 8), odd);
-  w[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 12), odd);
-}
-
-// One chunk of a panel: step s of output o to out + o * output_stride + s * step_stride.
-inline __attribute__((always_inline)) void DecodeNF4Chunk(__m512 table, const std::byte* chunk,
-                                                          int64_t output_stride,
-                                                          int64_t step_stride, std::byte* out) {
-  for (int64_t pair = 0; pair < kPanelOutputs / 2; ++pair) {
-    __m512i w[4];
-    NF4Pair(table, chunk, pair, w);
-    _mm512_store_si512(out, w[0]);
-    _mm512_store_si512(out + step_stride, w[1]);
-    _mm512_store_si512(out + output_stride, w[2]);
-    _mm512_store_si512(out + output_stride + step_stride, w[3]);
-    out += 2 * output_stride;
-  }
-}
+#include "services/expert/kernels/nf4_avx512-inl.h"
 
 struct BF16Format {
   static constexpr PoolFormat kFormat = PoolFormat::kBF16;
@@ -143,16 +117,16 @@ struct GateUpPart {
   GateUpPart(const Args& args, float* hidden_chunk) : a(args), hidden(hidden_chunk) {}
   int64_t K() const { return a.hidden_size; }
   int32_t NumStreams() const { return 2 * (a.end_panel - a.first_panel); }
-  const std::byte* Matrix(int32_t i) const {
-    return i % 2 == 0 ? a.weights->gate_proj : a.weights->up_proj;
+  static const std::byte* Matrix(const PackedExpert& expert, int32_t i) {
+    return i % 2 == 0 ? expert.gate_proj : expert.up_proj;
   }
-  int32_t Panel(int32_t i) const { return a.first_panel + i / 2; }
+  static int32_t Panels(int32_t i) { return i / 2; }
   int64_t NumOutputs() const { return a.width; }
   const std::byte* Row(int32_t i) const { return a.x + a.rows[i] * a.x_stride; }
 
   // Streams i and i + 1 of rows [first_row, first_row + n) are done.
   void Done(int32_t i, int, int32_t first_row, int32_t n, float* acc) {
-    const int32_t panel = Panel(i);
+    const int32_t panel = a.first_panel + Panels(i);
     const int64_t column = panel % kGateUpPanels * kPanelOutputs;
     // Beyond the width a row-major matrix has no outputs; acc is undefined there.
     const int64_t outputs = std::min<int64_t>(kPanelOutputs, a.width - panel * kPanelOutputs);
@@ -185,13 +159,13 @@ struct DownPart {
   DownPart(const Args& args, float*) : a(args) {}
   int64_t K() const { return a.width; }
   int32_t NumStreams() const { return a.end_panel - a.first_panel; }
-  const std::byte* Matrix(int32_t) const { return a.weights->down_proj; }
-  int32_t Panel(int32_t i) const { return a.first_panel + i; }
+  static const std::byte* Matrix(const PackedExpert& expert, int32_t) { return expert.down_proj; }
+  static int32_t Panels(int32_t i) { return i; }
   int64_t NumOutputs() const { return a.hidden_size; }
   const std::byte* Row(int32_t i) const { return a.hidden + i * a.hidden_stride; }
 
   float* Sum(int32_t row, int32_t i) const {
-    return a.sum + a.rows[row] * a.sum_stride + int64_t{Panel(i)} * kPanelOutputs;
+    return a.sum + a.rows[row] * a.sum_stride + int64_t{a.first_panel + i} * kPanelOutputs;
   }
   // Asks for where Done will write: rows are scattered, nothing else foresees them.
   void Expect(int32_t i, int num_streams, int32_t first_row, int32_t n) const {
@@ -206,8 +180,8 @@ struct DownPart {
   }
   void Done(int32_t i, int num_streams, int32_t first_row, int32_t n, float* acc) {
     for (int p = 0; p < num_streams; ++p) {
-      const int64_t outputs =
-          std::min<int64_t>(kPanelOutputs, a.hidden_size - int64_t{Panel(i + p)} * kPanelOutputs);
+      const int64_t outputs = std::min<int64_t>(
+          kPanelOutputs, a.hidden_size - int64_t{a.first_panel + i + p} * kPanelOutputs);
       const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
       for (int32_t r = 0; r < n; ++r) {
         float* const sum = Sum(first_row + r, i + p);
@@ -238,11 +212,17 @@ void Run(const typename Part::Args& args) {
   const int32_t streams = part.NumStreams();
   const int32_t block_rows = T::BlockRows(a.k);
   const auto stream = [&](int32_t i) -> const std::byte* {
-    return i < streams ? part.Matrix(i) + part.Panel(i) * a.panel_bytes : nullptr;
+    if (i < streams) {
+      return Part::Matrix(*args.weights, i) + (args.first_panel + Part::Panels(i)) * a.panel_bytes;
+    }
+    i -= streams;
+    return args.next == nullptr
+               ? nullptr
+               : Part::Matrix(*args.next, i) + (args.next_panel + Part::Panels(i)) * a.panel_bytes;
   };
   const auto outputs = [&](int32_t i) {
     return static_cast<int32_t>(std::min<int64_t>(
-        kPanelOutputs, part.NumOutputs() - int64_t{part.Panel(i)} * kPanelOutputs));
+        kPanelOutputs, part.NumOutputs() - (args.first_panel + Part::Panels(i)) * kPanelOutputs));
   };
   float* const acc = a.acc;
   for (int32_t first_row = 0; first_row < args.num_rows; first_row += block_rows) {

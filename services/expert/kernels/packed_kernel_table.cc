@@ -27,8 +27,11 @@ std::vector<const PackedKernels*> AvailablePackedKernels(const CpuFeatures& feat
     for (const PackedKernels& one : kernels) out.push_back(&one);
   };
   add(true, kPackedIntScalar);
+  add(true, kPackedF32Scalar);
 #if defined(__x86_64__)
   add(features.avx2, kPackedIntAvx2);
+  add(features.avx2, kPackedF32Avx2);
+  add(features.avx512, kPackedF32Avx512);
   add(features.avx512_vnni, kPackedIntVnni);
   add(features.avx512_bf16, kPackedBF16Avx512);
   add(features.amx_int8, kPackedIntAmx);

@@ -8,12 +8,17 @@
 
 namespace banyan::expert {
 
+// bf16 and nf4, exact and fast, with f32 activations.
+inline constexpr int kNumPackedF32 = 4;
 // bf16 and nf4, fast, with bf16 dot products.
 inline constexpr int kNumPackedBF16 = 2;
 // int8 and int4, exact and fast.
 inline constexpr int kNumPackedInt = 4;
+extern const PackedKernels kPackedF32Scalar[kNumPackedF32];
 extern const PackedKernels kPackedIntScalar[kNumPackedInt];
 #if defined(__x86_64__)
+extern const PackedKernels kPackedF32Avx2[kNumPackedF32];
+extern const PackedKernels kPackedF32Avx512[kNumPackedF32];
 extern const PackedKernels kPackedIntAvx2[kNumPackedInt];
 extern const PackedKernels kPackedIntVnni[kNumPackedInt];
 extern const PackedKernels kPackedBF16Avx512[kNumPackedBF16];

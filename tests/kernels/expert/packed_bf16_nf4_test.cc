@@ -311,5 +311,31 @@ TEST(PackedNF4Test, IsBF16OfTheSameWeights) {
   }
 }
 
+TEST(PackedNF4Test, EveryTierHasBothFormats) {
+  for (const PoolFormat format : {PoolFormat::kBF16, PoolFormat::kNF4}) {
+    const auto tier = [&](Precision precision, const char* name, const CpuFeatures& features) {
+      const PackedKernels* found = FindPackedKernels(format, precision, name, features);
+      EXPECT_EQ(found->format, format);
+      EXPECT_EQ(found->precision, precision);
+      return std::string(found->tier);
+    };
+    for (const Precision precision : {Precision::kExact, Precision::kFast}) {
+      EXPECT_EQ(tier(precision, "amx", {}), "scalar");
+#if defined(__x86_64__)
+      EXPECT_EQ(tier(precision, "amx", {.avx2 = true}), "avx2");
+      EXPECT_EQ(tier(precision, "amx", {.avx2 = true, .avx512 = true, .avx512_vnni = true}),
+                "avx512");
+#endif
+    }
+#if defined(__x86_64__)
+    const CpuFeatures bf16 = {
+        .avx2 = true, .avx512 = true, .avx512_vnni = true, .avx512_bf16 = true};
+    EXPECT_EQ(tier(Precision::kFast, "avx512_vnni", bf16), "avx512_vnni");
+    EXPECT_EQ(tier(Precision::kFast, "avx512", bf16), "avx512");
+    EXPECT_EQ(tier(Precision::kExact, "amx", bf16), "avx512");
+#endif
+  }
+}
+
 }  // namespace
 }  // namespace banyan::expert
