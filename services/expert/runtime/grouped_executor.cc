@@ -139,12 +139,19 @@ void GroupedExecutor::GateUpAll(const RowLayout& layout, bool in_caller) {
                 : TileSize(static_cast<int64_t>(groups.size()) * width, pool_.num_threads(),
                            layout.gate_up.unit, layout.gate_up.max_tile);
   const int32_t tiles = NumTiles(width, tile);
+  const int64_t num_tiles = static_cast<int64_t>(groups.size()) * tiles;
+  const int64_t stride = in_caller ? 1 : pool_.num_threads();
   const auto run = [&](int64_t t, int thread) {
     const auto first = static_cast<int32_t>(t % tiles) * tile;
-    GateUp(TileOf(groups[static_cast<size_t>(t / tiles)], layout, first,
-                  std::min(first + tile, width), thread));
+    Tile part = TileOf(groups[static_cast<size_t>(t / tiles)], layout, first,
+                       std::min(first + tile, width), thread);
+    // The tiles in between are those of the other threads.
+    if (const int64_t next = t + stride; next < num_tiles) {
+      part.next_expert = groups[static_cast<size_t>(next / tiles)].expert;
+      part.next_output = static_cast<int32_t>(next % tiles) * tile;
+    }
+    GateUp(part);
   };
-  const int64_t num_tiles = static_cast<int64_t>(groups.size()) * tiles;
   if (in_caller) {
     for (int64_t t = 0; t < num_tiles; ++t) run(t, 0);
   } else {
@@ -163,14 +170,24 @@ void GroupedExecutor::DownAll(const ExpertCall& call, const RowLayout& layout, i
   const int32_t tile = in_caller ? hidden_size
                                  : TileSize(hidden_size, pool_.num_threads(), layout.down.unit,
                                             layout.down.max_tile);
+  const std::span<const ExpertGroup> groups = grouping_.groups();
+  const int64_t stride = in_caller ? 1 : pool_.num_threads();
   const auto run = [&](int64_t t, int thread) {
     const auto first = static_cast<int32_t>(t) * tile;
     const int32_t end = std::min(first + tile, hidden_size);
     for (int64_t row = 0; row < num_rows; ++row) {
       std::fill(sum + row * hidden_size + first, sum + row * hidden_size + end, 0.0f);
     }
-    for (const ExpertGroup& group : grouping_.groups()) {
-      Down(TileOf(group, layout, first, end, thread), sum);
+    for (size_t i = 0; i < groups.size(); ++i) {
+      Tile part = TileOf(groups[i], layout, first, end, thread);
+      if (i + 1 < groups.size()) {
+        part.next_expert = groups[i + 1].expert;
+        part.next_output = first;
+      } else if (const int64_t next = (t + stride) * tile; next < hidden_size) {
+        part.next_expert = groups.front().expert;
+        part.next_output = static_cast<int32_t>(next);
+      }
+      Down(part, sum);
     }
     if (reply_f32) return;
     for (int64_t row = 0; row < num_rows; ++row) {

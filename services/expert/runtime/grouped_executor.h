@@ -73,6 +73,9 @@ class GroupedExecutor : public ExpertExecutor {
     std::byte* hidden = nullptr;  // of the group's first pair
     RowLayout layout;
     int thread = 0;
+    // What this thread will probably run next, in the same half; -1: not known. For prefetching.
+    int32_t next_expert = -1;
+    int32_t next_output = 0;
   };
 
   // All borrowed. The pool is used by the thread that calls Run; `elementwise` widens and narrows.

@@ -69,6 +69,10 @@ void PackedExecutor::PrepareRow(const std::byte* x, ActivationType type, std::by
   kernels_->prepare(row, hidden_size, out);
 }
 
+const PackedExpert* PackedExecutor::NextOf(const Tile& tile) const {
+  return tile.next_expert < 0 ? nullptr : &(*layer_)[static_cast<size_t>(tile.next_expert)];
+}
+
 void PackedExecutor::GateUp(const Tile& tile) {
   kernels_->gate_up({
       .weights = &(*layer_)[static_cast<size_t>(tile.expert)],
@@ -83,6 +87,8 @@ void PackedExecutor::GateUp(const Tile& tile) {
       .hidden = tile.hidden,
       .hidden_stride = tile.layout.hidden_bytes,
       .scratch = Enter(tile.thread).kernel.data(),
+      .next = NextOf(tile),
+      .next_panel = tile.next_output / kPanel,
   });
 }
 
@@ -101,6 +107,8 @@ void PackedExecutor::Down(const Tile& tile, float* sum) {
       .sum = sum,
       .sum_stride = geometry().hidden_size,
       .scratch = Enter(tile.thread).kernel.data(),
+      .next = NextOf(tile),
+      .next_panel = tile.next_output / kPanel,
   });
 }
 

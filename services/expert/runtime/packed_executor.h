@@ -48,6 +48,7 @@ class PackedExecutor final : public GroupedExecutor {
   void Down(const Tile& tile, float* sum) override;
   // The thread's scratch; the thread is ready for the kernels of the call.
   Worker& Enter(int thread);
+  const PackedExpert* NextOf(const Tile& tile) const;
 
   const PackedTable& table_;
   const PackedKernelPair pair_;

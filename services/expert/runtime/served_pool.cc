@@ -1,5 +1,6 @@
 #include "services/expert/runtime/served_pool.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "common/base/status_macros.h"
@@ -77,6 +78,13 @@ class PackedPool final : public ServedPool {
     ASSIGN_OR_RETURN(const ExpertPackHeader header, WantedPackHeader(request_));
     ASSIGN_OR_RETURN(table_.geometry,
                      MakeShardGeometry(config_, options_.shard, PoolFormatGroup(format)));
+    if (std::max(config_.hidden_size, table_.geometry.num_shard_width) > kMaxPackedInputs) {
+      return StatusF(
+          absl::StatusCode::kUnimplemented,
+          "--pool_format {}: hidden_size {} and a width of {}, its kernels take at most {}",
+          PoolFormatName(format), config_.hidden_size, table_.geometry.num_shard_width,
+          kMaxPackedInputs);
+    }
     const ExpertPackLayout layout = LayoutOf(header);
     table_.format = format;
     table_.expert_bytes = static_cast<uint64_t>(layout.expert_bytes);
