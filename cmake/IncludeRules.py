@@ -25,6 +25,7 @@ COMMON = {
     "parallel": {"base", "tensor", "io"},
     "metrics": {"base", "tensor", "io"},
     "tokenizer": {"base", "tensor", "io"},
+    "pool": {"base", "tensor", "quant", "io", "config", "parallel"},
     "rpc": {"base", "tensor", "quant", "io", "config", "parallel", "metrics"},
 }
 

@@ -29,6 +29,7 @@ StopSignals::StopSignals() {
   const sigset_t set = BothSignals();
   CHECK(pthread_sigmask(SIG_BLOCK, &set, nullptr) == 0);
   CHECK(signal(SIGPIPE, SIG_IGN) != SIG_ERR);
+  CHECK(signal(SIGXFSZ, SIG_IGN) != SIG_ERR);
   signal_fd_ = signalfd(-1, &set, SFD_CLOEXEC);
   notify_fd_ = eventfd(0, EFD_CLOEXEC);
   CHECK(signal_fd_ >= 0 && notify_fd_ >= 0);

@@ -3,8 +3,9 @@
 
 namespace banyan {
 
-// Make one in main before any thread starts: threads inherit the blocked signals. SIGPIPE is
-// ignored from then on. Thread-safe.
+// Make one in main before any thread starts: threads inherit the blocked signals. SIGPIPE and
+// SIGXFSZ (a write beyond a limit of file sizes, which then fails) are ignored from then on.
+// Thread-safe.
 class StopSignals {
  public:
   StopSignals();

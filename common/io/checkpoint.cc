@@ -1,8 +1,11 @@
 #include "common/io/checkpoint.h"
 
+#include <sys/mman.h>
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <optional>
 #include <system_error>
@@ -21,6 +24,8 @@ constexpr char kConfigName[] = "config.json";
 constexpr char kSingleName[] = "model.safetensors";
 constexpr char kIndexName[] = "model.safetensors.index.json";
 constexpr size_t kMaxConfigBytes = 16'000'000;
+constexpr char kGeneratedName[] = "generated";  // in place of a file's name
+constexpr uint64_t kGeneratorVersion = 1;       // other values, another number
 
 // XXH3-128 over length-prefixed parts, so that bytes cannot move from one part to the next.
 class Fingerprint {
@@ -38,6 +43,7 @@ class Fingerprint {
     for (int i = 0; i < 8; ++i) bytes[i] = static_cast<unsigned char>(number >> (8 * i));
     XXH3_128bits_update(state_.get(), bytes, sizeof(bytes));
   }
+  uint64_t Low() const { return XXH3_128bits_digest(state_.get()).low64; }
   std::string Hex() const {
     const XXH128_hash_t hash = XXH3_128bits_digest(state_.get());
     return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
@@ -212,6 +218,73 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   return checkpoint;
 }
 
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Generate(
+    const std::string& directory, std::span<const GeneratedTensor> tensors) {
+  ASSIGN_OR_RETURN(const std::string config,
+                   ReadTextFile(directory + "/" + kConfigName, kMaxConfigBytes));
+  std::unique_ptr<Checkpoint> checkpoint(new Checkpoint());
+  checkpoint->directory_ = directory;
+  checkpoint->file_names_ = {kGeneratedName};
+  Fingerprint fingerprint;
+  fingerprint.Add(config);
+  fingerprint.Add(kGeneratedName);
+  fingerprint.AddNumber(kGeneratorVersion);
+  checkpoint->fingerprint_ = fingerprint.Hex();
+
+  constexpr size_t kAlignment = 64;
+  const auto bytes_of = [](const GeneratedTensor& tensor) {
+    return static_cast<size_t>(tensor.shape.num_elements()) * DTypeSizeBytes(DType::kBF16);
+  };
+  size_t total = 0;
+  for (const GeneratedTensor& tensor : tensors) {
+    total += (bytes_of(tensor) + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  void* const memory = ::mmap(nullptr, std::max<size_t>(total, 1), PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    return StatusF(absl::StatusCode::kResourceExhausted,
+                   "{}: {} bytes of address space for generated weights: {}", directory, total,
+                   std::strerror(errno));
+  }
+  (void)::madvise(memory, std::max<size_t>(total, 1), MADV_HUGEPAGE);
+  checkpoint->memory_ = memory;
+  checkpoint->memory_bytes_ = std::max<size_t>(total, 1);
+  const auto* next = static_cast<const std::byte*>(memory);
+  for (const GeneratedTensor& tensor : tensors) {
+    const size_t bytes = bytes_of(tensor);
+    checkpoint->entries_.push_back({tensor.name, TensorView{DType::kBF16, tensor.shape, next}, 0});
+    checkpoint->generated_.push_back(
+        {next, bytes, GeneratedTensorSeed(tensor.name), tensor.mean, tensor.deviation});
+    next += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  std::sort(checkpoint->entries_.begin(), checkpoint->entries_.end(),
+            [](const Entry& a, const Entry& b) { return a.name < b.name; });
+  RETURN_IF_ERROR(checkpoint->CheckUniqueNames());
+  return checkpoint;
+}
+
+Checkpoint::~Checkpoint() {
+  if (memory_ != nullptr) ::munmap(memory_, memory_bytes_);
+}
+
+void Checkpoint::Generate(std::span<const std::byte> range, std::byte* out) const {
+  const auto after = std::upper_bound(
+      generated_.begin(), generated_.end(), range.data(),
+      [](const std::byte* at, const Generated& tensor) { return at < tensor.begin; });
+  CHECK(after != generated_.begin());
+  const Generated& tensor = *std::prev(after);
+  const auto offset = static_cast<size_t>(range.data() - tensor.begin);
+  CHECK(offset % 2 == 0 && offset + range.size() <= tensor.bytes);
+  GenerateBF16(tensor.seed, tensor.mean, tensor.deviation, static_cast<int64_t>(offset / 2),
+               {out, range.size()});
+}
+
+void Checkpoint::Fill(std::span<const std::byte> range) const {
+  if (generated_.empty() || range.empty()) return;
+  const ptrdiff_t at = range.data() - static_cast<const std::byte*>(memory_);
+  Generate(range, static_cast<std::byte*>(memory_) + at);
+}
+
 absl::Status Checkpoint::CheckUniqueNames() const {
   const auto twice =
       std::adjacent_find(entries_.begin(), entries_.end(),
@@ -248,6 +321,31 @@ absl::StatusOr<TensorView> Checkpoint::Get(std::string_view name, const Shape& s
                      FileOf(*entry));
   }
   return entry->view;
+}
+
+uint64_t Checkpoint::Stamp() const {
+  Fingerprint stamp;
+  for (size_t i = 0; i < files_.size(); ++i) {
+    stamp.Add(file_names_[i]);
+    stamp.AddNumber(files_[i].bytes().size());
+    stamp.AddNumber(static_cast<uint64_t>(files_[i].modified_ns()));
+  }
+  return stamp.Low();
+}
+
+absl::Status Checkpoint::Read(std::span<const std::byte> range, std::span<std::byte> out) const {
+  CHECK(range.size() == out.size());
+  if (!generated_.empty()) {
+    Generate(range, out.data());
+    return absl::OkStatus();
+  }
+  for (const MappedFile& file : files_) {
+    const std::span<const std::byte> bytes = file.bytes();
+    if (range.data() < bytes.data() || range.data() >= bytes.data() + bytes.size()) continue;
+    return file.Read(static_cast<uint64_t>(range.data() - bytes.data()), out);
+  }
+  CHECK(!"a range of this checkpoint");
+  return absl::OkStatus();
 }
 
 void Checkpoint::Prefetch(const TensorView& view) const {

@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/io/generated_tensor.h"
 #include "common/io/mapped_file.h"
 #include "common/tensor/tensor_view.h"
 
@@ -34,6 +35,18 @@ class Checkpoint {
   // list), kUnimplemented (unknown dtype).
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& directory);
 
+  // The tensors of a model without its files: only config.json is read, into the fingerprint. Their
+  // memory is reserved and holds zeros until Fill. kResourceExhausted when it cannot be reserved.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Generate(
+      const std::string& directory, std::span<const GeneratedTensor> tensors);
+  ~Checkpoint();
+  Checkpoint(const Checkpoint&) = delete;
+  Checkpoint& operator=(const Checkpoint&) = delete;
+
+  // Before a part of a view is used: makes its values, if they are generated. Parts may be filled
+  // on several threads if they do not overlap.
+  void Fill(std::span<const std::byte> range) const;
+
   // nullptr when there is no such tensor.
   const Entry* Find(std::string_view name) const;
 
@@ -54,6 +67,14 @@ class Checkpoint {
   // hosts that hold equal copies, different after any change of a header.
   const std::string& fingerprint() const { return fingerprint_; }
 
+  // Of the shards' names, sizes and modification times when they were opened: differs after any
+  // rewrite of a file of this directory, and between copies of it.
+  uint64_t Stamp() const;
+
+  // Copies `range`, a part of a view, by pread: a failing disk or a cut file is a kDataLoss and not
+  // a fault.
+  absl::Status Read(std::span<const std::byte> range, std::span<std::byte> out) const;
+
   // Asks the kernel to read ahead the pages of a view (madvise); never fails.
   void Prefetch(const TensorView& view) const;
 
@@ -70,6 +91,19 @@ class Checkpoint {
   std::vector<std::string> file_names_;
   std::vector<MappedFile> files_;  // as file_names_
   std::vector<Entry> entries_;     // by name
+
+  // Of generated tensors, in the order in which they lie in memory.
+  struct Generated {
+    const std::byte* begin = nullptr;
+    size_t bytes = 0;
+    uint64_t seed = 0;
+    float mean = 0;
+    float deviation = 0;
+  };
+  void Generate(std::span<const std::byte> range, std::byte* out) const;
+  std::vector<Generated> generated_;
+  void* memory_ = nullptr;
+  size_t memory_bytes_ = 0;
 };
 
 }  // namespace banyan

@@ -30,7 +30,9 @@ class MappedFile {
   ~MappedFile();
 
   const std::string& path() const { return path_; }
+  int fd() const { return fd_; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  int64_t modified_ns() const { return modified_ns_; }  // at Open, since the epoch
 
   // Copies out.size() bytes from `offset` by pread. kDataLoss when the file does not hold them.
   absl::Status Read(uint64_t offset, std::span<std::byte> out) const;

@@ -1,5 +1,7 @@
 #include "common/memory/memory_plan.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <fstream>
@@ -13,11 +15,37 @@
 namespace banyan {
 namespace {
 
+constexpr char kProcCgroup[] = "/proc/self/cgroup";
+constexpr char kCgroupRoot[] = "/sys/fs/cgroup";
+
 std::optional<uint64_t> ReadNumber(const std::string& path) {
   std::ifstream file(path);
   uint64_t value = 0;
   if (file >> value) return value;
   return std::nullopt;
+}
+
+// `value` of the cgroup of this process and of each of its parents, up to the mount point: in a
+// container that is its own group, and the path in the file is "/". The smallest.
+template <typename Value>
+std::optional<uint64_t> SmallestOfGroups(const std::string& proc_cgroup_file,
+                                         const std::string& cgroup_root, const Value& value) {
+  std::ifstream file(proc_cgroup_file);
+  std::string line;
+  std::string path;
+  while (std::getline(file, line)) {
+    if (line.compare(0, 3, "0::") == 0) path = line.substr(3);
+  }
+  std::optional<uint64_t> smallest;
+  while (true) {
+    if (path == "/") path.clear();
+    if (const std::optional<uint64_t> here = value(cgroup_root + path)) {
+      smallest = std::min(smallest.value_or(*here), *here);
+    }
+    if (path.empty()) return smallest;
+    const size_t slash = path.rfind('/');
+    path.resize(slash == std::string::npos ? 0 : slash);
+  }
 }
 
 uint64_t MemAvailable() {
@@ -75,33 +103,31 @@ absl::Status MemoryPlan::Check() const {
 
 std::optional<uint64_t> CgroupMemoryLeft(const std::string& proc_cgroup_file,
                                          const std::string& cgroup_root) {
-  std::ifstream file(proc_cgroup_file);
-  std::string line;
-  std::string path;
-  while (std::getline(file, line)) {
-    if (line.compare(0, 3, "0::") == 0) path = line.substr(3);
-  }
-  std::optional<uint64_t> left;
-  // Up to the mount point: in a container that is its own group, and the path above is "/".
-  while (true) {
-    if (path == "/") path.clear();
-    const std::string directory = cgroup_root + path;
-    const std::optional<uint64_t> limit = ReadNumber(directory + "/memory.max");
-    const std::optional<uint64_t> used = ReadNumber(directory + "/memory.current");
-    if (limit.has_value() && used.has_value()) {
-      const uint64_t rest = *limit > *used ? *limit - *used : 0;
-      left = std::min(left.value_or(rest), rest);
-    }
-    if (path.empty()) break;
-    const size_t slash = path.rfind('/');
-    path.resize(slash == std::string::npos ? 0 : slash);
-  }
-  return left;
+  return SmallestOfGroups(proc_cgroup_file, cgroup_root,
+                          [](const std::string& directory) -> std::optional<uint64_t> {
+                            const auto limit = ReadNumber(directory + "/memory.max");
+                            const auto used = ReadNumber(directory + "/memory.current");
+                            if (!limit.has_value() || !used.has_value()) return std::nullopt;
+                            return *limit > *used ? *limit - *used : 0;
+                          });
+}
+
+std::optional<uint64_t> CgroupMemoryLimit(const std::string& proc_cgroup_file,
+                                          const std::string& cgroup_root) {
+  return SmallestOfGroups(proc_cgroup_file, cgroup_root, [](const std::string& directory) {
+    return ReadNumber(directory + "/memory.max");
+  });
+}
+
+uint64_t TotalHostMemory() {
+  const uint64_t total =
+      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  return std::min(total, CgroupMemoryLimit(kProcCgroup, kCgroupRoot).value_or(total));
 }
 
 uint64_t AvailableHostMemory() {
   const uint64_t available = MemAvailable();
-  const std::optional<uint64_t> left = CgroupMemoryLeft("/proc/self/cgroup", "/sys/fs/cgroup");
+  const std::optional<uint64_t> left = CgroupMemoryLeft(kProcCgroup, kCgroupRoot);
   return left.has_value() ? std::min(available, *left) : available;
 }
 

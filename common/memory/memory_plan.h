@@ -50,6 +50,13 @@ class MemoryPlan {
 std::optional<uint64_t> CgroupMemoryLeft(const std::string& proc_cgroup_file,
                                          const std::string& cgroup_root);
 
+// The smallest of those limits themselves.
+std::optional<uint64_t> CgroupMemoryLimit(const std::string& proc_cgroup_file,
+                                          const std::string& cgroup_root);
+
+// The machine's memory, or the limit of the cgroup if that is less.
+uint64_t TotalHostMemory();
+
 // MemAvailable of /proc/meminfo, or what the cgroup (version 2) still grants if that is less.
 // 0 when neither can be read.
 uint64_t AvailableHostMemory();

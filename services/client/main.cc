@@ -23,6 +23,8 @@ int main(int argc, char** argv) {
   AddStatus(app, action);
   AddTop(app, action);
   AddBench(app, action);
+  AddPack(app, action);
+  AddVerify(app, action);
   AddCompletion(app, action);
   app.set_version_flag("--version", version, "Print the version and exit");
   for (CLI::App* verb : app.get_subcommands({})) {

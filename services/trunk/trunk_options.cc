@@ -51,7 +51,10 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
                  "Instead: addresses of the expert shards 0, 1, ... in order, one replica each, "
                  "separated by commas");
   app.add_option("--backend", given.backend, "auto, cuda or cpu")->capture_default_str();
-  app.add_option("--load_format", given.load_format, "auto (the checkpoint's files) or dummy")
+  app.add_option(
+         "--load_format", given.load_format,
+         "auto (the checkpoint's files) or dummy (generated weights, of which only config.json "
+         "is needed); the same as the experts'")
       ->capture_default_str();
   app.add_option("--max_context_tokens", options.max_context_tokens,
                  "Prompt and answer of one request; 0: what model and memory allow")
@@ -100,20 +103,13 @@ absl::StatusOr<absl::Duration> ParseDuration(std::string_view flag, const std::s
   return value;
 }
 
-absl::Status CheckBackend(const std::string& backend, const std::string& load_format) {
+absl::Status CheckBackend(const std::string& backend) {
   if (backend == "cuda") {
     return StatusF(absl::StatusCode::kUnimplemented,
                    "--backend cuda: this binary was built without CUDA; use auto or cpu");
   }
   if (backend != "auto" && backend != "cpu") {
     return InvalidArgumentF("--backend '{}': expected auto, cuda or cpu", Printable(backend));
-  }
-  if (load_format == "dummy") {
-    return StatusF(absl::StatusCode::kUnimplemented,
-                   "--load_format dummy: not supported yet; use auto with a checkpoint directory");
-  }
-  if (load_format != "auto") {
-    return InvalidArgumentF("--load_format '{}': expected auto or dummy", Printable(load_format));
   }
   return absl::OkStatus();
 }
@@ -186,7 +182,10 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
     return InvalidArgumentF("{} (see banyan-trunk --help)", error.what());
   }
 
-  RETURN_IF_ERROR(CheckBackend(given.backend, given.load_format));
+  RETURN_IF_ERROR(CheckBackend(given.backend));
+  const absl::StatusOr<LoadFormat> load_format = ParseLoadFormat(given.load_format);
+  if (!load_format.ok()) return Annotate(load_format.status(), "--load_format");
+  options.load_format = *load_format;
   RETURN_IF_ERROR(Check(options));
   ASSIGN_OR_RETURN(options.cluster, Cluster(given));
   const absl::StatusOr<uint64_t> budget = ParseByteSize(given.host_budget);

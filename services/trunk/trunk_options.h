@@ -8,11 +8,13 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/config/cluster_config.h"
+#include "common/config/open_checkpoint.h"
 
 namespace banyan::trunk {
 
 struct TrunkOptions {
   std::string model_dir;
+  LoadFormat load_format = LoadFormat::kAuto;
   std::string listen = "127.0.0.1:50051";
   std::string metrics_listen = "127.0.0.1:9101";  // empty: no metrics port
   ClusterConfig cluster;                          // --cluster_config or --experts
@@ -31,8 +33,8 @@ struct TrunkOptions {
   std::string log_format = "key_value";
 };
 
-// kInvalidArgument: what is wrong with which flag; kUnimplemented: a backend or load format that
-// this build lacks. nullopt: --help or --version was asked for and printed to standard output.
+// kInvalidArgument: what is wrong with which flag; kUnimplemented: a backend that this build lacks.
+// nullopt: --help or --version was asked for and printed to standard output.
 absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const char* const* argv);
 
 }  // namespace banyan::trunk

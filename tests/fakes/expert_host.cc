@@ -65,9 +65,9 @@ void ExpertHost::Shutdown() {
   server_.reset();
 }
 
-expert::v1::DescribeResponse MakeDescription(const expert::ShardGeometry& geometry,
-                                             expert::v1::Split split, int32_t shard_index,
-                                             int32_t num_shards, const std::string& fingerprint) {
+expert::v1::DescribeResponse MakeDescription(const ShardGeometry& geometry, expert::v1::Split split,
+                                             int32_t shard_index, int32_t num_shards,
+                                             const std::string& fingerprint) {
   expert::v1::DescribeResponse host;
   host.set_protocol_version(kForwardProtocolVersion);
   host.set_server_version("test");

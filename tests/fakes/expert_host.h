@@ -51,8 +51,8 @@ class ExpertHost {
 };
 
 // What a host with this geometry tells of itself; for cluster `shard_index` of `num_shards`.
-expert::v1::DescribeResponse MakeDescription(const expert::ShardGeometry& geometry,
-                                             expert::v1::Split split, int32_t shard_index,
-                                             int32_t num_shards, const std::string& fingerprint);
+expert::v1::DescribeResponse MakeDescription(const ShardGeometry& geometry, expert::v1::Split split,
+                                             int32_t shard_index, int32_t num_shards,
+                                             const std::string& fingerprint);
 
 }  // namespace banyan

@@ -1,6 +1,6 @@
 // The demo model's answers through the full path (files, trunk process, expert processes, gRPC):
 // the single-answer cases exactly, one at a time and sixteen at a time, and the perplexity of all
-// answers, for 1..4 shards, both splits, TCP and Unix sockets.
+// answers, for 1..4 shards, both splits, TCP and Unix sockets; and with each pool format.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -17,18 +17,20 @@
 namespace banyan::test {
 namespace {
 
-using Config = std::tuple<int, std::string, bool>;  // shards, split, unix sockets
+// shards, split, unix sockets, pool format
+using Config = std::tuple<int, std::string, bool, std::string>;
 
 class EvalMatrixTest : public ::testing::TestWithParam<Config> {
  protected:
   void SetUp() override {
-    const auto& [num_shards, split, unix_sockets] = GetParam();
+    const auto& [num_shards, split, unix_sockets, pool_format] = GetParam();
     ClusterOptions options;
     options.model_dir = DemoModelDir();
     options.num_shards = num_shards;
     options.split = split;
     options.unix_sockets = unix_sockets;
     options.trunk_args = {"--max_sequences=16"};
+    options.expert_args = {"--pool_format=" + pool_format, "--pool_dir=" + packs_.path()};
     cluster_ = std::make_unique<Cluster>(options);
     ASSERT_TRUE(cluster_->Start().ok());
     const absl::Status serving = cluster_->AwaitServing(absl::Seconds(60));
@@ -71,11 +73,14 @@ class EvalMatrixTest : public ::testing::TestWithParam<Config> {
   }
 
   const EvalSet set_ = LoadEvalSet();
+  TempDir packs_;
   std::unique_ptr<Cluster> cluster_;
 };
 
 TEST_P(EvalMatrixTest, AnswersExactlyAloneAndInCompany) {
-  EXPECT_EQ(CountExact(1), 214);
+  if (std::get<3>(GetParam()) == "auto") {
+    EXPECT_EQ(CountExact(1), 214);
+  }
   EXPECT_EQ(CountExact(16), 214);
 }
 
@@ -101,19 +106,31 @@ TEST_P(EvalMatrixTest, AnswerPerplexity) {
       ++num_tokens;
     }
   }
-  EXPECT_NEAR(std::exp(negative_log_likelihood / num_tokens), set_.answer_perplexity, 0.0005);
+  const double perplexity = std::exp(negative_log_likelihood / num_tokens);
+  EXPECT_NEAR(perplexity, set_.answer_perplexity, 0.0005);
+  if (std::get<3>(GetParam()) == "auto") return;
+  EXPECT_GE(perplexity, 1.1063);
+  EXPECT_LE(perplexity, 1.1070);
 }
 
 std::string ConfigName(const ::testing::TestParamInfo<Config>& param_info) {
-  const auto& [num_shards, split, unix_sockets] = param_info.param;
-  return fmt::format("{}_{}_{}", num_shards, split, unix_sockets ? "unix" : "tcp");
+  const auto& [num_shards, split, unix_sockets, pool_format] = param_info.param;
+  return fmt::format("{}_{}_{}_{}", num_shards, split, unix_sockets ? "unix" : "tcp", pool_format);
 }
 
 INSTANTIATE_TEST_SUITE_P(Clusters, EvalMatrixTest,
                          ::testing::Combine(::testing::Range(1, 5),
                                             ::testing::Values("width", "experts"),
-                                            ::testing::Bool()),
+                                            ::testing::Bool(), ::testing::Values("auto")),
                          ConfigName);
+
+// NF4 is cut between blocks of 64 columns, as wide as the demo model's experts.
+INSTANTIATE_TEST_SUITE_P(
+    PoolFormats, EvalMatrixTest,
+    ::testing::Values(Config{1, "width", true, "int8"}, Config{2, "width", true, "int8"},
+                      Config{1, "width", true, "int4"}, Config{2, "width", true, "int4"},
+                      Config{1, "width", true, "nf4"}, Config{2, "experts", true, "nf4"}),
+    ConfigName);
 
 }  // namespace
 }  // namespace banyan::test

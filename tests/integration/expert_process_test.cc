@@ -175,7 +175,7 @@ std::vector<T> Values(const std::string& bytes) {
 
 void ExpectOracle(const expert::ExpertTable& table, const expert::FfnKernels& kernels,
                   const ForwardRequest& request, const std::vector<float>& sums) {
-  const expert::ShardGeometry& g = table.geometry;
+  const ShardGeometry& g = table.geometry;
   const std::vector<uint16_t> ids = Values<uint16_t>(request.expert_ids());
   const std::vector<float> weights = Values<float>(request.weights());
   const std::vector<float> x = Values<float>(request.activations());
@@ -239,7 +239,7 @@ TEST(ExpertProcessTest, DescribesItsShard) {
 
 struct ForwardCase {
   const char* name;
-  expert::ShardSpec shard;
+  ShardSpec shard;
   bool unix_socket;
   const char* tier;
 };
@@ -248,11 +248,10 @@ class ExpertForwardTest : public ::testing::TestWithParam<ForwardCase> {};
 
 INSTANTIATE_TEST_SUITE_P(
     Shards, ExpertForwardTest,
-    ::testing::Values(
-        ForwardCase{"WholeTcp", {0, 1, expert::ShardSplit::kWidth}, false, "auto"},
-        ForwardCase{"WholeScalar", {0, 1, expert::ShardSplit::kWidth}, true, "scalar"},
-        ForwardCase{"WidthUnix", {2, 3, expert::ShardSplit::kWidth}, true, "auto"},
-        ForwardCase{"ExpertsTcp", {1, 3, expert::ShardSplit::kExperts}, false, "auto"}),
+    ::testing::Values(ForwardCase{"WholeTcp", {0, 1, ShardSplit::kWidth}, false, "auto"},
+                      ForwardCase{"WholeScalar", {0, 1, ShardSplit::kWidth}, true, "scalar"},
+                      ForwardCase{"WidthUnix", {2, 3, ShardSplit::kWidth}, true, "auto"},
+                      ForwardCase{"ExpertsTcp", {1, 3, ShardSplit::kExperts}, false, "auto"}),
     [](const auto& tested) { return std::string(tested.param.name); });
 
 // A real stream through the binary, against weights read from the checkpoint here.
@@ -260,14 +259,14 @@ TEST_P(ExpertForwardTest, AnswersMatchOracle) {
   const ForwardCase& c = GetParam();
   TempDir temp;
   Host host({fmt::format("--shard={}/{}", c.shard.index, c.shard.num_shards),
-             c.shard.split == expert::ShardSplit::kWidth ? "--split=width" : "--split=experts",
+             c.shard.split == ShardSplit::kWidth ? "--split=width" : "--split=experts",
              c.unix_socket ? "--listen=unix:" + temp.File("expert.sock") : "--listen=127.0.0.1:0",
              std::string("--cpu_tier=") + c.tier});
   ASSERT_NO_FATAL_FAILURE(host.Start());
   const auto store = expert::ExpertStore::Open(TinyModel(), c.shard);
   ASSERT_TRUE(store.ok()) << store.status();
-  EXPECT_EQ(host.Describe().model_fingerprint(), (*store)->fingerprint());
-  const expert::ShardGeometry& g = (*store)->geometry();
+  EXPECT_EQ(host.Describe().model_fingerprint(), (*store)->description().fingerprint);
+  const ShardGeometry& g = (*store)->geometry();
   const expert::FfnKernels& kernels =
       *expert::ChooseKernels(c.tier, expert::ReadCpuFeatures()).kernels;
 
@@ -438,7 +437,7 @@ TEST(ExpertProcessTest, RefusesWhatCannotWork) {
   const std::string metrics = "--metrics_listen=";
   ExpectRefused({binary}, 2, "--model is required");
   ExpectRefused({binary, model, "--shard=5"}, 2, "--shard: shard '5': expected I/N, such as 0/2");
-  ExpectRefused({binary, model, "--pool_format=int8"}, 2, "--pool_format int8: not supported yet");
+  ExpectRefused({binary, model, "--pool_format=int9"}, 2, "--pool_format 'int9': expected auto");
   ExpectRefused({binary, model, "--listen=0.0.0.0:0"}, 2, "--listen: address \"0.0.0.0:0\"");
   ExpectRefused({binary, "--model=" + temp.File("nothing"), listen, metrics}, 1,
                 temp.File("nothing") + ": ");

@@ -45,12 +45,12 @@ struct Options {
   double drain_timeout_seconds = 20;
   // Handed on as they are.
   std::vector<std::pair<const char*, std::optional<std::string>>> to_trunk = {
-      {"--backend", {}},       {"--load_format", {}},      {"--max_context_tokens", {}},
-      {"--max_sequences", {}}, {"--max_batch_tokens", {}}, {"--max_queued_requests", {}},
-      {"--host_budget", {}}};
-  std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}}};
+      {"--backend", {}},          {"--max_context_tokens", {}},  {"--max_sequences", {}},
+      {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}}};
+  std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}},
+                                                                             {"--load_format", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
-      {"--pool_format", {}}};
+      {"--pool_format", {}}, {"--pool_dir", {}}, {"--pool_memory", {}}};
   bool insecure_listen = false;
   std::vector<std::string> trunk_options;
 };

@@ -14,9 +14,8 @@ namespace banyan::expert {
 namespace {
 namespace avx512 {
 
-#include "services/expert/kernels/vector_avx512-inl.h"
-
 #include "services/expert/kernels/ffn_tile-inl.h"
+#include "services/expert/kernels/vector_avx512-inl.h"
 
 void WidenArray(const std::byte* in, int64_t n, float* out) {
   int64_t i = 0;

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "services/expert/runtime/shard.h"
+#include "common/pool/shard.h"
 
 namespace banyan::expert {
 

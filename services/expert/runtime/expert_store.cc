@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
@@ -51,7 +52,7 @@ std::array<Runs, 3> RunsOf(const ExpertWeights& w, const ShardGeometry& g) {
               : Runs{down.data, g.hidden_size, down_bytes, down.row_stride_bytes}};
 }
 
-std::string_view PoolFormat(const ExpertTable& table) {
+std::string_view FormatOf(const ExpertTable& table) {
   bool bf16 = false;
   bool f32 = false;
   for (const std::vector<ExpertWeights>& experts : table.layers) {
@@ -87,9 +88,11 @@ void PrefetchExpert(const ExpertWeights& weights, const ShardGeometry& geometry)
   }
 }
 
-void TouchExpert(const ExpertWeights& weights, const ShardGeometry& geometry) {
+void TouchExpert(const Checkpoint& checkpoint, const ExpertWeights& weights,
+                 const ShardGeometry& geometry) {
   for (const Runs& runs : RunsOf(weights, geometry)) {
     for (int64_t i = 0; i < runs.num_runs; ++i) {
+      checkpoint.Fill({runs.data + i * runs.stride_bytes, static_cast<size_t>(runs.run_bytes)});
       Touch(runs.data + i * runs.stride_bytes, runs.run_bytes);
     }
   }
@@ -106,30 +109,34 @@ uint64_t ExpertSliceBytes(const ExpertWeights& weights, const ShardGeometry& geo
 }
 
 absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string& directory,
-                                                               const ShardSpec& shard) {
+                                                               const ShardSpec& shard,
+                                                               LoadFormat load_format) {
   std::unique_ptr<ExpertStore> store(new ExpertStore);
-  store->shard_ = shard;
-  ASSIGN_OR_RETURN(store->checkpoint_, Checkpoint::Open(directory));
+  store->description_.shard = shard;
+  ASSIGN_OR_RETURN(OpenedModel opened, OpenModel(directory, load_format));
+  const ModelConfig& config = opened.config;
+  store->checkpoint_ = std::move(opened.checkpoint);
   const Checkpoint& checkpoint = *store->checkpoint_;
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(directory));
   RETURN_IF_ERROR(CheckComplete(checkpoint, config).status());
   ASSIGN_OR_RETURN(store->table_.geometry, MakeShardGeometry(config, shard));
   const ShardGeometry& geometry = store->table_.geometry;
   store->table_.layers.resize(static_cast<size_t>(geometry.num_layers));
   for (int32_t layer = 0; layer < geometry.num_layers; ++layer) {
     if (config.mlps[static_cast<size_t>(layer)] != MlpKind::kMoe) continue;
-    store->moe_layers_.push_back(layer);
+    store->description_.moe_layers.push_back(layer);
     std::vector<ExpertWeights>& experts = store->table_.layers[static_cast<size_t>(layer)];
     experts.reserve(static_cast<size_t>(geometry.num_shard_experts));
     for (int32_t e = 0; e < geometry.num_shard_experts; ++e) {
       ASSIGN_OR_RETURN(const ExpertTensors tensors,
                        GetExpertTensors(checkpoint, config, layer, geometry.first_expert + e));
       experts.push_back(SliceWidth(tensors, geometry.first_width));
-      store->pool_bytes_ += ExpertSliceBytes(experts.back(), geometry);
+      store->description_.pool_bytes += ExpertSliceBytes(experts.back(), geometry);
     }
   }
-  store->pool_format_ = PoolFormat(store->table_);
-  if (store->moe_layers_.empty()) {
+  store->description_.geometry = geometry;
+  store->description_.format = FormatOf(store->table_);
+  store->description_.fingerprint = checkpoint.fingerprint();
+  if (store->description_.moe_layers.empty()) {
     return FailedPreconditionF("{}: no layer has routed experts, nothing for an expert host to do",
                                directory);
   }
@@ -162,8 +169,9 @@ absl::Status ExpertStore::Load(WorkerPool& pool,
         return experts[static_cast<size_t>(e)];
       };
       for (int64_t e = first; e < end; ++e) PrefetchExpert(expert(e), geometry());
-      pool.ParallelFor(end - first,
-                       [&](int64_t i, int) { TouchExpert(expert(first + i), geometry()); });
+      pool.ParallelFor(end - first, [&](int64_t i, int) {
+        TouchExpert(*checkpoint_, expert(first + i), geometry());
+      });
       for (int64_t e = first; e < end; ++e) done += ExpertSliceBytes(expert(e), geometry());
       if (!progress(done)) return absl::CancelledError("load stopped");
     }

@@ -11,11 +11,12 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/config/model_config.h"
+#include "common/config/open_checkpoint.h"
 #include "common/io/checkpoint.h"
 #include "common/parallel/worker_pool.h"
+#include "common/pool/shard.h"
 #include "services/expert/kernels/expert_ffn.h"
-#include "services/expert/runtime/shard.h"
+#include "services/expert/runtime/pool_description.h"
 
 namespace banyan::expert {
 
@@ -33,8 +34,9 @@ class ExpertStore {
   // Reads config.json and every header; no weight is touched. Errors of Checkpoint::Open,
   // LoadModelConfig and CheckComplete; kInvalidArgument when the shard does not fit the model;
   // kFailedPrecondition when no layer has routed experts.
-  static absl::StatusOr<std::unique_ptr<ExpertStore>> Open(const std::string& directory,
-                                                           const ShardSpec& shard);
+  static absl::StatusOr<std::unique_ptr<ExpertStore>> Open(
+      const std::string& directory, const ShardSpec& shard,
+      LoadFormat load_format = LoadFormat::kAuto);
 
   // Brings exactly this shard's bytes into memory (the page cache), on the pool's threads.
   // `progress` is called from this thread with bytes done; it returns false to stop early.
@@ -46,22 +48,14 @@ class ExpertStore {
 
   const ExpertTable& table() const { return table_; }
   const ShardGeometry& geometry() const { return table_.geometry; }
-  const ShardSpec& shard() const { return shard_; }
-  std::span<const int32_t> moe_layers() const { return moe_layers_; }
-  uint64_t pool_bytes() const { return pool_bytes_; }  // of this shard
-  // "bf16" or "f32", or "mixed" when the shard has matrices of both.
-  std::string_view pool_format() const { return pool_format_; }
-  const std::string& fingerprint() const { return checkpoint_->fingerprint(); }
+  const PoolDescription& description() const { return description_; }
 
  private:
   ExpertStore() = default;
 
-  ShardSpec shard_;
   std::unique_ptr<Checkpoint> checkpoint_;
   ExpertTable table_;
-  std::vector<int32_t> moe_layers_;
-  uint64_t pool_bytes_ = 0;
-  std::string_view pool_format_;
+  PoolDescription description_;
 };
 
 // Bytes of one expert's slice: what a call that selects it reads.

@@ -26,9 +26,7 @@
 #include "common/rpc/load_watchers.h"
 #include "common/rpc/server_threads.h"
 #include "services/expert/kernels/cpu_features.h"
-#include "services/expert/kernels/kernel_table.h"
-#include "services/expert/runtime/cpu_executor.h"
-#include "services/expert/runtime/expert_store.h"
+#include "services/expert/runtime/served_pool.h"
 #include "services/expert/server/expert_service.h"
 #include "services/expert/server/forward_stream.h"
 #include "services/expert/server/metered_executor.h"
@@ -57,11 +55,18 @@ struct LoadMetrics {
             "banyan_expert_memory_bandwidth_bytes_per_second",
             "Speed of reading this shard's weights with all threads, measured at the end of the "
             "load; a pool that fits the CPU's caches is read from there.")),
+        huge_page_bytes(metrics.Gauge("banyan_expert_huge_page_bytes",
+                                      "Bytes of a pack's weights that lie on huge pages.")),
+        packs_rejected(metrics.Counter(
+            "banyan_expert_packs_rejected_total",
+            "Packs that were found damaged or of something else, and were packed again.")),
         ready(metrics.Gauge("banyan_expert_ready", "1 while calls are taken, else 0.")) {}
   prometheus::Gauge& pool_bytes;
   prometheus::Gauge& loaded_bytes;
   prometheus::Gauge& seconds;
   prometheus::Gauge& bandwidth;
+  prometheus::Gauge& huge_page_bytes;
+  prometheus::Counter& packs_rejected;
   prometheus::Gauge& ready;
 };
 
@@ -69,12 +74,11 @@ struct LoadMetrics {
 
 class ExpertServer::Impl {
  public:
-  Impl(const ExpertOptions& options, const FfnKernels* kernels)
+  explicit Impl(const ExpertOptions& options)
       : options_(options),
-        kernels_(kernels),
         load_metrics_(metrics_),
         watchers_(tracker_),
-        service_(&watchers_, kernels->name, [this] {
+        service_(&watchers_, [this] {
           LogInfo("draining");
           Drain();
         }) {}
@@ -141,38 +145,44 @@ class ExpertServer::Impl {
   absl::Status Load() {
     const absl::Time start = absl::Now();
     tracker_.SetPhase(LoadProgress::HEADERS, options_.model_dir);
-    ASSIGN_OR_RETURN(store_, ExpertStore::Open(options_.model_dir, options_.shard));
-    RETURN_IF_ERROR(CheckPoolFormat());
-    const uint64_t total = store_->pool_bytes();
-    load_metrics_.pool_bytes.Set(static_cast<double>(total));
-    service_.SetStore(*store_);
+    const CpuFeatures features = ReadCpuFeatures();
+    ASSIGN_OR_RETURN(served_, ServedPool::Open({.model_dir = options_.model_dir,
+                                                .shard = options_.shard,
+                                                .load_format = options_.load_format,
+                                                .pool_format = options_.pool_format,
+                                                .pool_dir = options_.pool_dir,
+                                                .verify_pool = options_.verify_pool,
+                                                .memory = options_.pool_memory,
+                                                .cpu_tier = options_.cpu_tier},
+                                               features));
+    const PoolDescription& pool = served_->description();
+    load_metrics_.pool_bytes.Set(static_cast<double>(pool.pool_bytes));
+    service_.SetPool(pool, served_->tier());
     const int num_threads = options_.num_threads > 0 ? options_.num_threads : UsableCpuCount();
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
-
-    tracker_.SetPhase(LoadProgress::READ);
-    RETURN_IF_ERROR(store_->Load(*pool_, [&](uint64_t done) {
-      tracker_.SetBytes(done, total);
-      load_metrics_.loaded_bytes.Set(static_cast<double>(done));
-      return !stopping_;
-    }));
+    ASSIGN_OR_RETURN(const PoolLoadReport report, LoadPool());
     load_metrics_.bandwidth.Set(
-        MeasureReadBandwidth(*pool_, store_->ContiguousWeights(), kBandwidthTime));
-    executor_.emplace(CpuExecutor::Options{}, store_->table(), *kernels_, *pool_);
+        MeasureReadBandwidth(*pool_, served_->ContiguousWeights(), kBandwidthTime));
+    executor_ = served_->MakeExecutor(*pool_);
     metered_.emplace(*executor_, metrics_);
     forward_->SetExecutor(&*metered_);
 
     const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
     load_metrics_.seconds.Set(seconds);
-    const ShardGeometry& geometry = store_->geometry();
-    const char* const split = options_.shard.split == ShardSplit::kWidth ? "width" : "experts";
+    const ShardGeometry& geometry = pool.geometry;
+    const std::string split(ShardSplitName(options_.shard.split));
+    // Only a pack can lie elsewhere than in the page cache.
+    const std::string memory(PoolMemoryName(report.pack_path.empty() ? PoolMemoryMode::kMap
+                                                                     : options_.pool_memory.mode));
     metrics_
         .Gauge("banyan_expert_shard_info", "1; the labels say which part of the model is here.",
                {{"shard", std::to_string(options_.shard.index)},
                 {"num_shards", std::to_string(options_.shard.num_shards)},
                 {"split", split},
-                {"pool_format", std::string(store_->pool_format())},
-                {"tier", kernels_->name},
-                {"fingerprint", store_->fingerprint()}})
+                {"pool_format", pool.format},
+                {"memory", memory},
+                {"tier", served_->tier()},
+                {"fingerprint", pool.fingerprint}})
         .Set(1);
     LogInfo("ready", {{"shard", options_.shard.index},
                       {"num_shards", options_.shard.num_shards},
@@ -181,13 +191,17 @@ class ExpertServer::Impl {
                       {"num_experts", geometry.num_shard_experts},
                       {"first_width", geometry.first_width},
                       {"width", geometry.num_shard_width},
-                      {"moe_layers", store_->moe_layers().size()},
-                      {"pool_format", store_->pool_format()},
-                      {"pool_bytes", total},
-                      {"tier", kernels_->name},
+                      {"moe_layers", pool.moe_layers.size()},
+                      {"pool_format", pool.format},
+                      {"pool_bytes", pool.pool_bytes},
+                      {"pack", LogValue::NonEmpty(report.pack_path)},
+                      {"memory", memory},
+                      {"huge_page_bytes", report.huge_page_bytes},
+                      {"segment_reused", report.reused_segment},
+                      {"tier", served_->tier()},
                       {"threads", num_threads},
                       {"seconds", seconds},
-                      {"fingerprint", store_->fingerprint()}});
+                      {"fingerprint", pool.fingerprint}});
     absl::MutexLock lock(&serving_mutex_);
     if (!draining_) {
       health_.SetServing(true);
@@ -197,14 +211,54 @@ class ExpertServer::Impl {
     return absl::OkStatus();
   }
 
-  absl::Status CheckPoolFormat() const {
-    if (options_.pool_format == "auto" || options_.pool_format == store_->pool_format()) {
-      return absl::OkStatus();
+  absl::StatusOr<PoolLoadReport> LoadPool() {
+    std::optional<PoolPhase> shown;
+    const auto progress = [&](PoolPhase phase, uint64_t done, uint64_t total) {
+      if (shown != phase) {
+        shown = phase;
+        switch (phase) {
+          case PoolPhase::kWait:
+            tracker_.SetPhase(LoadProgress::WAIT, "another process packs this shard");
+            break;
+          case PoolPhase::kConvert:
+            tracker_.SetPhase(LoadProgress::CONVERT);
+            break;
+          case PoolPhase::kVerify:
+            tracker_.SetPhase(LoadProgress::VERIFY);
+            break;
+          case PoolPhase::kRead:
+            tracker_.SetPhase(LoadProgress::READ);
+            break;
+        }
+      }
+      tracker_.SetBytes(done, total);
+      if (phase == PoolPhase::kRead) load_metrics_.loaded_bytes.Set(static_cast<double>(done));
+      return !stopping_.load();
+    };
+    ASSIGN_OR_RETURN(const PoolLoadReport report, served_->Load(*pool_, progress));
+    load_metrics_.huge_page_bytes.Set(static_cast<double>(report.huge_page_bytes));
+    if (!report.rejected.ok()) {
+      load_metrics_.packs_rejected.Increment();
+      LogWarning("pack_rejected", {{"reason", report.rejected}, {"pack", report.pack_path}});
     }
-    return StatusF(absl::StatusCode::kUnimplemented,
-                   "--pool_format {}: the experts of {} are {}, and converting them is not "
-                   "supported yet; use auto",
-                   options_.pool_format, options_.model_dir, store_->pool_format());
+    if (report.built) {
+      LogInfo("packed", {{"pack", report.pack_path},
+                         {"source_bytes", report.built->source_bytes},
+                         {"pack_bytes", report.built->pack_bytes},
+                         {"seconds", report.built->seconds},
+                         {"sync_seconds", report.built->sync_seconds},
+                         {"verify_seconds", report.built->verify_seconds}});
+    }
+    if (options_.pool_memory.mode != PoolMemoryMode::kMap && !report.pack_path.empty() &&
+        report.huge_page_bytes < served_->description().pool_bytes / 2) {
+      LogWarning("no_huge_pages",
+                 {{"huge_page_bytes", report.huge_page_bytes},
+                  {"pool_bytes", served_->description().pool_bytes},
+                  {"hint", options_.pool_memory.mode == PoolMemoryMode::kShm
+                               ? "/sys/kernel/mm/transparent_hugepage/shmem_enabled: advise"
+                               : "/sys/kernel/mm/transparent_hugepage/enabled: madvise"}});
+    }
+    return report;
   }
 
   // Of the Drain RPC and of a stop; any thread, any number of times.
@@ -229,7 +283,6 @@ class ExpertServer::Impl {
   }
 
   const ExpertOptions options_;
-  const FfnKernels* const kernels_;
   MetricsRegistry metrics_;
   LoadMetrics load_metrics_;
   LoadPhaseGauge load_phase_{"expert", &metrics_};
@@ -246,9 +299,9 @@ class ExpertServer::Impl {
   bool draining_ ABSL_GUARDED_BY(serving_mutex_) = false;
 
   // Made by the loading thread, used by the Forward thread; gone after it.
-  std::unique_ptr<ExpertStore> store_;
+  std::unique_ptr<ServedPool> served_;
   std::optional<WorkerPool> pool_;
-  std::optional<CpuExecutor> executor_;
+  std::unique_ptr<GroupedExecutor> executor_;
   std::optional<MeteredExecutor> metered_;
 
   std::optional<ForwardStreamServer> forward_;
@@ -256,9 +309,8 @@ class ExpertServer::Impl {
 };
 
 absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Create(const ExpertOptions& options) {
-  const KernelChoice choice = ChooseKernels(options.cpu_tier, ReadCpuFeatures());
-  if (choice.kernels == nullptr) return absl::UnimplementedError(choice.error);
-  auto impl = std::make_unique<Impl>(options, choice.kernels);
+  RETURN_IF_ERROR(CheckCpuTier(options.cpu_tier, ReadCpuFeatures()));
+  auto impl = std::make_unique<Impl>(options);
   RETURN_IF_ERROR(impl->Listen());
   return std::unique_ptr<ExpertServer>(new ExpertServer(std::move(impl)));
 }

@@ -11,29 +11,29 @@ namespace {
 
 constexpr uint32_t kProtocolVersion = 1;  // of the Forward frames
 
-v1::DescribeResponse DescriptionOf(const ExpertStore& store, const std::string& kernel_tier) {
-  const ShardGeometry& geometry = store.geometry();
+v1::DescribeResponse DescriptionOf(const PoolDescription& pool, const std::string& kernel_tier) {
+  const ShardGeometry& geometry = pool.geometry;
   const auto u32 = [](int32_t value) { return static_cast<uint32_t>(value); };
   v1::DescribeResponse out;
   out.set_protocol_version(kProtocolVersion);
   out.set_server_version(std::string(Version()));
-  out.set_model_fingerprint(store.fingerprint());
+  out.set_model_fingerprint(pool.fingerprint);
   out.set_num_layers(u32(geometry.num_layers));
-  for (const int32_t layer : store.moe_layers()) out.add_moe_layers(u32(layer));
+  for (const int32_t layer : pool.moe_layers) out.add_moe_layers(u32(layer));
   out.set_num_experts(u32(geometry.num_experts));
   out.set_hidden_size(u32(geometry.hidden_size));
   out.set_moe_intermediate_size(u32(geometry.moe_intermediate_size));
   out.set_max_top_k(u32(geometry.max_top_k));
-  out.set_split(store.shard().split == ShardSplit::kWidth ? v1::WIDTH : v1::EXPERTS);
-  out.set_shard_index(u32(store.shard().index));
-  out.set_num_shards(u32(store.shard().num_shards));
+  out.set_split(pool.shard.split == ShardSplit::kWidth ? v1::WIDTH : v1::EXPERTS);
+  out.set_shard_index(u32(pool.shard.index));
+  out.set_num_shards(u32(pool.shard.num_shards));
   out.set_first_expert(u32(geometry.first_expert));
   out.set_num_shard_experts(u32(geometry.num_shard_experts));
   out.set_first_width(u32(geometry.first_width));
   out.set_num_shard_width(u32(geometry.num_shard_width));
-  out.set_pool_format(std::string(store.pool_format()));
+  out.set_pool_format(pool.format);
   out.set_kernel_tier(kernel_tier);
-  out.set_pool_bytes(store.pool_bytes());
+  out.set_pool_bytes(pool.pool_bytes);
   out.set_max_rows(u32(geometry.max_rows));
   out.set_max_message_bytes(kMaxMessageBytes);
   return out;
@@ -41,13 +41,12 @@ v1::DescribeResponse DescriptionOf(const ExpertStore& store, const std::string& 
 
 }  // namespace
 
-ExpertService::ExpertService(LoadWatchers* watchers, std::string kernel_tier,
-                             std::function<void()> drain)
-    : watchers_(watchers), kernel_tier_(std::move(kernel_tier)), drain_(std::move(drain)) {}
+ExpertService::ExpertService(LoadWatchers* watchers, std::function<void()> drain)
+    : watchers_(watchers), drain_(std::move(drain)) {}
 
-void ExpertService::SetStore(const ExpertStore& store) {
+void ExpertService::SetPool(const PoolDescription& pool, const std::string& kernel_tier) {
   CHECK(!described_);
-  description_ = DescriptionOf(store, kernel_tier_);
+  description_ = DescriptionOf(pool, kernel_tier);
   described_.store(true, std::memory_order_release);
 }
 

@@ -8,7 +8,7 @@
 
 #include "common/rpc/load_watchers.h"
 #include "proto/expert/v1/expert.grpc.pb.h"
-#include "services/expert/runtime/expert_store.h"
+#include "services/expert/runtime/pool_description.h"
 
 namespace banyan::expert {
 
@@ -16,10 +16,10 @@ namespace banyan::expert {
 class ExpertService final : public v1::Experts::WithRawMethod_Forward<v1::Experts::Service> {
  public:
   // `watchers` is borrowed; `drain` is called by every Drain RPC.
-  ExpertService(LoadWatchers* watchers, std::string kernel_tier, std::function<void()> drain);
+  ExpertService(LoadWatchers* watchers, std::function<void()> drain);
 
   // Describe answers from now on; before it is UNAVAILABLE.
-  void SetStore(const ExpertStore& store);
+  void SetPool(const PoolDescription& pool, const std::string& kernel_tier);
 
   grpc::Status Describe(grpc::ServerContext* context, const v1::DescribeRequest* request,
                         v1::DescribeResponse* response) override;
@@ -30,7 +30,6 @@ class ExpertService final : public v1::Experts::WithRawMethod_Forward<v1::Expert
 
  private:
   LoadWatchers* const watchers_;
-  const std::string kernel_tier_;
   const std::function<void()> drain_;
   v1::DescribeResponse description_;  // complete once described_ is set
   std::atomic<bool> described_{false};

@@ -4,7 +4,7 @@
 
 namespace banyan::expert {
 
-MeteredExecutor::MeteredExecutor(CpuExecutor& executor, MetricsRegistry& metrics)
+MeteredExecutor::MeteredExecutor(GroupedExecutor& executor, MetricsRegistry& metrics)
     : executor_(executor),
       pairs_(metrics.Counter("banyan_expert_row_expert_pairs_total",
                              "Expert evaluations: (row, expert) pairs of the calls answered.")),
@@ -20,7 +20,7 @@ absl::Status MeteredExecutor::Run(const ExpertCall& call) {
     errors_.Increment();
     return status;
   }
-  const CpuExecutor::CallStats& stats = executor_.last_call();
+  const GroupedExecutor::CallStats& stats = executor_.last_call();
   pairs_.Increment(static_cast<double>(stats.num_pairs));
   experts_.Increment(static_cast<double>(stats.num_experts));
   weight_bytes_.Increment(static_cast<double>(stats.weight_bytes));

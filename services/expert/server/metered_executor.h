@@ -1,21 +1,21 @@
-// The CPU executor with metrics of what its calls read.
+// An executor with metrics of what its calls read.
 #pragma once
 
 #include "common/metrics/registry.h"
-#include "services/expert/runtime/cpu_executor.h"
+#include "services/expert/runtime/grouped_executor.h"
 
 namespace banyan::expert {
 
 class MeteredExecutor final : public ExpertExecutor {
  public:
   // Both borrowed.
-  MeteredExecutor(CpuExecutor& executor, MetricsRegistry& metrics);
+  MeteredExecutor(GroupedExecutor& executor, MetricsRegistry& metrics);
 
   const ShardGeometry& geometry() const override { return executor_.geometry(); }
   absl::Status Run(const ExpertCall& call) override;
 
  private:
-  CpuExecutor& executor_;
+  GroupedExecutor& executor_;
   prometheus::Counter& pairs_;
   prometheus::Counter& experts_;
   prometheus::Counter& weight_bytes_;

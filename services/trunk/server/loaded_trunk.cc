@@ -16,6 +16,7 @@
 #include "common/base/version.h"
 #include "common/config/generation_config.h"
 #include "common/config/model_config.h"
+#include "common/config/open_checkpoint.h"
 #include "common/config/tensor_inventory.h"
 #include "common/io/checkpoint.h"
 #include "common/parallel/memory_bandwidth.h"
@@ -38,6 +39,7 @@ constexpr absl::Duration kWaitSlice = absl::Milliseconds(100);
 constexpr absl::Duration kMisfitGrace = absl::Seconds(3);
 constexpr absl::Duration kLogEvery = absl::Seconds(5);
 constexpr size_t kFilePageBytes = 4096;
+constexpr size_t kFillBytes = 1 << 20;  // of generated weights, for one thread at a time
 constexpr absl::Duration kBandwidthTime = absl::Milliseconds(50);
 
 absl::Status Stopping() { return absl::CancelledError("stopped while loading"); }
@@ -132,7 +134,8 @@ class LoadedTrunk::Impl {
     tracker_->SetPhase(LoadProgress::HEADERS, options_.model_dir);
     ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
     ASSIGN_OR_RETURN(model_.facts.defaults, LoadGenerationConfig(options_.model_dir));
-    ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir));
+    ASSIGN_OR_RETURN(checkpoint_,
+                     OpenCheckpoint(options_.model_dir, config_, options_.load_format));
     absl::StatusOr<std::unique_ptr<TextCodec>> codec = TextCodec::Load(options_.model_dir);
     if (codec.ok()) {
       codec_ = *std::move(codec);
@@ -198,6 +201,7 @@ class LoadedTrunk::Impl {
     uint64_t done = 0;
     uint64_t told = 0;
     for (const std::span<const std::byte> bytes : tensors) {
+      FillTensor(bytes);
       for (size_t i = 0; i < bytes.size(); i += kFilePageBytes) {
         touched_ = bytes[i];
         done += std::min(kFilePageBytes, bytes.size() - i);
@@ -212,6 +216,16 @@ class LoadedTrunk::Impl {
     ASSIGN_OR_RETURN(decoder_, Decoder::Create(config_, decoder_options_, *checkpoint_,
                                                backend_.get(), &*transport_));
     return absl::OkStatus();
+  }
+
+  // All threads make the values of a tensor that has no file.
+  void FillTensor(std::span<const std::byte> bytes) {
+    if (options_.load_format == LoadFormat::kAuto) return;
+    const size_t num_parts = (bytes.size() + kFillBytes - 1) / kFillBytes;
+    pool_->ParallelFor(static_cast<int64_t>(num_parts), [&](int64_t part, int) {
+      const size_t first = static_cast<size_t>(part) * kFillBytes;
+      checkpoint_->Fill(bytes.subspan(first, std::min(kFillBytes, bytes.size() - first)));
+    });
   }
 
   void ReportBytes(uint64_t done, uint64_t total) {

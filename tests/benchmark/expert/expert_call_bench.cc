@@ -52,7 +52,7 @@ struct Settings {
   std::vector<int32_t> rows = {1, 4, 16, 64, 512};
 };
 
-expert::ShardGeometry Geometry(int32_t shard, int32_t num_shards) {
+ShardGeometry Geometry(int32_t shard, int32_t num_shards) {
   const int32_t first = kWidth * shard / num_shards;
   return {.num_layers = kSequence,
           .hidden_size = kHidden,
@@ -69,8 +69,8 @@ expert::ShardGeometry Geometry(int32_t shard, int32_t num_shards) {
 // Reads every activation and writes it back in the type asked for.
 class EchoExecutor final : public expert::ExpertExecutor {
  public:
-  explicit EchoExecutor(const expert::ShardGeometry& geometry) : geometry_(geometry) {}
-  const expert::ShardGeometry& geometry() const override { return geometry_; }
+  explicit EchoExecutor(const ShardGeometry& geometry) : geometry_(geometry) {}
+  const ShardGeometry& geometry() const override { return geometry_; }
   absl::Status Run(const expert::ExpertCall& call) override {
     const size_t values = static_cast<size_t>(call.num_rows) * kHidden;
     const bool from_f32 = call.activation_type == expert::ActivationType::kF32;
@@ -96,7 +96,7 @@ class EchoExecutor final : public expert::ExpertExecutor {
   }
 
  private:
-  const expert::ShardGeometry geometry_;
+  const ShardGeometry geometry_;
 };
 
 [[noreturn]] void ServeExperts(const std::string& listen, int32_t shard, int32_t num_shards,

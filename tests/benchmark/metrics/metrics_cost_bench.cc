@@ -46,7 +46,7 @@ class Expert {
     options.model_dir = model_dir;
     options.listen = "127.0.0.1:0";
     options.metrics_listen = "";
-    options.shard = {.index = shard, .num_shards = 2, .split = expert::ShardSplit::kWidth};
+    options.shard = {.index = shard, .num_shards = 2, .split = ShardSplit::kWidth};
     options.num_threads = 1;
     auto server = expert::ExpertServer::Create(options);
     CHECK(server.ok());

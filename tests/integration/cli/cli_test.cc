@@ -58,13 +58,27 @@ TEST(Cli, SaysHowToStartWhatDoesNotListen) {
 }
 
 TEST(Cli, UsageErrorsAreOneLineAndExitTwo) {
-  for (const char* args :
-       {"", "--bogus", "chat --bogus", "generate x --server nowhere",
-        "bench --rate 1 --concurrency 2", "generate x --ids 1,2", "generate --ids 1,x",
-        "generate x --logit_bias 7", "serve", "serve --model x --shards 9",
-        "serve --model x --split both", "serve --model x --log_level loud",
-        "serve --model x --log_format xml", "generate x --traceparent 00-1-2-3", "top --interval 0",
-        "top --output xml", "tokenize x"}) {
+  for (const char* args : {"",
+                           "--bogus",
+                           "chat --bogus",
+                           "generate x --server nowhere",
+                           "bench --rate 1 --concurrency 2",
+                           "generate x --ids 1,2",
+                           "generate --ids 1,x",
+                           "generate x --logit_bias 7",
+                           "serve",
+                           "serve --model x --shards 9",
+                           "serve --model x --split both",
+                           "serve --model x --log_level loud",
+                           "serve --model x --log_format xml",
+                           "generate x --traceparent 00-1-2-3",
+                           "top --interval 0",
+                           "top --output xml",
+                           "tokenize x",
+                           "pack",
+                           "pack --model x --pool_format int9",
+                           "pack --model x --shard 2/2",
+                           "verify"}) {
     const Result result = Banyan(std::string(args) + " </dev/null");
     EXPECT_EQ(result.exit_code, 2) << args << ": " << result.error;
     EXPECT_EQ(std::count(result.error.begin(), result.error.end(), '\n'), 1) << result.error;
@@ -73,7 +87,8 @@ TEST(Cli, UsageErrorsAreOneLineAndExitTwo) {
 }
 
 TEST(Cli, EveryVerbHasHelpAndVersion) {
-  for (const char* verb : {"", "serve", "chat", "generate", "tokenize", "status", "top", "bench"}) {
+  for (const char* verb :
+       {"", "serve", "chat", "generate", "tokenize", "status", "top", "bench", "pack", "verify"}) {
     const Result help = Banyan(std::string(verb) + " --help");
     EXPECT_EQ(help.exit_code, 0) << verb;
     EXPECT_THAT(help.out, HasSubstr("Usage: banyan"));

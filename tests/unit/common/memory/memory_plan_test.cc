@@ -34,7 +34,10 @@ TEST(MemoryPlanTest, AddsUpAndRefusesWithTheTable) {
                     HasSubstr("weights"), HasSubstr("3 pages"), HasSubstr("501 B")));
 }
 
-TEST(MemoryPlanTest, ThisMachineHasMemory) { EXPECT_GT(AvailableHostMemory(), 1u << 20); }
+TEST(MemoryPlanTest, ThisMachineHasMemory) {
+  EXPECT_GT(AvailableHostMemory(), 1u << 20);
+  EXPECT_GE(TotalHostMemory(), AvailableHostMemory());
+}
 
 class CgroupMemoryTest : public testing::Test {
  protected:
@@ -46,6 +49,9 @@ class CgroupMemoryTest : public testing::Test {
   std::optional<uint64_t> Left() {
     return CgroupMemoryLeft(dir_.File("self_cgroup"), dir_.File("sys"));
   }
+  std::optional<uint64_t> Limit() {
+    return CgroupMemoryLimit(dir_.File("self_cgroup"), dir_.File("sys"));
+  }
   test::TempDir dir_;
 };
 
@@ -55,6 +61,7 @@ TEST_F(CgroupMemoryTest, NoLimit) {
   File("sys/a/memory.max", "max\n");
   File("sys/a/memory.current", "4096\n");
   EXPECT_EQ(Left(), std::nullopt);
+  EXPECT_EQ(Limit(), std::nullopt);
 }
 
 TEST_F(CgroupMemoryTest, TheTightestOnThePath) {
@@ -66,6 +73,7 @@ TEST_F(CgroupMemoryTest, TheTightestOnThePath) {
   EXPECT_EQ(Left(), 300u);
   File("sys/a/b/memory.current", "600\n");
   EXPECT_EQ(Left(), 0u);
+  EXPECT_EQ(Limit(), 500u);
 }
 
 TEST_F(CgroupMemoryTest, InsideAContainerTheMountPointIsItsGroup) {

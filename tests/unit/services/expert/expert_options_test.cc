@@ -24,13 +24,16 @@ TEST(ExpertOptionsTest, Defaults) {
   EXPECT_EQ(options.metrics_listen, "127.0.0.1:9111");
   EXPECT_EQ(options.shard.num_shards, 1);
   EXPECT_EQ(options.num_threads, 0);
+  EXPECT_EQ(options.pool_format, "auto");
+  EXPECT_EQ(options.pool_memory.mode, PoolMemoryMode::kMap);
 }
 
 TEST(ExpertOptionsTest, EveryFlag) {
   const auto parsed =
       Parse({"--model=/m", "--listen=unix:/tmp/e.sock", "--metrics_listen=", "--shard=1/3",
-             "--split=experts", "--pool_format=bf16", "--threads=4", "--cpu_tier=scalar",
-             "--insecure_listen", "--log_level=info"});
+             "--split=experts", "--pool_format=int8", "--pool_dir=/p", "--verify_pool",
+             "--pool_memory=shm", "--mlock", "--host_budget=1KiB", "--threads=4",
+             "--cpu_tier=scalar", "--insecure_listen", "--log_level=info"});
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   const ExpertOptions& options = **parsed;
   EXPECT_EQ(options.listen, "unix:/tmp/e.sock");
@@ -38,7 +41,12 @@ TEST(ExpertOptionsTest, EveryFlag) {
   EXPECT_EQ(options.shard.index, 1);
   EXPECT_EQ(options.shard.num_shards, 3);
   EXPECT_EQ(options.shard.split, ShardSplit::kExperts);
-  EXPECT_EQ(options.pool_format, "bf16");
+  EXPECT_EQ(options.pool_format, "int8");
+  EXPECT_EQ(options.pool_dir, "/p");
+  EXPECT_TRUE(options.verify_pool);
+  EXPECT_EQ(options.pool_memory.mode, PoolMemoryMode::kShm);
+  EXPECT_TRUE(options.pool_memory.lock);
+  EXPECT_EQ(options.pool_memory.budget_bytes, 1024u);
   EXPECT_EQ(options.num_threads, 4);
   EXPECT_EQ(options.cpu_tier, "scalar");
   EXPECT_TRUE(options.insecure_listen);
@@ -59,12 +67,14 @@ TEST(ExpertOptionsTest, SaysWhatIsWrong) {
       {{}, "--model is required"},
       {{"--model=/m", "--nonsense=1"}, "--nonsense=1"},
       {{"--model=/m", "--shard=4/4"}, "--shard: shard '4/4': index 4, expected 0 to 3"},
-      {{"--model=/m", "--split=rows"}, "--split 'rows': expected width or experts"},
-      {{"--model=/m", "--pool_format=nf4"},
-       "--pool_format nf4: not supported yet; supported are auto (the checkpoint's own format) "
-       "and bf16"},
-      {{"--model=/m", "--pool_format=x"}, "--pool_format 'x': expected auto or bf16"},
-      {{"--model=/m", "--cpu_tier=mmx"}, "--cpu_tier 'mmx': expected auto, scalar, avx2 or avx512"},
+      {{"--model=/m", "--split=rows"}, "--split: 'rows': expected width or experts"},
+      {{"--model=/m", "--pool_format=x"},
+       "--pool_format 'x': expected auto, bf16, int8, nf4 or int4"},
+      {{"--model=/m", "--pool_memory=disk"},
+       "--pool_memory: 'disk': expected map, shm or anonymous"},
+      {{"--model=/m", "--host_budget=much"}, "--host_budget: "},
+      {{"--model=/m", "--cpu_tier=mmx"},
+       "--cpu_tier 'mmx': expected auto, scalar, avx2, avx512, avx512_vnni or amx"},
       {{"--model=/m", "--threads=-1"}, "--threads -1: expected 0 to 1024"},
       {{"--model=/m", "--threads=two"}, "--threads"},
       {{"--model=/m", "--listen=nohost"}, "--listen: address \"nohost\""},

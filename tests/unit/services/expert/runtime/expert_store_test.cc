@@ -50,11 +50,11 @@ TEST_P(ExpertStoreTest, ViewsAreTheSlices) {
       for (int32_t i = 0; i < n; ++i) {
         const auto store = ExpertStore::Open(directory, {i, n, split});
         ASSERT_TRUE(store.ok()) << store.status();
-        const ShardGeometry& g = (*store)->geometry();
-        total_bytes += (*store)->pool_bytes();
-        EXPECT_EQ((*store)->fingerprint(), (*checkpoint)->fingerprint());
-        EXPECT_EQ((*store)->pool_format(), "bf16");
-        for (const int32_t layer : (*store)->moe_layers()) {
+        const ShardGeometry& g = (*store)->description().geometry;
+        total_bytes += (*store)->description().pool_bytes;
+        EXPECT_EQ((*store)->description().fingerprint, (*checkpoint)->fingerprint());
+        EXPECT_EQ((*store)->description().format, "bf16");
+        for (const int32_t layer : (*store)->description().moe_layers) {
           const std::vector<ExpertWeights>& experts =
               (*store)->table().layers[static_cast<size_t>(layer)];
           ASSERT_EQ(static_cast<int32_t>(experts.size()), g.num_shard_experts);
@@ -96,7 +96,7 @@ TEST_P(ExpertStoreTest, LoadReportsEveryByteAndCanBeStopped) {
                   .ok());
   EXPECT_EQ(reports.front(), 0u);
   EXPECT_TRUE(std::is_sorted(reports.begin(), reports.end()));
-  EXPECT_EQ(reports.back(), (*store)->pool_bytes());
+  EXPECT_EQ(reports.back(), (*store)->description().pool_bytes);
 
   const absl::Status stopped = (*store)->Load(pool, [](uint64_t done) { return done == 0; });
   EXPECT_EQ(stopped.code(), absl::StatusCode::kCancelled);
@@ -146,7 +146,7 @@ TEST(ExpertStoreErrorsTest, MixedFormats) {
   model.Write(temp.path());
   const auto store = ExpertStore::Open(temp.path(), {0, 2, ShardSplit::kWidth});
   ASSERT_TRUE(store.ok()) << store.status();
-  EXPECT_EQ((*store)->pool_format(), "mixed");
+  EXPECT_EQ((*store)->description().format, "mixed");
   const auto plain = ExpertStore::Open(DataDir("tiny"), {0, 2, ShardSplit::kWidth});
   ASSERT_TRUE(plain.ok());
   const WeightMatrix& wide_up = (*store)->table().layers[1][3].up_proj;

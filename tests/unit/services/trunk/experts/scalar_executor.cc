@@ -36,17 +36,17 @@ T At(const std::byte* from, size_t i) {
 
 }  // namespace
 
-expert::ShardGeometry Geometry(bool by_experts, int32_t index, int32_t count) {
-  expert::ShardGeometry geometry{.num_layers = kLayers,
-                                 .hidden_size = kHidden,
-                                 .num_experts = kExperts,
-                                 .moe_intermediate_size = kWidth,
-                                 .max_top_k = kTopK,
-                                 .first_expert = 0,
-                                 .num_shard_experts = kExperts,
-                                 .first_width = 0,
-                                 .num_shard_width = kWidth,
-                                 .max_rows = kRowLimit};
+ShardGeometry Geometry(bool by_experts, int32_t index, int32_t count) {
+  ShardGeometry geometry{.num_layers = kLayers,
+                         .hidden_size = kHidden,
+                         .num_experts = kExperts,
+                         .moe_intermediate_size = kWidth,
+                         .max_top_k = kTopK,
+                         .first_expert = 0,
+                         .num_shard_experts = kExperts,
+                         .first_width = 0,
+                         .num_shard_width = kWidth,
+                         .max_rows = kRowLimit};
   const int32_t size = by_experts ? kExperts : kWidth;
   const int32_t first = size * index / count;
   const int32_t length = size * (index + 1) / count - first;
@@ -144,7 +144,7 @@ std::vector<float> ExpectedSums(const Rows& rows, int32_t layer, bool by_experts
   std::vector<float> sums(static_cast<size_t>(rows.num_rows) * kHidden, 0.0f);
   for (int32_t s = 0; s < num_shards; ++s) {
     ScalarExecutor executor(Geometry(by_experts, s, num_shards));
-    const expert::ShardGeometry& geometry = executor.geometry();
+    const ShardGeometry& geometry = executor.geometry();
     std::vector<uint16_t> ids = rows.ids;
     for (uint16_t& id : ids) {
       if (id < geometry.first_expert || id >= geometry.first_expert + geometry.num_shard_experts) {

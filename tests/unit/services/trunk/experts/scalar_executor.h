@@ -20,17 +20,17 @@ inline constexpr int32_t kRowLimit = 40;
 inline constexpr char kFingerprint[] = "5ca1ab1e";
 
 // Shard `index` of `count`: by experts or by width, as even as it goes.
-expert::ShardGeometry Geometry(bool by_experts, int32_t index, int32_t count);
+ShardGeometry Geometry(bool by_experts, int32_t index, int32_t count);
 trunk::ExpectedModel Model();
 
 class ScalarExecutor final : public expert::ExpertExecutor {
  public:
-  explicit ScalarExecutor(const expert::ShardGeometry& geometry) : geometry_(geometry) {}
-  const expert::ShardGeometry& geometry() const override { return geometry_; }
+  explicit ScalarExecutor(const ShardGeometry& geometry) : geometry_(geometry) {}
+  const ShardGeometry& geometry() const override { return geometry_; }
   absl::Status Run(const expert::ExpertCall& call) override;
 
  private:
-  const expert::ShardGeometry geometry_;
+  const ShardGeometry geometry_;
 };
 
 struct Rows {

@@ -28,8 +28,8 @@ constexpr char kTraceId[] = "4bf92f3577b34da6a3ce929d0e0e4736";
 // Answers the first call only once it is told to.
 class HeldExecutor final : public expert::ExpertExecutor {
  public:
-  explicit HeldExecutor(const expert::ShardGeometry& geometry) : scalar_(geometry) {}
-  const expert::ShardGeometry& geometry() const override { return scalar_.geometry(); }
+  explicit HeldExecutor(const ShardGeometry& geometry) : scalar_(geometry) {}
+  const ShardGeometry& geometry() const override { return scalar_.geometry(); }
   absl::Status Run(const expert::ExpertCall& call) override {
     released_.WaitForNotification();
     return scalar_.Run(call);

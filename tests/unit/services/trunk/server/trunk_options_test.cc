@@ -42,7 +42,7 @@ TEST(TrunkOptionsTest, DefaultsAndShorthandForExperts) {
 TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
   EXPECT_THAT(Error("--backend=cuda"), HasSubstr("built without CUDA"));
   EXPECT_THAT(Error("--backend=tpu"), HasSubstr("--backend 'tpu': expected auto, cuda or cpu"));
-  EXPECT_THAT(Error("--load_format=dummy"), HasSubstr("not supported yet"));
+  EXPECT_THAT(Error("--load_format=gguf"), HasSubstr("expected auto or dummy"));
   EXPECT_THAT(Error("--max_sequences=0"), HasSubstr("--max_sequences 0: expected 1 to 4096"));
   EXPECT_THAT(Error("--max_batch_tokens=94"),
               HasSubstr("--max_batch_tokens 94: expected 95 to 65536"));

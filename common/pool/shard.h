@@ -2,17 +2,23 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 #include "absl/status/statusor.h"
 #include "common/config/model_config.h"
 
-namespace banyan::expert {
+namespace banyan {
 
 enum class ShardSplit : uint8_t {
   kWidth,    // a slice of the width of every expert
   kExperts,  // whole experts
 };
+
+std::string_view ShardSplitName(ShardSplit split);  // "width", "experts"
+
+// --split. kInvalidArgument says what was expected.
+absl::StatusOr<ShardSplit> ParseShardSplit(std::string_view text);
 
 inline constexpr int32_t kMaxShards = 8;
 inline constexpr int32_t kMaxRows = 4096;  // of one call, where a message holds that many
@@ -41,9 +47,14 @@ struct ShardGeometry {
   int32_t max_rows = 0;
 };
 
-// Shard i of N gets [floor(i * size / N), floor((i + 1) * size / N)) of the experts or the width:
-// slices differ by one at most and cover everything exactly once. kInvalidArgument when N is larger
-// than what is split.
-absl::StatusOr<ShardGeometry> MakeShardGeometry(const ModelConfig& config, const ShardSpec& shard);
+// Shard i of N gets [floor(i * size / N), floor((i + 1) * size / N)) of the experts, or of the
+// groups of `width_group` columns of the width (PoolFormatGroup; the last one may be shorter):
+// slices differ by one expert or group at most and cover everything exactly once. kInvalidArgument
+// when a shard, this or another, would get nothing.
+absl::StatusOr<ShardGeometry> MakeShardGeometry(const ModelConfig& config, const ShardSpec& shard,
+                                                int64_t width_group = 1);
 
-}  // namespace banyan::expert
+// As it stands in file names: "width-0of2".
+std::string ShardText(const ShardSpec& shard);
+
+}  // namespace banyan

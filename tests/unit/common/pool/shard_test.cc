@@ -1,4 +1,4 @@
-#include "services/expert/runtime/shard.h"
+#include "common/pool/shard.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +6,7 @@
 
 #include "common/base/strings.h"
 
-namespace banyan::expert {
+namespace banyan {
 namespace {
 
 std::string Message(const absl::Status& status) { return std::string(ToStd(status.message())); }
@@ -81,6 +81,39 @@ TEST(MakeShardGeometryTest, SlicesCoverEverythingOnce) {
   }
 }
 
+TEST(MakeShardGeometryTest, SlicesAreWholeGroups) {
+  for (const int32_t group : {32, 64}) {
+    for (const int32_t size : {32, 64, 96, 100, 500, 512, 768}) {
+      const int32_t num_groups = (size + group - 1) / group;
+      for (int32_t n = 1; n <= 8; ++n) {
+        int32_t next = 0;
+        for (int32_t i = 0; i < n; ++i) {
+          const auto g = MakeShardGeometry(Config(16, size), {i, n, ShardSplit::kWidth}, group);
+          ASSERT_EQ(g.ok(), n <= num_groups) << g.status();
+          if (!g.ok()) continue;
+          EXPECT_EQ(g->first_width, next);
+          EXPECT_EQ(g->first_width % group, 0);
+          EXPECT_GT(g->num_shard_width, 0);
+          next += g->num_shard_width;
+        }
+        if (n <= num_groups) {
+          EXPECT_EQ(next, size);
+        }
+      }
+    }
+  }
+  const auto refused = MakeShardGeometry(Config(16, 64), {0, 2, ShardSplit::kWidth}, 64);
+  EXPECT_EQ(Message(refused.status()),
+            "2 shards by width: the model has 64 columns per expert, 1 groups of 64; this pool "
+            "format is cut between groups, so a shard would get nothing; use fewer shards or "
+            "--split experts");
+}
+
+TEST(ShardTextTest, NamesTheShard) {
+  EXPECT_EQ(ShardText({0, 2, ShardSplit::kWidth}), "width-0of2");
+  EXPECT_EQ(ShardText({7, 8, ShardSplit::kExperts}), "experts-7of8");
+}
+
 TEST(MakeShardGeometryTest, RefusesMoreShardsThanThereIsToSplit) {
   const auto width = MakeShardGeometry(Config(16, 5), {0, 6, ShardSplit::kWidth});
   EXPECT_EQ(Message(width.status()),
@@ -100,4 +133,4 @@ TEST(MakeShardGeometryTest, RowsFitAMessage) {
 }
 
 }  // namespace
-}  // namespace banyan::expert
+}  // namespace banyan

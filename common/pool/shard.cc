@@ -1,11 +1,12 @@
-#include "services/expert/runtime/shard.h"
+#include "common/pool/shard.h"
 
 #include <algorithm>
 #include <charconv>
 
+#include "common/base/check.h"
 #include "common/base/strings.h"
 
-namespace banyan::expert {
+namespace banyan {
 namespace {
 
 // Bytes of one Forward message that payloads may fill: the limit of 64 MiB (channel_settings.h)
@@ -29,6 +30,20 @@ bool ParseInt(std::string_view text, int32_t* out) {
 
 }  // namespace
 
+std::string_view ShardSplitName(ShardSplit split) {
+  return split == ShardSplit::kWidth ? "width" : "experts";
+}
+
+absl::StatusOr<ShardSplit> ParseShardSplit(std::string_view text) {
+  if (text == "width") return ShardSplit::kWidth;
+  if (text == "experts") return ShardSplit::kExperts;
+  return InvalidArgumentF("'{}': expected width or experts", Printable(text));
+}
+
+std::string ShardText(const ShardSpec& shard) {
+  return fmt::format("{}-{}of{}", ShardSplitName(shard.split), shard.index, shard.num_shards);
+}
+
 absl::StatusOr<ShardSpec> ParseShard(std::string_view text, ShardSplit split) {
   ShardSpec shard;
   shard.split = split;
@@ -48,7 +63,9 @@ absl::StatusOr<ShardSpec> ParseShard(std::string_view text, ShardSplit split) {
   return shard;
 }
 
-absl::StatusOr<ShardGeometry> MakeShardGeometry(const ModelConfig& config, const ShardSpec& shard) {
+absl::StatusOr<ShardGeometry> MakeShardGeometry(const ModelConfig& config, const ShardSpec& shard,
+                                                int64_t width_group) {
+  CHECK(width_group >= 1);
   ShardGeometry out;
   out.num_layers = config.num_hidden_layers;
   out.hidden_size = config.hidden_size;
@@ -58,20 +75,32 @@ absl::StatusOr<ShardGeometry> MakeShardGeometry(const ModelConfig& config, const
   out.num_shard_experts = config.num_experts;
   out.num_shard_width = config.moe_intermediate_size;
   if (shard.split == ShardSplit::kWidth) {
-    const Slice slice = SliceOf(config.moe_intermediate_size, shard);
-    out.first_width = slice.first;
-    out.num_shard_width = slice.size;
+    const int64_t width = config.moe_intermediate_size;
+    const auto num_groups = static_cast<int32_t>((width + width_group - 1) / width_group);
+    if (num_groups < shard.num_shards) {
+      return width_group == 1
+                 ? InvalidArgumentF(
+                       "{} shards by width: the model has {} columns per expert, too few for so "
+                       "many",
+                       shard.num_shards, width)
+                 : InvalidArgumentF(
+                       "{} shards by width: the model has {} columns per expert, {} groups of {}; "
+                       "this pool format is cut between groups, so a shard would get nothing; use "
+                       "fewer shards or --split experts",
+                       shard.num_shards, width, num_groups, width_group);
+    }
+    const Slice slice = SliceOf(num_groups, shard);
+    const int64_t end = std::min(width, (slice.first + slice.size) * width_group);
+    out.first_width = static_cast<int32_t>(slice.first * width_group);
+    out.num_shard_width = static_cast<int32_t>(end - out.first_width);
   } else {
+    if (config.num_experts < shard.num_shards) {
+      return InvalidArgumentF("{} shards by experts: the model has {} experts, too few for so many",
+                              shard.num_shards, config.num_experts);
+    }
     const Slice slice = SliceOf(config.num_experts, shard);
     out.first_expert = slice.first;
     out.num_shard_experts = slice.size;
-  }
-  if (out.num_shard_width == 0 || out.num_shard_experts == 0) {
-    const bool width = shard.split == ShardSplit::kWidth;
-    return InvalidArgumentF("{} shards by {}: the model has {} {}, too few for so many",
-                            shard.num_shards, width ? "width" : "experts",
-                            width ? config.moe_intermediate_size : config.num_experts,
-                            width ? "columns per expert" : "experts");
   }
   const int64_t row_bytes = int64_t{config.hidden_size} * 4 + int64_t{out.max_top_k} * 6;
   out.max_rows =
@@ -79,4 +108,4 @@ absl::StatusOr<ShardGeometry> MakeShardGeometry(const ModelConfig& config, const
   return out;
 }
 
-}  // namespace banyan::expert
+}  // namespace banyan

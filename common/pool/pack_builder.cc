@@ -1,0 +1,546 @@
+#include "common/pool/pack_builder.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/config/tensor_inventory.h"
+#include "common/pool/pack_path.h"
+#include "common/quant/bf16.h"
+#include "common/quant/packed_matrix.h"
+
+namespace banyan {
+namespace {
+
+constexpr char kTemporarySuffix[] = ".tmp";
+constexpr char kLockSuffix[] = ".lock";
+constexpr absl::Duration kLockPoll = absl::Milliseconds(100);
+// Experts of a thread between two reports of progress.
+constexpr int64_t kExpertsPerReport = 4;
+
+absl::Status FileError(const std::string& path, std::string_view what, int error) {
+  absl::StatusCode code = absl::StatusCode::kDataLoss;
+  if (error == ENOSPC || error == EDQUOT || error == EFBIG || error == ENOMEM || error == EMFILE) {
+    code = absl::StatusCode::kResourceExhausted;
+  } else if (error == EACCES || error == EPERM || error == EROFS) {
+    code = absl::StatusCode::kPermissionDenied;
+  } else if (error == ENOENT || error == ENOTDIR) {
+    code = absl::StatusCode::kNotFound;
+  }
+  return StatusF(code, "{}: {}: {}", path, what, std::strerror(error));
+}
+
+double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
+
+// 64-byte aligned, not initialised.
+class AlignedBytes {
+ public:
+  explicit AlignedBytes(int64_t size)
+      : data_(static_cast<std::byte*>(
+                  std::aligned_alloc(64, static_cast<size_t>((size + 63) / 64 * 64))),
+              &std::free) {
+    CHECK(data_ != nullptr);
+  }
+  std::byte* data() const { return data_.get(); }
+
+ private:
+  std::unique_ptr<std::byte, void (*)(void*)> data_;
+};
+
+// An exclusive lock of a file, held until the end of the object or of the process.
+class FileLock {
+ public:
+  // nullopt: somebody else holds it.
+  static absl::StatusOr<std::optional<FileLock>> TryLock(const std::string& path) {
+    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0) return FileError(path, "open", errno);
+    FileLock lock(fd);
+    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return std::optional<FileLock>(std::move(lock));
+    if (errno == EWOULDBLOCK || errno == EINTR) return std::optional<FileLock>();
+    return FileError(path, "flock", errno);
+  }
+  FileLock(FileLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  FileLock& operator=(FileLock&&) = delete;
+  ~FileLock() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+ private:
+  explicit FileLock(int fd) : fd_(fd) {}
+  int fd_;
+};
+
+// A new file that vanishes unless it is committed under its name.
+class TemporaryFile {
+ public:
+  static absl::StatusOr<TemporaryFile> Create(const std::string& path) {
+    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (fd < 0) return FileError(path, "open", errno);
+    return TemporaryFile(path, fd);
+  }
+  TemporaryFile(TemporaryFile&& other) noexcept
+      : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+  TemporaryFile& operator=(TemporaryFile&&) = delete;
+  ~TemporaryFile() {
+    if (fd_ < 0) return;
+    ::close(fd_);
+    ::unlink(path_.c_str());
+  }
+
+  const std::string& path() const { return path_; }
+
+  // Takes the blocks now, so that a full disk is known before the work.
+  absl::Status Allocate(int64_t bytes) const {
+    if (::fallocate(fd_, 0, 0, bytes) == 0) return absl::OkStatus();
+    const int error = errno;
+    if (error == EOPNOTSUPP || error == ENOSYS) return absl::OkStatus();
+    struct statvfs info;
+    const bool known = ::fstatvfs(fd_, &info) == 0;
+    return Annotate(FileError(path_, "fallocate", error),
+                    fmt::format("the pack needs {} bytes, {} bytes are free", bytes,
+                                known ? fmt::format("{}", info.f_bavail * info.f_frsize) : "?"));
+  }
+
+  absl::Status Write(std::span<const std::byte> bytes, int64_t offset) const {
+    while (!bytes.empty()) {
+      const ssize_t n = ::pwrite(fd_, bytes.data(), bytes.size(), offset);
+      if (n < 0 && errno == EINTR) continue;
+      if (n <= 0) return FileError(path_, "write", n < 0 ? errno : ENOSPC);
+      bytes = bytes.subspan(static_cast<size_t>(n));
+      offset += n;
+    }
+    return absl::OkStatus();
+  }
+
+  // Starts writing these bytes to the disk, so that little is left for the sync at the end.
+  void StartWriteback(int64_t offset, int64_t bytes) const {
+    (void)::sync_file_range(fd_, offset, bytes, SYNC_FILE_RANGE_WRITE);
+  }
+
+  absl::Status Sync() const {
+    return ::fsync(fd_) == 0 ? absl::OkStatus() : FileError(path_, "fsync", errno);
+  }
+
+  absl::Status Commit(const std::string& name) {
+    if (::rename(path_.c_str(), name.c_str()) != 0) return FileError(name, "rename", errno);
+    ::close(std::exchange(fd_, -1));
+    const std::string folder = std::filesystem::path(name).parent_path().string();
+    const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder_fd < 0) return FileError(folder, "open", errno);
+    const int result = ::fsync(folder_fd);
+    const int error = errno;
+    ::close(folder_fd);
+    return result == 0 ? absl::OkStatus() : FileError(folder, "fsync", error);
+  }
+
+ private:
+  TemporaryFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
+  std::string path_;
+  int fd_;
+};
+
+// What runs killed long ago left in the folder: temporaries whose lock is free.
+void RemoveLeftovers(const std::string& folder) {
+  std::error_code error;
+  std::filesystem::directory_iterator it(folder, error);
+  for (; !error && it != std::filesystem::directory_iterator(); it.increment(error)) {
+    const std::string path = it->path().string();
+    if (!path.ends_with(std::string(".pack") + kTemporarySuffix)) continue;
+    const std::string pack = path.substr(0, path.size() - std::strlen(kTemporarySuffix));
+    const auto lock = FileLock::TryLock(pack + kLockSuffix);
+    if (lock.ok() && lock->has_value()) ::unlink(path.c_str());
+  }
+}
+
+// The first error of several threads.
+class FirstError {
+ public:
+  void Set(const absl::Status& status) {
+    absl::MutexLock lock(&mutex_);
+    if (status_.ok()) status_ = status;
+    failed_.store(true, std::memory_order_relaxed);
+  }
+  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+  absl::Status Get() const {
+    absl::MutexLock lock(&mutex_);
+    return status_;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+  std::atomic<bool> failed_{false};
+};
+
+// A part of a checkpoint's matrix: `num_rows` whole rows, of which the columns [first_col,
+// first_col + num_cols) are wanted.
+struct MatrixPart {
+  std::string_view name;
+  std::span<const std::byte> bytes;  // of the whole rows
+  DType dtype = DType::kBF16;
+  int64_t num_rows = 0;
+  int64_t row_cols = 0;
+  int64_t first_col = 0;
+  int64_t num_cols = 0;
+  int64_t first_row = 0;  // of the tensor, for messages
+};
+
+MatrixPart PartOf(std::string_view name, const TensorView& view, int64_t first_row,
+                  int64_t num_rows, int64_t first_col, int64_t num_cols) {
+  CHECK(view.dtype == DType::kBF16 || view.dtype == DType::kF32);
+  const int64_t row_cols = view.shape.dim(1);
+  const int64_t row_bytes = row_cols * static_cast<int64_t>(DTypeSizeBytes(view.dtype));
+  return {
+      name,       {view.data + first_row * row_bytes, static_cast<size_t>(num_rows * row_bytes)},
+      view.dtype, num_rows,
+      row_cols,   first_col,
+      num_cols,   first_row};
+}
+
+// `part` as f32, [num_rows][num_cols]. kDataLoss names a value that is not finite.
+absl::Status Widen(const MatrixPart& part, const std::byte* raw, float* out) {
+  uint32_t not_finite = 0;
+  for (int64_t r = 0; r < part.num_rows; ++r) {
+    float* const to = out + r * part.num_cols;
+    const int64_t at = r * part.row_cols + part.first_col;
+    if (part.dtype == DType::kBF16) {
+      const auto* const from = reinterpret_cast<const BF16*>(raw) + at;
+      for (int64_t c = 0; c < part.num_cols; ++c) to[c] = ToFloat(from[c]);
+    } else {
+      std::memcpy(to, raw + at * 4, static_cast<size_t>(part.num_cols) * 4);
+    }
+    for (int64_t c = 0; c < part.num_cols; ++c) {
+      not_finite |= (std::bit_cast<uint32_t>(to[c]) & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
+    }
+    if (not_finite == 0) continue;
+    for (int64_t c = 0; c < part.num_cols; ++c) {
+      if ((std::bit_cast<uint32_t>(to[c]) & 0x7f800000u) != 0x7f800000u) continue;
+      return DataLossF("{}[{}, {}] is {}, expected a finite number", part.name, part.first_row + r,
+                       part.first_col + c, to[c]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+class Builder {
+ public:
+  Builder(const PackRequest& request, ExpertPackHeader header, WorkerPool& pool)
+      : request_(request),
+        header_(std::move(header)),
+        layout_(LayoutOf(header_)),
+        pool_(pool),
+        workers_(static_cast<size_t>(pool.num_threads())) {
+    header_.checksums.resize(static_cast<size_t>(header_.num_packed_experts()));
+  }
+
+  absl::StatusOr<PackStats> Build(const std::string& path, PackProgressFn progress) {
+    const std::string temporary = path + kTemporarySuffix;
+    ASSIGN_OR_RETURN(TemporaryFile file, TemporaryFile::Create(temporary));
+    RETURN_IF_ERROR(file.Allocate(layout_.file_bytes));
+    RETURN_IF_ERROR(request_.checkpoint->CheckFilesUnchanged());
+    PackStats stats;
+    const absl::Time start = absl::Now();
+    RETURN_IF_ERROR(WriteExperts(file, progress));
+    RETURN_IF_ERROR(request_.checkpoint->CheckFilesUnchanged());
+    RETURN_IF_ERROR(file.Write(EncodeExpertPackHeader(header_), 0));
+    stats.seconds = SecondsSince(start);
+    const absl::Time sync_start = absl::Now();
+    RETURN_IF_ERROR(file.Sync());
+    stats.sync_seconds = SecondsSince(sync_start);
+    const absl::Time verify_start = absl::Now();
+    {
+      ASSIGN_OR_RETURN(const ExpertPack written, ExpertPack::Open(temporary));
+      RETURN_IF_ERROR(VerifyPack(written, pool_, progress));
+    }
+    stats.verify_seconds = SecondsSince(verify_start);
+    RETURN_IF_ERROR(file.Commit(path));
+    stats.source_bytes = source_bytes_.load();
+    stats.pack_bytes = static_cast<uint64_t>(layout_.file_bytes);
+    stats.num_threads = pool_.num_threads();
+    for (const Worker& worker : workers_) {
+      stats.read_seconds += worker.read_seconds;
+      stats.convert_seconds += worker.convert_seconds;
+      stats.write_seconds += worker.write_seconds;
+    }
+    return stats;
+  }
+
+ private:
+  // Of one thread; made when it runs its first expert.
+  struct Worker {
+    std::optional<AlignedBytes> raw;     // a matrix as the checkpoint has it
+    std::optional<AlignedBytes> values;  // the same in f32
+    std::optional<AlignedBytes> packed;  // the expert
+    double read_seconds = 0;
+    double convert_seconds = 0;
+    double write_seconds = 0;
+  };
+
+  // Bytes of the checkpoint that are read for all experts, if they are all of one type.
+  uint64_t TotalSourceBytes() const {
+    const int64_t width_bytes = int64_t{header_.num_shard_width} * header_.hidden_size * 2;
+    const int64_t down_bytes = int64_t{header_.moe_intermediate_size} * header_.hidden_size;
+    const auto first = GetExpertTensors(*request_.checkpoint, *request_.config,
+                                        header_.moe_layers.front(), header_.first_expert);
+    const size_t size = first.ok() ? DTypeSizeBytes(first->gate_proj.dtype) : 2;
+    return static_cast<uint64_t>((width_bytes + down_bytes) * header_.num_packed_experts()) * size;
+  }
+
+  absl::Status WriteExperts(const TemporaryFile& file, PackProgressFn progress) {
+    const uint64_t total = TotalSourceBytes();
+    const auto report = [&] {
+      const uint64_t done = source_bytes_.load();
+      return progress({PackProgress::Phase::kConvert, std::min(done, total), total});
+    };
+    if (!report()) return absl::CancelledError("packing stopped");
+    const int64_t num_experts = header_.num_packed_experts();
+    const int64_t batch = kExpertsPerReport * pool_.num_threads();
+    FirstError error;
+    for (int64_t first = 0; first < num_experts; first += batch) {
+      const int64_t end = std::min(first + batch, num_experts);
+      pool_.ParallelFor(end - first, [&](int64_t i, int thread) {
+        if (error.failed()) return;
+        absl::Status status = PackExpert(first + i, file, workers_[static_cast<size_t>(thread)]);
+        if (!status.ok()) error.Set(status);
+      });
+      RETURN_IF_ERROR(error.Get());
+      file.StartWriteback(layout_.ExpertOffset(first), (end - first) * layout_.expert_bytes);
+      if (!report()) return absl::CancelledError("packing stopped");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status PackExpert(int64_t idx, const TemporaryFile& file, Worker& worker) {
+    const int32_t layer = header_.moe_layers[static_cast<size_t>(idx / header_.num_shard_experts)];
+    const auto expert =
+        static_cast<int32_t>(header_.first_expert + idx % header_.num_shard_experts);
+    const std::string name = fmt::format("layer {} expert {}", layer, expert);
+    ASSIGN_OR_RETURN(const ExpertTensors tensors,
+                     GetExpertTensors(*request_.checkpoint, *request_.config, layer, expert));
+    if (!worker.packed) {
+      const int64_t side = int64_t{header_.moe_intermediate_size} * header_.hidden_size;
+      worker.raw.emplace(side * 4);
+      worker.values.emplace(side * 4);
+      worker.packed.emplace(layout_.expert_bytes);
+    }
+    const int64_t first = header_.first_width;
+    const int64_t width = header_.num_shard_width;
+    const int64_t hidden = header_.hidden_size;
+    const std::pair<MatrixPart, int64_t> parts[] = {
+        {PartOf("gate_proj", tensors.gate_proj, first, width, 0, hidden), 0},
+        {PartOf("up_proj", tensors.up_proj, first, width, 0, hidden), layout_.gate_bytes},
+        {PartOf("down_proj", tensors.down_proj, 0, hidden, first, width), 2 * layout_.gate_bytes}};
+    std::byte* const packed = worker.packed->data();
+    // Rounding up to whole lines leaves bytes that no matrix writes.
+    std::memset(packed + layout_.gate_bytes - 64, 0, 64);
+    std::memset(packed + 2 * layout_.gate_bytes - 64, 0, 64);
+    std::memset(packed + layout_.expert_bytes - 64, 0, 64);
+    for (const auto& [part, at] : parts) {
+      const absl::Time start = absl::Now();
+      RETURN_IF_ERROR(
+          request_.checkpoint->Read(part.bytes, {worker.raw->data(), part.bytes.size()}));
+      const absl::Time read = absl::Now();
+      auto* const values = reinterpret_cast<float*>(worker.values->data());
+      RETURN_IF_ERROR(Annotate(Widen(part, worker.raw->data(), values),
+                               fmt::format("{}: {}", request_.checkpoint->directory(), name)));
+      PackMatrix(header_.format, {values, part.num_rows, part.num_cols, part.num_cols},
+                 packed + at);
+      worker.read_seconds += absl::ToDoubleSeconds(read - start);
+      worker.convert_seconds += SecondsSince(read);
+      source_bytes_.fetch_add(part.bytes.size(), std::memory_order_relaxed);
+    }
+    const std::span<const std::byte> bytes(packed, static_cast<size_t>(layout_.expert_bytes));
+    const absl::Time start = absl::Now();
+    header_.checksums[static_cast<size_t>(idx)] = PackChecksum(bytes);
+    const absl::Status written = file.Write(bytes, layout_.ExpertOffset(idx));
+    worker.write_seconds += SecondsSince(start);
+    return written;
+  }
+
+  const PackRequest& request_;
+  ExpertPackHeader header_;
+  const ExpertPackLayout layout_;
+  WorkerPool& pool_;
+  std::vector<Worker> workers_;
+  std::atomic<uint64_t> source_bytes_{0};
+};
+
+// The pack at `path` if it is whole and fits.
+absl::StatusOr<ExpertPack> OpenFitting(const std::string& path, const ExpertPackHeader& wanted) {
+  ASSIGN_OR_RETURN(ExpertPack pack, ExpertPack::Open(path));
+  RETURN_IF_ERROR(CheckPackFits(pack, wanted));
+  return pack;
+}
+
+}  // namespace
+
+absl::StatusOr<ExpertPackHeader> WantedPackHeader(const PackRequest& request) {
+  const ModelConfig& config = *request.config;
+  ASSIGN_OR_RETURN(const ShardGeometry geometry,
+                   MakeShardGeometry(config, request.shard, PoolFormatGroup(request.format)));
+  ExpertPackHeader out;
+  out.format = request.format;
+  out.split_by_experts = request.shard.split == ShardSplit::kExperts;
+  out.shard_index = request.shard.index;
+  out.num_shards = request.shard.num_shards;
+  out.num_layers = geometry.num_layers;
+  out.num_experts = geometry.num_experts;
+  out.hidden_size = geometry.hidden_size;
+  out.moe_intermediate_size = geometry.moe_intermediate_size;
+  out.first_expert = geometry.first_expert;
+  out.num_shard_experts = geometry.num_shard_experts;
+  out.first_width = geometry.first_width;
+  out.num_shard_width = geometry.num_shard_width;
+  out.fingerprint = request.checkpoint->fingerprint();
+  out.source_stamp = request.checkpoint->Stamp();
+  for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (config.mlps[static_cast<size_t>(layer)] == MlpKind::kMoe) out.moe_layers.push_back(layer);
+  }
+  if (out.moe_layers.empty()) {
+    return FailedPreconditionF("{}: no layer has routed experts, there is nothing to pack",
+                               request.checkpoint->directory());
+  }
+  return out;
+}
+
+absl::Status CheckPackFits(const ExpertPack& pack, const ExpertPackHeader& wanted) {
+  const ExpertPackHeader& found = pack.header();
+  const auto differs = [&](std::string_view what, const auto& is, const auto& expected) {
+    return FailedPreconditionF("{}: {} {}, expected {}", pack.path(), what, is, expected);
+  };
+  if (found.format != wanted.format) {
+    return differs("pool format", PoolFormatName(found.format), PoolFormatName(wanted.format));
+  }
+  if (found.fingerprint != wanted.fingerprint) {
+    return differs("of the model with fingerprint", found.fingerprint, wanted.fingerprint);
+  }
+  const auto shard = [](const ExpertPackHeader& h) {
+    return ShardText({h.shard_index, h.num_shards,
+                      h.split_by_experts ? ShardSplit::kExperts : ShardSplit::kWidth});
+  };
+  if (shard(found) != shard(wanted)) return differs("of shard", shard(found), shard(wanted));
+  const std::pair<const char*, std::pair<int32_t, int32_t>> sizes[] = {
+      {"num_layers", {found.num_layers, wanted.num_layers}},
+      {"num_experts", {found.num_experts, wanted.num_experts}},
+      {"hidden_size", {found.hidden_size, wanted.hidden_size}},
+      {"moe_intermediate_size", {found.moe_intermediate_size, wanted.moe_intermediate_size}},
+      {"first_expert", {found.first_expert, wanted.first_expert}},
+      {"num_shard_experts", {found.num_shard_experts, wanted.num_shard_experts}},
+      {"first_width", {found.first_width, wanted.first_width}},
+      {"num_shard_width", {found.num_shard_width, wanted.num_shard_width}}};
+  for (const auto& [name, values] : sizes) {
+    if (values.first != values.second) return differs(name, values.first, values.second);
+  }
+  if (found.moe_layers != wanted.moe_layers) {
+    return differs("moe layers", fmt::format("{}", fmt::join(found.moe_layers, ",")),
+                   fmt::format("{}", fmt::join(wanted.moe_layers, ",")));
+  }
+  if (found.source_stamp != wanted.source_stamp) {
+    return FailedPreconditionF(
+        "{}: the checkpoint's files were rewritten or copied since it was packed (stamp {:016x}, "
+        "now {:016x})",
+        pack.path(), found.source_stamp, wanted.source_stamp);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status VerifyPack(const ExpertPack& pack, WorkerPool& pool, PackProgressFn progress) {
+  const int64_t num_experts = pack.header().num_packed_experts();
+  const ExpertPackLayout& layout = pack.layout();
+  const auto total = static_cast<uint64_t>(num_experts * layout.expert_bytes);
+  std::vector<std::optional<AlignedBytes>> buffers(static_cast<size_t>(pool.num_threads()));
+  FirstError error;
+  std::atomic<int64_t> num_damaged{0};
+  std::atomic<int64_t> first_damaged{num_experts};
+  const int64_t batch = kExpertsPerReport * pool.num_threads();
+  for (int64_t first = 0; first < num_experts; first += batch) {
+    if (!progress({PackProgress::Phase::kVerify, static_cast<uint64_t>(first * layout.expert_bytes),
+                   total})) {
+      return absl::CancelledError("verification stopped");
+    }
+    pool.ParallelFor(std::min(batch, num_experts - first), [&](int64_t i, int thread) {
+      std::optional<AlignedBytes>& buffer = buffers[static_cast<size_t>(thread)];
+      if (!buffer) buffer.emplace(layout.expert_bytes);
+      const std::span<std::byte> bytes(buffer->data(), static_cast<size_t>(layout.expert_bytes));
+      const int64_t idx = first + i;
+      // Read, not mapped: a failing disk is a status and not a fault.
+      absl::Status status =
+          pack.file().Read(static_cast<uint64_t>(layout.ExpertOffset(idx)), bytes);
+      if (!status.ok()) {
+        error.Set(Annotate(status, pack.ExpertName(idx)));
+      } else if (!pack.VerifyExpert(idx, bytes).ok()) {
+        num_damaged.fetch_add(1);
+        int64_t smallest = first_damaged.load();
+        while (idx < smallest && !first_damaged.compare_exchange_weak(smallest, idx)) {
+        }
+      }
+    });
+    RETURN_IF_ERROR(error.Get());
+  }
+  progress({PackProgress::Phase::kVerify, total, total});
+  if (num_damaged == 0) return absl::OkStatus();
+  return DataLossF(
+      "{}: {} is damaged: its bytes do not have the checksum {:016x}; {} of {} "
+      "experts are damaged",
+      pack.path(), pack.ExpertName(first_damaged),
+      pack.header().checksums[static_cast<size_t>(first_damaged)], num_damaged.load(), num_experts);
+}
+
+absl::StatusOr<PackResult> EnsurePack(const PackRequest& request, WorkerPool& pool,
+                                      PackProgressFn progress, bool rebuild) {
+  ASSIGN_OR_RETURN(ExpertPackHeader wanted, WantedPackHeader(request));
+  const std::string folder = PackDirectory(request.pool_dir, wanted.fingerprint);
+  const std::string path =
+      PackPath(request.pool_dir, wanted.fingerprint, request.format, request.shard);
+  absl::StatusOr<ExpertPack> there = OpenFitting(path, wanted);
+  if (there.ok() && !rebuild) return PackResult{*std::move(there), absl::OkStatus(), {}};
+  const absl::Status rejected =
+      absl::IsNotFound(there.status()) ? absl::OkStatus() : there.status();
+
+  std::error_code made;
+  std::filesystem::create_directories(folder, made);
+  if (made) return Annotate(FileError(folder, "mkdir", made.value()), "--pool_dir");
+  while (true) {
+    ASSIGN_OR_RETURN(const std::optional<FileLock> lock, FileLock::TryLock(path + kLockSuffix));
+    if (!lock) {
+      if (!progress({PackProgress::Phase::kWait, 0, 0})) {
+        return absl::CancelledError("packing stopped");
+      }
+      absl::SleepFor(kLockPoll);
+      continue;
+    }
+    if (!rebuild) {  // whoever held the lock may have made it
+      there = OpenFitting(path, wanted);
+      if (there.ok()) return PackResult{*std::move(there), absl::OkStatus(), {}};
+    }
+    // With this lock held, this run's own temporary is opened anew and emptied.
+    RemoveLeftovers(folder);
+    Builder builder(request, wanted, pool);
+    ASSIGN_OR_RETURN(const PackStats stats, builder.Build(path, progress));
+    ASSIGN_OR_RETURN(ExpertPack pack, OpenFitting(path, wanted));
+    return PackResult{std::move(pack), rejected, stats};
+  }
+}
+
+}  // namespace banyan

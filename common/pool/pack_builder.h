@@ -1,0 +1,79 @@
+// Makes the pack of a shard from a checkpoint, once, with all threads of a pool.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/config/model_config.h"
+#include "common/io/checkpoint.h"
+#include "common/io/expert_pack.h"
+#include "common/parallel/worker_pool.h"
+#include "common/pool/shard.h"
+#include "common/quant/pool_format.h"
+
+namespace banyan {
+
+// A checkpoint that CheckComplete has passed; borrowed.
+struct PackRequest {
+  const Checkpoint* checkpoint = nullptr;
+  const ModelConfig* config = nullptr;
+  ShardSpec shard;
+  PoolFormat format = PoolFormat::kInt8;
+  std::string pool_dir;
+};
+
+struct PackProgress {
+  enum class Phase : uint8_t { kWait, kConvert, kVerify };  // kWait: another process packs it
+  Phase phase = Phase::kConvert;
+  uint64_t bytes_done = 0;  // of the checkpoint in kConvert, of the pack in kVerify
+  uint64_t bytes_total = 0;
+};
+// Called from the thread that asked; false ends the work with kCancelled.
+using PackProgressFn = absl::FunctionRef<bool(const PackProgress&)>;
+
+// Where the time of a build went; the three parts are summed over threads.
+struct PackStats {
+  uint64_t source_bytes = 0;
+  uint64_t pack_bytes = 0;
+  double seconds = 0;  // of reading, converting and writing
+  double sync_seconds = 0;
+  double verify_seconds = 0;
+  double read_seconds = 0;
+  double convert_seconds = 0;
+  double write_seconds = 0;
+  int num_threads = 0;
+};
+
+struct PackResult {
+  ExpertPack pack;
+  // Why what lay there was not used; OK when nothing lay there or it is used.
+  absl::Status rejected;
+  std::optional<PackStats> built;  // unset: the pack was there
+};
+
+// What the pack of this request says of itself, without its checksums. kInvalidArgument when the
+// shard gets nothing.
+absl::StatusOr<ExpertPackHeader> WantedPackHeader(const PackRequest& request);
+
+// kFailedPrecondition names what a pack is of instead: another model, shard or format, or source
+// files that were rewritten since.
+absl::Status CheckPackFits(const ExpertPack& pack, const ExpertPackHeader& wanted);
+
+// The pack that is there if it is whole (header and size) and fits, else a new one: written to a
+// temporary name, read back against its checksums, synced and renamed over the old one, under a
+// file lock, so that neither a crash nor a second process leaves a half pack under the name. What a
+// killed run left in the folder is removed. Errors leave the old pack as it is and no temporary
+// file: kResourceExhausted (disk full), kPermissionDenied, kDataLoss (the checkpoint cannot be
+// read, changed meanwhile or holds a weight that is not finite: tensor and place are named).
+absl::StatusOr<PackResult> EnsurePack(const PackRequest& request, WorkerPool& pool,
+                                      PackProgressFn progress, bool rebuild = false);
+
+// Reads every expert and compares its checksum. kDataLoss names the first damaged one and says how
+// many there are.
+absl::Status VerifyPack(const ExpertPack& pack, WorkerPool& pool, PackProgressFn progress);
+
+}  // namespace banyan

@@ -1,0 +1,206 @@
+#include "services/expert/runtime/grouped_executor.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+
+namespace banyan::expert {
+namespace {
+
+// Less than this many multiplications, about 10 us of one thread, is not worth waking others for.
+constexpr int64_t kMinParallelMacs = 200'000;
+// Activations worth converting on several threads.
+constexpr int64_t kMinParallelFloats = 64 << 10;
+// Tiles per thread and loop: enough that the last ones end at about the same time.
+constexpr int64_t kTilesPerThread = 16;
+
+// Outputs per tile, so that `outputs` in all make enough tiles for the threads.
+int32_t TileSize(int64_t outputs, int num_threads, int32_t unit, int32_t max_tile) {
+  const int64_t wanted = outputs / (kTilesPerThread * num_threads);
+  return static_cast<int32_t>(std::clamp<int64_t>(wanted / unit * unit, unit, max_tile));
+}
+
+int32_t NumTiles(int32_t outputs, int32_t tile) { return (outputs + tile - 1) / tile; }
+
+}  // namespace
+
+void ScratchBuffer::FreeDeleter::operator()(std::byte* p) const { std::free(p); }
+
+void ScratchBuffer::Reserve(int64_t bytes) {
+  if (bytes <= size_) return;
+  const auto rounded = static_cast<size_t>((bytes + 63) / 64 * 64);
+  data_.reset();
+  data_.reset(static_cast<std::byte*>(std::aligned_alloc(64, rounded)));
+  CHECK(data_ != nullptr);
+  std::memset(data_.get(), 0, rounded);
+  size_ = bytes;
+}
+
+GroupedExecutor::GroupedExecutor(const Options& options, const ShardGeometry& geometry,
+                                 const FfnKernels& elementwise, WorkerPool& pool)
+    : geometry_(geometry),
+      elementwise_(elementwise),
+      pool_(pool),
+      max_scratch_bytes_(options.max_scratch_bytes),
+      grouping_(geometry.first_expert, geometry.num_shard_experts) {}
+
+absl::Status GroupedExecutor::Check(const ExpertCall& call) {
+  const ShardGeometry& g = geometry_;
+  if (call.layer < 0 || call.layer >= g.num_layers) {
+    return InvalidArgumentF("layer {}, expected 0 to {}", call.layer, g.num_layers - 1);
+  }
+  if (!HasExperts(call.layer)) {
+    return InvalidArgumentF("layer {} has no routed experts", call.layer);
+  }
+  if (call.num_rows < 1 || call.num_rows > g.max_rows) {
+    return InvalidArgumentF("{} rows, expected 1 to {}", call.num_rows, g.max_rows);
+  }
+  if (call.top_k < 1 || call.top_k > g.max_top_k) {
+    return InvalidArgumentF("top_k {}, expected 1 to {}", call.top_k, g.max_top_k);
+  }
+  return Annotate(grouping_.Check(call), fmt::format("layer {}", call.layer));
+}
+
+absl::Status GroupedExecutor::Run(const ExpertCall& call) {
+  RETURN_IF_ERROR(Check(call));
+  last_call_ = {};
+  const RowLayout layout = BeginCall(call);
+  const int64_t row_bytes = layout.x_bytes + call.top_k * layout.hidden_bytes +
+                            int64_t{geometry_.hidden_size} * static_cast<int64_t>(sizeof(float));
+  const int64_t fitting = static_cast<int64_t>(max_scratch_bytes_) / row_bytes;
+  const auto block = static_cast<int32_t>(std::clamp<int64_t>(fitting, 1, call.num_rows));
+  for (int32_t first = 0; first < call.num_rows; first += block) {
+    RunBlock(call, layout, first, std::min(block, call.num_rows - first));
+  }
+  return absl::OkStatus();
+}
+
+void GroupedExecutor::RunBlock(const ExpertCall& call, const RowLayout& layout, int32_t first_row,
+                               int32_t num_rows) {
+  const ShardGeometry& g = geometry_;
+  grouping_.Group(call, first_row, num_rows);
+  const auto num_pairs = static_cast<int64_t>(grouping_.rows().size());
+  last_call_.num_pairs += num_pairs;
+  last_call_.num_experts += static_cast<int64_t>(grouping_.groups().size());
+  for (const ExpertGroup& group : grouping_.groups()) {
+    last_call_.weight_bytes += ExpertBytes(call.layer, group.expert);
+  }
+  x_.Reserve(num_rows * layout.x_bytes);
+  hidden_.Reserve(num_pairs * layout.hidden_bytes);
+  if (call.reply_type == ActivationType::kBF16) {
+    sum_.Reserve(int64_t{num_rows} * g.hidden_size * static_cast<int64_t>(sizeof(float)));
+  }
+
+  const int64_t macs = num_pairs * g.hidden_size * g.num_shard_width * 3;
+  const bool in_caller = pool_.num_threads() == 1 || macs < kMinParallelMacs;
+  PrepareRows(call, layout, first_row, num_rows);
+  GateUpAll(layout, in_caller);
+  DownAll(call, layout, first_row, num_rows, in_caller);
+}
+
+void GroupedExecutor::PrepareRows(const ExpertCall& call, const RowLayout& layout,
+                                  int32_t first_row, int32_t num_rows) {
+  const int64_t hidden_size = geometry_.hidden_size;
+  const int64_t row_bytes = hidden_size * (call.activation_type == ActivationType::kBF16 ? 2 : 4);
+  const auto prepare = [&](int64_t row, int thread) {
+    PrepareRow(call.activations + (first_row + row) * row_bytes, call.activation_type,
+               x_.data() + row * layout.x_bytes, thread);
+  };
+  if (num_rows * hidden_size < kMinParallelFloats) {
+    for (int64_t row = 0; row < num_rows; ++row) prepare(row, 0);
+  } else {
+    pool_.ParallelFor(num_rows, prepare);
+  }
+}
+
+GroupedExecutor::Tile GroupedExecutor::TileOf(const ExpertGroup& group, const RowLayout& layout,
+                                              int32_t first, int32_t end, int thread) const {
+  return {.expert = group.expert,
+          .first_output = first,
+          .end_output = end,
+          .num_rows = group.num_pairs,
+          .rows = grouping_.rows().data() + group.first_pair,
+          .routing_weights = grouping_.weights().data() + group.first_pair,
+          .x = x_.data(),
+          .hidden = hidden_.data() + group.first_pair * layout.hidden_bytes,
+          .layout = layout,
+          .thread = thread};
+}
+
+void GroupedExecutor::GateUpAll(const RowLayout& layout, bool in_caller) {
+  const std::span<const ExpertGroup> groups = grouping_.groups();
+  const int32_t width = geometry_.num_shard_width;
+  const int32_t tile =
+      in_caller ? width
+                : TileSize(static_cast<int64_t>(groups.size()) * width, pool_.num_threads(),
+                           layout.gate_up.unit, layout.gate_up.max_tile);
+  const int32_t tiles = NumTiles(width, tile);
+  const int64_t num_tiles = static_cast<int64_t>(groups.size()) * tiles;
+  const int64_t stride = in_caller ? 1 : pool_.num_threads();
+  const auto run = [&](int64_t t, int thread) {
+    const auto first = static_cast<int32_t>(t % tiles) * tile;
+    Tile part = TileOf(groups[static_cast<size_t>(t / tiles)], layout, first,
+                       std::min(first + tile, width), thread);
+    // The tiles in between are those of the other threads.
+    if (const int64_t next = t + stride; next < num_tiles) {
+      part.next_expert = groups[static_cast<size_t>(next / tiles)].expert;
+      part.next_output = static_cast<int32_t>(next % tiles) * tile;
+    }
+    GateUp(part);
+  };
+  if (in_caller) {
+    for (int64_t t = 0; t < num_tiles; ++t) run(t, 0);
+  } else {
+    pool_.ParallelFor(num_tiles, run);
+  }
+}
+
+void GroupedExecutor::DownAll(const ExpertCall& call, const RowLayout& layout, int32_t first_row,
+                              int32_t num_rows, bool in_caller) {
+  const int32_t hidden_size = geometry_.hidden_size;
+  const bool reply_f32 = call.reply_type == ActivationType::kF32;
+  const int64_t out_at = int64_t{first_row} * hidden_size;
+  float* const sum = reply_f32 ? reinterpret_cast<float*>(call.out) + out_at
+                               : reinterpret_cast<float*>(sum_.data());
+  BF16* const out = reinterpret_cast<BF16*>(call.out) + out_at;
+  const int32_t tile = in_caller ? hidden_size
+                                 : TileSize(hidden_size, pool_.num_threads(), layout.down.unit,
+                                            layout.down.max_tile);
+  const std::span<const ExpertGroup> groups = grouping_.groups();
+  const int64_t stride = in_caller ? 1 : pool_.num_threads();
+  const auto run = [&](int64_t t, int thread) {
+    const auto first = static_cast<int32_t>(t) * tile;
+    const int32_t end = std::min(first + tile, hidden_size);
+    for (int64_t row = 0; row < num_rows; ++row) {
+      std::fill(sum + row * hidden_size + first, sum + row * hidden_size + end, 0.0f);
+    }
+    for (size_t i = 0; i < groups.size(); ++i) {
+      Tile part = TileOf(groups[i], layout, first, end, thread);
+      if (i + 1 < groups.size()) {
+        part.next_expert = groups[i + 1].expert;
+        part.next_output = first;
+      } else if (const int64_t next = (t + stride) * tile; next < hidden_size) {
+        part.next_expert = groups.front().expert;
+        part.next_output = static_cast<int32_t>(next);
+      }
+      Down(part, sum);
+    }
+    if (reply_f32) return;
+    for (int64_t row = 0; row < num_rows; ++row) {
+      const int64_t at = row * hidden_size + first;
+      elementwise_.narrow(sum + at, end - first, out + at);
+    }
+  };
+  const int32_t tiles = NumTiles(hidden_size, tile);
+  if (in_caller) {
+    for (int64_t t = 0; t < tiles; ++t) run(t, 0);
+  } else {
+    pool_.ParallelFor(tiles, run);
+  }
+}
+
+}  // namespace banyan::expert

@@ -1,0 +1,120 @@
+// What every executor does whatever its weights are: check a call, group its rows by expert, cut
+// the work into tiles, sum and round the reply.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "common/parallel/worker_pool.h"
+#include "services/expert/kernels/expert_ffn.h"
+#include "services/expert/runtime/expert_executor.h"
+#include "services/expert/runtime/row_grouping.h"
+
+namespace banyan::expert {
+
+// 64-byte aligned memory, zero when made; grown, never shrunk.
+class ScratchBuffer {
+ public:
+  void Reserve(int64_t bytes);
+  std::byte* data() const { return data_.get(); }
+
+ private:
+  struct FreeDeleter {
+    void operator()(std::byte* p) const;
+  };
+  std::unique_ptr<std::byte, FreeDeleter> data_;
+  int64_t size_ = 0;
+};
+
+// A call's work list is all (expert, tile of width) pairs of gate and up, one barrier, then tiles
+// of the output, each over all experts in ascending order. Rows beyond what the scratch holds form
+// further blocks, one after the other; that changes no bit of a row.
+class GroupedExecutor : public ExpertExecutor {
+ public:
+  struct Options {
+    // Activations, hidden vectors and sums of a block of rows; grows to this with the largest call.
+    size_t max_scratch_bytes = 64 << 20;
+  };
+
+  // What a successful call did; for metrics.
+  struct CallStats {
+    int64_t num_pairs = 0;      // (row, expert)
+    int64_t num_experts = 0;    // distinct ones, summed over blocks
+    uint64_t weight_bytes = 0;  // read from them
+  };
+
+  const ShardGeometry& geometry() const override { return geometry_; }
+  absl::Status Run(const ExpertCall& call) override;
+  const CallStats& last_call() const { return last_call_; }
+
+ protected:
+  // How the outputs of a loop are cut: at multiples of `unit`, at most max_tile a tile.
+  struct Cut {
+    int32_t unit = 1;
+    int32_t max_tile = 1;
+  };
+  struct RowLayout {
+    int64_t x_bytes = 0;       // of a row of activations, a multiple of 64
+    int64_t hidden_bytes = 0;  // of the hidden vector of a pair, a multiple of 64
+    Cut gate_up;
+    Cut down;
+  };
+  // A range of outputs of one expert, over the pairs of its group.
+  struct Tile {
+    int32_t expert = 0;  // counted from the shard's first
+    int32_t first_output = 0;
+    int32_t end_output = 0;
+    int32_t num_rows = 0;
+    const int32_t* rows = nullptr;
+    const float* routing_weights = nullptr;
+    const std::byte* x = nullptr;
+    std::byte* hidden = nullptr;  // of the group's first pair
+    RowLayout layout;
+    int thread = 0;
+    // What this thread will probably run next, in the same half; -1: not known. For prefetching.
+    int32_t next_expert = -1;
+    int32_t next_output = 0;
+  };
+
+  // All borrowed. The pool is used by the thread that calls Run; `elementwise` widens and narrows.
+  GroupedExecutor(const Options& options, const ShardGeometry& geometry,
+                  const FfnKernels& elementwise, WorkerPool& pool);
+
+  virtual bool HasExperts(int32_t layer) const = 0;
+  virtual uint64_t ExpertBytes(int32_t layer, int32_t expert) const = 0;
+  // Once for each call, before the others.
+  virtual RowLayout BeginCall(const ExpertCall& call) = 0;
+  // `x`: hidden_size activations of call.activation_type, at any address.
+  virtual void PrepareRow(const std::byte* x, ActivationType type, std::byte* out, int thread) = 0;
+  virtual void GateUp(const Tile& tile) = 0;
+  virtual void Down(const Tile& tile, float* sum) = 0;
+
+  const FfnKernels& elementwise() const { return elementwise_; }
+  int num_threads() const { return pool_.num_threads(); }
+
+ private:
+  absl::Status Check(const ExpertCall& call);
+  void RunBlock(const ExpertCall& call, const RowLayout& layout, int32_t first_row,
+                int32_t num_rows);
+  void PrepareRows(const ExpertCall& call, const RowLayout& layout, int32_t first_row,
+                   int32_t num_rows);
+  void GateUpAll(const RowLayout& layout, bool in_caller);
+  void DownAll(const ExpertCall& call, const RowLayout& layout, int32_t first_row, int32_t num_rows,
+               bool in_caller);
+  Tile TileOf(const ExpertGroup& group, const RowLayout& layout, int32_t first, int32_t end,
+              int thread) const;
+
+  const ShardGeometry geometry_;
+  const FfnKernels& elementwise_;
+  WorkerPool& pool_;
+  const size_t max_scratch_bytes_;
+  RowGrouping grouping_;
+  ScratchBuffer x_;       // [rows of a block, x_bytes]
+  ScratchBuffer hidden_;  // [pairs of a block, hidden_bytes]
+  ScratchBuffer sum_;     // f32 [rows of a block, hidden_size], unused for replies in f32
+  CallStats last_call_;
+};
+
+}  // namespace banyan::expert

@@ -1,0 +1,455 @@
+#include "services/expert/runtime/pool_memory.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/base/byte_size.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/memory/memory_plan.h"
+#include "common/pool/shard.h"
+
+namespace banyan::expert {
+namespace {
+
+constexpr int64_t kPageBytes = 4096;
+constexpr int64_t kHugePageBytes = 2 << 20;
+constexpr int64_t kChunkBytes = 8 << 20;  // of one read or one population
+// Chunks of a thread between two reports of progress.
+constexpr int64_t kChunksPerReport = 8;
+constexpr uint64_t kScratchBytes = uint64_t{128} << 20;
+// The last page of a segment; written when all before it is there.
+constexpr char kSegmentMagic[] = "BANYANSM";
+constexpr uint64_t kSegmentVersion = 1;
+struct SegmentTrailer {
+  char magic[8];
+  uint64_t version;
+  uint64_t file_bytes;
+  uint64_t header_checksum;
+};
+
+int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+absl::Status SystemError(std::string_view what, int error) {
+  absl::StatusCode code = absl::StatusCode::kDataLoss;
+  if (error == ENOMEM || error == ENOSPC || error == EMFILE || error == EAGAIN || error == EFAULT) {
+    code = absl::StatusCode::kResourceExhausted;
+  } else if (error == EACCES || error == EPERM) {
+    code = absl::StatusCode::kPermissionDenied;
+  }
+  return StatusF(code, "{}: {}", what, std::strerror(error));
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// Runs body(first, size) over [0, total) in chunks on all threads, with progress; the first error.
+absl::Status ForChunks(int64_t total, WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress,
+                       absl::FunctionRef<int(int64_t first, int64_t size)> body,
+                       std::string_view what) {
+  std::atomic<int> error{0};
+  const int64_t step = kChunkBytes * kChunksPerReport * pool.num_threads();
+  for (int64_t first = 0; first < total; first += step) {
+    if (!progress(static_cast<uint64_t>(first))) return absl::CancelledError("load stopped");
+    const int64_t bytes = std::min(step, total - first);
+    pool.ParallelFor((bytes + kChunkBytes - 1) / kChunkBytes, [&](int64_t i, int) {
+      if (error.load(std::memory_order_relaxed) != 0) return;
+      const int64_t at = first + i * kChunkBytes;
+      const int failed = body(at, std::min(kChunkBytes, total - at));
+      if (failed != 0) error.store(failed, std::memory_order_relaxed);
+    });
+    if (error != 0) return SystemError(what, error);
+  }
+  progress(static_cast<uint64_t>(total));
+  return absl::OkStatus();
+}
+
+// Makes the pages of a mapping present; an errno.
+int Populate(const std::byte* data, int64_t size) {
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t begin = address / kPageBytes * kPageBytes;
+  const size_t bytes = static_cast<size_t>(size) + (address - begin);
+#ifdef MADV_POPULATE_READ
+  if (::madvise(reinterpret_cast<void*>(begin), bytes, MADV_POPULATE_READ) == 0) return 0;
+  if (errno != EINVAL && errno != ENOSYS) return errno;
+#endif
+  for (int64_t i = 0; i < size; i += kPageBytes) {
+    (void)*static_cast<const volatile std::byte*>(data + i);
+  }
+  return 0;
+}
+
+int ReadAll(int fd, std::byte* out, int64_t size, int64_t offset) {
+  while (size > 0) {
+    const ssize_t n = ::pread(fd, out, static_cast<size_t>(size), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno;
+    if (n == 0) return EIO;
+    out += n;
+    offset += n;
+    size -= n;
+  }
+  return 0;
+}
+
+// Whether most of a file is in the page cache, by looking at some of it.
+bool MostlyCached(std::span<const std::byte> file) {
+  constexpr size_t kLooks = 64;
+  const size_t pages = file.size() / kPageBytes;
+  size_t cached = 0;
+  size_t looked = 0;
+  for (size_t i = 0; i < kLooks && pages > 0; ++i) {
+    unsigned char present = 0;
+    const size_t page = i * pages / kLooks;
+    void* const at = const_cast<std::byte*>(file.data() + page * kPageBytes);
+    if (::mincore(at, kPageBytes, &present) != 0) return false;
+    cached += present & 1;
+    ++looked;
+  }
+  return cached * 2 > looked;
+}
+
+// The payload of a pack into memory of the same layout.
+absl::Status ReadPayload(const ExpertPack& pack, std::byte* image, WorkerPool& pool,
+                         absl::FunctionRef<bool(uint64_t)> progress) {
+  const ExpertPackLayout& layout = pack.layout();
+  const std::string again = fmt::format("/proc/self/fd/{}", pack.file().fd());
+  // Around the page cache, unless the bytes are there already or the file system cannot.
+  const Descriptor direct(MostlyCached(pack.file().bytes())
+                              ? -1
+                              : ::open(again.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
+  return ForChunks(
+      layout.file_bytes - layout.payload_offset, pool, progress,
+      [&](int64_t first, int64_t size) {
+        const int64_t at = layout.payload_offset + first;
+        const int64_t whole = size / kPageBytes * kPageBytes;
+        int64_t done = 0;
+        if (direct.get() >= 0 && whole > 0 && ReadAll(direct.get(), image + at, whole, at) == 0) {
+          done = whole;
+        }
+        return ReadAll(pack.file().fd(), image + at + done, size - done, at + done);
+      },
+      pack.path());
+}
+
+absl::Status Lock(const void* data, size_t bytes) {
+#ifdef MLOCK_ONFAULT
+  if (::mlock2(data, bytes, MLOCK_ONFAULT) == 0) return absl::OkStatus();
+#else
+  if (::mlock(data, bytes) == 0) return absl::OkStatus();
+#endif
+  const int error = errno;
+  rlimit limit{};
+  ::getrlimit(RLIMIT_MEMLOCK, &limit);
+  return StatusF(absl::StatusCode::kResourceExhausted,
+                 "--mlock: {} cannot be locked into memory: {}; the limit of locked memory is {} "
+                 "(ulimit -l, LimitMEMLOCK= of systemd, memlock of docker)",
+                 FormatByteSize(bytes), std::strerror(error),
+                 limit.rlim_cur == RLIM_INFINITY ? "none" : FormatByteSize(limit.rlim_cur));
+}
+
+// Bytes of the mapping at `data` that are on huge pages: /proc/self/smaps.
+uint64_t HugePageBytes(const void* data, size_t bytes) {
+  std::ifstream smaps("/proc/self/smaps");
+  const auto first = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t end = first + bytes;
+  uint64_t total = 0;
+  bool inside = false;
+  for (std::string line; std::getline(smaps, line);) {
+    uintptr_t from = 0;
+    uintptr_t to = 0;
+    uint64_t kib = 0;
+    char name[32];
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &from, &to) == 2) {
+      inside = from < end && to > first;
+    } else if (inside && std::sscanf(line.c_str(), "%31[A-Za-z_]: %" SCNu64, name, &kib) == 2) {
+      const std::string_view field(name);
+      if (field == "AnonHugePages" || field == "ShmemPmdMapped" || field == "FilePmdMapped" ||
+          field == "Private_Hugetlb" || field == "Shared_Hugetlb") {
+        total += kib * 1024;
+      }
+    }
+  }
+  return total;
+}
+
+std::string SegmentName(std::string_view fingerprint, std::string_view format,
+                        const ShardSpec& shard) {
+  return fmt::format("banyan-{}-{}-{}", fingerprint.substr(0, 16), format, ShardText(shard));
+}
+
+SegmentTrailer TrailerOf(const ExpertPack& pack, std::span<const std::byte> header) {
+  SegmentTrailer out{};
+  std::memcpy(out.magic, kSegmentMagic, sizeof(out.magic));
+  out.version = kSegmentVersion;
+  out.file_bytes = static_cast<uint64_t>(pack.layout().file_bytes);
+  out.header_checksum = PackChecksum(header);
+  return out;
+}
+
+}  // namespace
+
+std::string_view PoolMemoryName(PoolMemoryMode mode) {
+  switch (mode) {
+    case PoolMemoryMode::kMap:
+      return "map";
+    case PoolMemoryMode::kShm:
+      return "shm";
+    case PoolMemoryMode::kAnonymous:
+      return "anonymous";
+  }
+  return "";
+}
+
+absl::StatusOr<PoolMemoryMode> ParsePoolMemory(std::string_view name) {
+  for (const PoolMemoryMode mode :
+       {PoolMemoryMode::kMap, PoolMemoryMode::kShm, PoolMemoryMode::kAnonymous}) {
+    if (name == PoolMemoryName(mode)) return mode;
+  }
+  return InvalidArgumentF("'{}': expected map, shm or anonymous", Printable(name));
+}
+
+std::string ShmSegmentName(const ExpertPackHeader& header) {
+  return SegmentName(header.fingerprint, PoolFormatName(header.format),
+                     {header.shard_index, header.num_shards,
+                      header.split_by_experts ? ShardSplit::kExperts : ShardSplit::kWidth});
+}
+
+absl::Status CheckPoolFits(const PoolDescription& pool, const PoolMemoryOptions& options) {
+  // Pages of a mapped file give way to others: what counts is all of the machine's memory. Other
+  // memory must be free now, or be there already as the segment of an earlier start.
+  const bool mapped = options.mode == PoolMemoryMode::kMap;
+  uint64_t budget = options.budget_bytes;
+  std::string source = "--host_budget";
+  if (budget == 0) {
+    budget = mapped ? TotalHostMemory() : AvailableHostMemory();
+    source = mapped ? "memory of this machine or container; --host_budget"
+                    : "available memory; --host_budget";
+    const std::string segment = fmt::format("{}/{}", options.shm_dir,
+                                            SegmentName(pool.fingerprint, pool.format, pool.shard));
+    struct stat info;
+    if (options.mode == PoolMemoryMode::kShm && ::stat(segment.c_str(), &info) == 0) {
+      budget += static_cast<uint64_t>(info.st_blocks) * 512;
+    }
+  }
+  MemoryPlan plan("memory of this shard", budget, source);
+  plan.Add("expert pool", pool.pool_bytes,
+           fmt::format("{} layers of {} experts, {}, {}", pool.moe_layers.size(),
+                       pool.geometry.num_shard_experts, pool.format, PoolMemoryName(options.mode)));
+  plan.Add("scratch", kScratchBytes, "activations, replies, threads");
+  return plan.Check();
+}
+
+PoolMemory::PoolMemory(const ExpertPack& pack) : header_(pack.header()), layout_(pack.layout()) {}
+
+PoolMemory::~PoolMemory() {
+  if (mapping_ != nullptr) ::munmap(mapping_, mapping_bytes_);
+}
+
+absl::StatusOr<std::unique_ptr<PoolMemory>> PoolMemory::Load(
+    ExpertPack pack, const PoolMemoryOptions& options, WorkerPool& pool,
+    absl::FunctionRef<bool(uint64_t)> progress) {
+  std::unique_ptr<PoolMemory> memory(new PoolMemory(pack));
+  switch (options.mode) {
+    case PoolMemoryMode::kMap:
+      RETURN_IF_ERROR(memory->LoadMap(std::move(pack), options, pool, progress));
+      break;
+    case PoolMemoryMode::kAnonymous:
+      RETURN_IF_ERROR(memory->LoadAnonymous(pack, options, pool, progress));
+      break;
+    case PoolMemoryMode::kShm:
+      RETURN_IF_ERROR(memory->LoadShm(pack, options, pool, progress));
+      break;
+  }
+  memory->huge_page_bytes_ = HugePageBytes(memory->Expert(0), memory->mapping_bytes_);
+  return memory;
+}
+
+absl::Status PoolMemory::LoadMap(ExpertPack pack, const PoolMemoryOptions& options,
+                                 WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress) {
+  pack_.emplace(std::move(pack));
+  image_ = pack_->file().bytes().data();
+  RETURN_IF_ERROR(pack_->file().CheckUnchanged());
+  const std::byte* const payload = image_ + layout_.payload_offset;
+  const int64_t bytes = layout_.file_bytes - layout_.payload_offset;
+  if (options.lock) RETURN_IF_ERROR(Lock(payload, static_cast<size_t>(bytes)));
+  MappedFile::Prefetch({payload, static_cast<size_t>(std::min(bytes, kChunkBytes * 16))});
+  return ForChunks(
+      bytes, pool, progress,
+      [&](int64_t first, int64_t size) { return Populate(payload + first, size); }, pack_->path());
+}
+
+absl::Status PoolMemory::LoadAnonymous(const ExpertPack& pack, const PoolMemoryOptions& options,
+                                       WorkerPool& pool,
+                                       absl::FunctionRef<bool(uint64_t)> progress) {
+  const int64_t payload_bytes = layout_.file_bytes - layout_.payload_offset;
+  mapping_bytes_ = static_cast<size_t>(RoundUp(payload_bytes, kHugePageBytes));
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS;
+  void* mapping =
+      ::mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, kFlags | MAP_HUGETLB, -1, 0);
+  if (mapping == MAP_FAILED) {
+    // No pool of huge pages: transparent ones, on a boundary of theirs.
+    const size_t bytes = mapping_bytes_ + static_cast<size_t>(kHugePageBytes);
+    mapping = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, kFlags | MAP_NORESERVE, -1, 0);
+    if (mapping == MAP_FAILED) {
+      const int error = errno;
+      mapping_bytes_ = 0;
+      return SystemError(fmt::format("{} of memory", FormatByteSize(bytes)), error);
+    }
+    const auto address = reinterpret_cast<uintptr_t>(mapping);
+    const auto aligned =
+        static_cast<uintptr_t>(RoundUp(static_cast<int64_t>(address), kHugePageBytes));
+    if (aligned > address) ::munmap(mapping, aligned - address);
+    const uintptr_t end = address + bytes;
+    if (end > aligned + mapping_bytes_) {
+      ::munmap(reinterpret_cast<void*>(aligned + mapping_bytes_), end - aligned - mapping_bytes_);
+    }
+    mapping = reinterpret_cast<void*>(aligned);
+    (void)::madvise(mapping, mapping_bytes_, MADV_HUGEPAGE);
+  }
+  mapping_ = mapping;
+  image_ = static_cast<const std::byte*>(mapping) - layout_.payload_offset;
+  if (options.lock) RETURN_IF_ERROR(Lock(mapping_, mapping_bytes_));
+  RETURN_IF_ERROR(
+      ReadPayload(pack, static_cast<std::byte*>(mapping) - layout_.payload_offset, pool, progress));
+  (void)::mprotect(mapping_, mapping_bytes_, PROT_READ);
+  return absl::OkStatus();
+}
+
+absl::Status PoolMemory::MapSegment(int fd, const std::string& path, int64_t bytes, bool writable) {
+  mapping_bytes_ = static_cast<size_t>(bytes);
+  void* const mapping = ::mmap(nullptr, mapping_bytes_,
+                               writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+  if (mapping == MAP_FAILED) return SystemError(path, errno);
+  mapping_ = mapping;
+  image_ = static_cast<const std::byte*>(mapping);
+  (void)::madvise(mapping_, mapping_bytes_, MADV_HUGEPAGE);
+  return absl::OkStatus();
+}
+
+// Takes over a segment that an earlier process filled with this very pack.
+absl::Status PoolMemory::Adopt(int fd, const std::string& path, const ExpertPack& pack) {
+  const int64_t bytes = RoundUp(layout_.file_bytes, kPageBytes) + kPageBytes;
+  struct stat info;
+  if (::fstat(fd, &info) != 0) return SystemError(path, errno);
+  if (!S_ISREG(info.st_mode) || info.st_uid != ::geteuid() || (info.st_mode & 022) != 0) {
+    return StatusF(absl::StatusCode::kPermissionDenied,
+                   "{}: owner {} mode {:o}, expected a segment that only user {} writes", path,
+                   info.st_uid, info.st_mode & 07777u, ::geteuid());
+  }
+  if (info.st_size != bytes) {
+    return DataLossF("{}: {} bytes, expected {}", path, info.st_size, bytes);
+  }
+  const std::vector<std::byte> wanted = EncodeExpertPackHeader(header_);
+  std::vector<std::byte> found(wanted.size());
+  SegmentTrailer trailer;
+  const SegmentTrailer complete = TrailerOf(pack, wanted);
+  if (ReadAll(fd, found.data(), layout_.header_bytes, 0) != 0 ||
+      ReadAll(fd, reinterpret_cast<std::byte*>(&trailer), sizeof(trailer), bytes - kPageBytes) !=
+          0) {
+    return DataLossF("{}: cannot be read", path);
+  }
+  if (std::memcmp(&trailer, &complete, sizeof(trailer)) != 0) {
+    return DataLossF("{}: was not filled to its end", path);
+  }
+  if (found != wanted) return DataLossF("{}: holds another pack", path);
+  return MapSegment(fd, path, bytes, /*writable=*/false);
+}
+
+absl::Status PoolMemory::LoadShm(const ExpertPack& pack, const PoolMemoryOptions& options,
+                                 WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress) {
+  const std::string path = options.shm_dir + "/" + ShmSegmentName(header_);
+  const int64_t bytes = RoundUp(layout_.file_bytes, kPageBytes) + kPageBytes;
+  const int64_t payload_bytes = layout_.file_bytes - layout_.payload_offset;
+  const std::string temporary = path + ".tmp";
+  while (true) {
+    if (const Descriptor there(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+        there.get() >= 0 && Adopt(there.get(), path, pack).ok()) {
+      reused_segment_ = true;
+      if (options.lock) RETURN_IF_ERROR(Lock(mapping_, mapping_bytes_));
+      const std::byte* const payload = image_ + layout_.payload_offset;
+      return ForChunks(
+          payload_bytes, pool, progress,
+          [&](int64_t first, int64_t size) { return Populate(payload + first, size); }, path);
+    }
+    const Descriptor fd(::open(temporary.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    if (fd.get() < 0) return SystemError(temporary, errno);
+    if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {  // another process fills it
+      if (!progress(0)) return absl::CancelledError("load stopped");
+      absl::SleepFor(absl::Milliseconds(100));
+      continue;
+    }
+    struct stat opened;
+    struct stat named;
+    if (::fstat(fd.get(), &opened) != 0 || ::stat(temporary.c_str(), &named) != 0 ||
+        opened.st_ino != named.st_ino) {
+      continue;  // renamed while this process waited
+    }
+    if (opened.st_uid != ::geteuid()) {
+      return StatusF(absl::StatusCode::kPermissionDenied, "{}: belongs to user {}", temporary,
+                     opened.st_uid);
+    }
+    // What a killed run left is given back, and an old segment of this name too: the pool is there
+    // once, not twice.
+    ::unlink(path.c_str());
+    if (::ftruncate(fd.get(), 0) != 0) return SystemError(temporary, errno);
+    struct statvfs space;
+    if (::fstatvfs(fd.get(), &space) == 0 && space.f_blocks > 0 &&
+        static_cast<int64_t>(space.f_bavail * space.f_frsize) < bytes) {
+      ::unlink(temporary.c_str());
+      return StatusF(absl::StatusCode::kResourceExhausted,
+                     "--pool_memory shm: the pool needs {}, {} has {} free (shm_size of docker, "
+                     "mount -o remount,size=)",
+                     FormatByteSize(static_cast<uint64_t>(bytes)), options.shm_dir,
+                     FormatByteSize(space.f_bavail * space.f_frsize));
+    }
+    const auto fill = [&]() -> absl::Status {
+      if (::ftruncate(fd.get(), bytes) != 0) return SystemError(temporary, errno);
+      RETURN_IF_ERROR(MapSegment(fd.get(), temporary, bytes, /*writable=*/true));
+      if (options.lock) RETURN_IF_ERROR(Lock(mapping_, mapping_bytes_));
+      auto* const image = static_cast<std::byte*>(mapping_);
+      RETURN_IF_ERROR(ReadPayload(pack, image, pool, progress));
+      const std::vector<std::byte> header = EncodeExpertPackHeader(header_);
+      std::memcpy(image, header.data(), header.size());
+      const SegmentTrailer trailer = TrailerOf(pack, header);
+      std::memcpy(image + bytes - kPageBytes, &trailer, sizeof(trailer));
+      (void)::mprotect(mapping_, mapping_bytes_, PROT_READ);
+      if (::rename(temporary.c_str(), path.c_str()) != 0) return SystemError(path, errno);
+      return absl::OkStatus();
+    };
+    absl::Status status = fill();
+    if (!status.ok()) ::unlink(temporary.c_str());
+    return status;
+  }
+}
+
+}  // namespace banyan::expert

@@ -1,0 +1,86 @@
+// Where the weights of a pack lie while they are served.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/io/expert_pack.h"
+#include "common/parallel/worker_pool.h"
+#include "services/expert/runtime/pool_description.h"
+
+namespace banyan::expert {
+
+enum class PoolMemoryMode : uint8_t {
+  kMap,        // the page cache, through a mapping of the pack
+  kShm,        // a named segment of shared memory, which outlives the process
+  kAnonymous,  // memory of this process on huge pages, read around the page cache
+};
+std::string_view PoolMemoryName(PoolMemoryMode mode);  // as --pool_memory takes it
+absl::StatusOr<PoolMemoryMode> ParsePoolMemory(std::string_view name);
+
+struct PoolMemoryOptions {
+  PoolMemoryMode mode = PoolMemoryMode::kMap;
+  bool lock = false;          // mlock: nothing of it is ever swapped or dropped
+  uint64_t budget_bytes = 0;  // 0: what the machine has
+  std::string shm_dir = "/dev/shm";
+};
+
+// Before anything is packed or loaded. kResourceExhausted with the table of what is needed when the
+// pool does not fit the memory there is.
+absl::Status CheckPoolFits(const PoolDescription& pool, const PoolMemoryOptions& options);
+
+// Immutable once loaded; thread-safe.
+class PoolMemory {
+ public:
+  // Brings the whole pack into memory on the pool's threads. `progress` is called from this thread
+  // with payload bytes done; false stops with kCancelled. A segment of shared memory that holds
+  // this very pack is taken as it is. kResourceExhausted: memory, /dev/shm or the limit of locked
+  // memory; kDataLoss: the pack cannot be read.
+  static absl::StatusOr<std::unique_ptr<PoolMemory>> Load(
+      ExpertPack pack, const PoolMemoryOptions& options, WorkerPool& pool,
+      absl::FunctionRef<bool(uint64_t bytes_done)> progress);
+  ~PoolMemory();
+  PoolMemory(const PoolMemory&) = delete;
+  PoolMemory& operator=(const PoolMemory&) = delete;
+
+  const ExpertPackHeader& header() const { return header_; }
+  const ExpertPackLayout& layout() const { return layout_; }
+  // As ExpertPack::Expert.
+  const std::byte* Expert(int64_t idx) const { return image_ + layout_.ExpertOffset(idx); }
+
+  bool reused_segment() const { return reused_segment_; }
+  // How much of it the kernel has put on huge pages, as it says itself.
+  uint64_t huge_page_bytes() const { return huge_page_bytes_; }
+
+ private:
+  explicit PoolMemory(const ExpertPack& pack);
+  absl::Status LoadMap(ExpertPack pack, const PoolMemoryOptions& options, WorkerPool& pool,
+                       absl::FunctionRef<bool(uint64_t)> progress);
+  absl::Status LoadAnonymous(const ExpertPack& pack, const PoolMemoryOptions& options,
+                             WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress);
+  absl::Status LoadShm(const ExpertPack& pack, const PoolMemoryOptions& options, WorkerPool& pool,
+                       absl::FunctionRef<bool(uint64_t)> progress);
+  absl::Status Adopt(int fd, const std::string& path, const ExpertPack& pack);
+  absl::Status MapSegment(int fd, const std::string& path, int64_t bytes, bool writable);
+
+  const ExpertPackHeader header_;
+  const ExpertPackLayout layout_;
+  std::optional<ExpertPack> pack_;  // kMap
+  void* mapping_ = nullptr;         // the others
+  size_t mapping_bytes_ = 0;
+  const std::byte* image_ = nullptr;  // where the pack's byte 0 is or would be
+  bool reused_segment_ = false;
+  uint64_t huge_page_bytes_ = 0;
+};
+
+// The segment of a pack: "banyan-<16 digits of the fingerprint>-int8-width-0of2".
+std::string ShmSegmentName(const ExpertPackHeader& header);
+
+}  // namespace banyan::expert

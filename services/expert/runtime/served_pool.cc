@@ -1,0 +1,221 @@
+#include "services/expert/runtime/served_pool.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/config/tensor_inventory.h"
+#include "common/pool/pack_path.h"
+#include "services/expert/kernels/kernel_table.h"
+#include "services/expert/kernels/packed_ffn.h"
+#include "services/expert/runtime/cpu_executor.h"
+#include "services/expert/runtime/expert_store.h"
+#include "services/expert/runtime/packed_executor.h"
+
+namespace banyan::expert {
+namespace {
+
+constexpr char kFastestTier[] = "amx";
+
+// The kernels for weights in the checkpoint's precision, which also widen and narrow for the packed
+// ones: at `tier`, or the fastest below it that they have.
+absl::StatusOr<const FfnKernels*> PlainKernels(const std::string& tier,
+                                               const CpuFeatures& features) {
+  const bool amx = features.amx_int8 || features.amx_bf16;
+  if ((tier == "amx" && !amx) || (tier == "avx512_vnni" && !features.avx512_vnni)) {
+    return StatusF(
+        absl::StatusCode::kUnimplemented, "cpu tier '{}': this CPU lacks {}", tier,
+        tier == "amx" ? "AMX, or the operating system's permission to use it" : "AVX-512 VNNI");
+  }
+  const bool beyond = tier == "amx" || tier == "avx512_vnni";
+  const KernelChoice choice = ChooseKernels(beyond ? "avx512" : tier, features);
+  if (choice.kernels == nullptr) return absl::UnimplementedError(choice.error);
+  return choice.kernels;
+}
+
+class CheckpointPool final : public ServedPool {
+ public:
+  CheckpointPool(std::unique_ptr<ExpertStore> store, const FfnKernels& kernels)
+      : store_(std::move(store)), kernels_(kernels) {}
+
+  const PoolDescription& description() const override { return store_->description(); }
+  const char* tier() const override { return kernels_.name; }
+
+  absl::StatusOr<PoolLoadReport> Load(WorkerPool& pool, PoolProgressFn progress) override {
+    const uint64_t total = description().pool_bytes;
+    RETURN_IF_ERROR(
+        store_->Load(pool, [&](uint64_t done) { return progress(PoolPhase::kRead, done, total); }));
+    return PoolLoadReport{};
+  }
+
+  std::vector<std::span<const std::byte>> ContiguousWeights() const override {
+    return store_->ContiguousWeights();
+  }
+
+  std::unique_ptr<GroupedExecutor> MakeExecutor(WorkerPool& pool) const override {
+    return std::make_unique<CpuExecutor>(GroupedExecutor::Options{}, store_->table(), kernels_,
+                                         pool);
+  }
+
+ private:
+  const std::unique_ptr<ExpertStore> store_;
+  const FfnKernels& kernels_;
+};
+
+class PackedPool final : public ServedPool {
+ public:
+  PackedPool(const ServedPoolOptions& options, const FfnKernels& elementwise,
+             const PackedKernelPair& kernels)
+      : options_(options), elementwise_(elementwise), kernels_(kernels) {}
+
+  absl::Status Open(PoolFormat format) {
+    ASSIGN_OR_RETURN(OpenedModel opened, OpenModel(options_.model_dir, options_.load_format));
+    checkpoint_ = std::move(opened.checkpoint);
+    config_ = std::move(opened.config);
+    RETURN_IF_ERROR(CheckComplete(*checkpoint_, config_).status());
+    request_ = {checkpoint_.get(), &config_, options_.shard, format, options_.pool_dir};
+    ASSIGN_OR_RETURN(const ExpertPackHeader header, WantedPackHeader(request_));
+    ASSIGN_OR_RETURN(table_.geometry,
+                     MakeShardGeometry(config_, options_.shard, PoolFormatGroup(format)));
+    if (std::max(config_.hidden_size, table_.geometry.num_shard_width) > kMaxPackedInputs) {
+      return StatusF(
+          absl::StatusCode::kUnimplemented,
+          "--pool_format {}: hidden_size {} and a width of {}, its kernels take at most {}",
+          PoolFormatName(format), config_.hidden_size, table_.geometry.num_shard_width,
+          kMaxPackedInputs);
+    }
+    const ExpertPackLayout layout = LayoutOf(header);
+    table_.format = format;
+    table_.expert_bytes = static_cast<uint64_t>(layout.expert_bytes);
+    description_ = {options_.shard,
+                    table_.geometry,
+                    header.moe_layers,
+                    std::string(PoolFormatName(format)),
+                    static_cast<uint64_t>(layout.file_bytes - layout.payload_offset),
+                    header.fingerprint};
+    return CheckPoolFits(description_, options_.memory);
+  }
+
+  const PoolDescription& description() const override { return description_; }
+  const char* tier() const override { return kernels_.exact->tier; }
+
+  absl::StatusOr<PoolLoadReport> Load(WorkerPool& pool, PoolProgressFn progress) override {
+    const auto pack_progress = [&](const PackProgress& p) {
+      const PoolPhase phase = p.phase == PackProgress::Phase::kWait      ? PoolPhase::kWait
+                              : p.phase == PackProgress::Phase::kConvert ? PoolPhase::kConvert
+                                                                         : PoolPhase::kVerify;
+      return progress(phase, p.bytes_done, p.bytes_total);
+    };
+    ASSIGN_OR_RETURN(PackResult result, EnsurePack(request_, pool, pack_progress));
+    if (options_.verify_pool && !result.built) {
+      const absl::Status verified = VerifyPack(result.pack, pool, pack_progress);
+      if (absl::IsDataLoss(verified)) {
+        ASSIGN_OR_RETURN(result, EnsurePack(request_, pool, pack_progress, /*rebuild=*/true));
+        result.rejected = verified;
+      } else {
+        RETURN_IF_ERROR(verified);
+      }
+    }
+    PoolLoadReport report;
+    report.pack_path = result.pack.path();
+    report.rejected = result.rejected;
+    report.built = result.built;
+    ASSIGN_OR_RETURN(
+        memory_,
+        PoolMemory::Load(std::move(result.pack), options_.memory, pool, [&](uint64_t done) {
+          return progress(PoolPhase::kRead, done, description_.pool_bytes);
+        }));
+    report.reused_segment = memory_->reused_segment();
+    report.huge_page_bytes = memory_->huge_page_bytes();
+    FillTable();
+    return report;
+  }
+
+  std::vector<std::span<const std::byte>> ContiguousWeights() const override {
+    return {{memory_->Expert(0), static_cast<size_t>(description_.pool_bytes)}};
+  }
+
+  std::unique_ptr<GroupedExecutor> MakeExecutor(WorkerPool& pool) const override {
+    return std::make_unique<PackedExecutor>(GroupedExecutor::Options{}, table_, kernels_,
+                                            elementwise_, pool);
+  }
+
+ private:
+  void FillTable() {
+    const ExpertPackLayout& layout = memory_->layout();
+    table_.layers.resize(static_cast<size_t>(table_.geometry.num_layers));
+    int64_t idx = 0;
+    for (const int32_t layer : description_.moe_layers) {
+      std::vector<PackedExpert>& experts = table_.layers[static_cast<size_t>(layer)];
+      for (int32_t e = 0; e < table_.geometry.num_shard_experts; ++e, ++idx) {
+        const std::byte* const data = memory_->Expert(idx);
+        experts.push_back({data, data + layout.gate_bytes, data + 2 * layout.gate_bytes});
+      }
+    }
+  }
+
+  const ServedPoolOptions options_;
+  const FfnKernels& elementwise_;
+  const PackedKernelPair kernels_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  ModelConfig config_;
+  PackRequest request_;
+  PoolDescription description_;
+  std::unique_ptr<PoolMemory> memory_;
+  PackedTable table_;
+};
+
+absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(const ServedPoolOptions& options,
+                                                       PoolFormat format,
+                                                       const FfnKernels& elementwise,
+                                                       const CpuFeatures& features) {
+  if (options.pool_dir.empty()) {
+    return InvalidArgumentF("--pool_format {} needs --pool_dir: there is no home directory",
+                            options.pool_format);
+  }
+  const char* const tier = options.cpu_tier == "auto" ? kFastestTier : options.cpu_tier.c_str();
+  const PackedKernelPair kernels = {FindPackedKernels(format, Precision::kExact, tier, features),
+                                    FindPackedKernels(format, Precision::kFast, tier, features)};
+  if (kernels.exact == nullptr || kernels.fast == nullptr) {
+    return StatusF(absl::StatusCode::kUnimplemented,
+                   "--pool_format {}: no kernels for it at cpu tier {}", PoolFormatName(format),
+                   tier);
+  }
+  auto pool = std::make_unique<PackedPool>(options, elementwise, kernels);
+  RETURN_IF_ERROR(pool->Open(format));
+  return pool;
+}
+
+}  // namespace
+
+absl::Status CheckCpuTier(const std::string& tier, const CpuFeatures& features) {
+  return PlainKernels(tier, features).status();
+}
+
+absl::StatusOr<std::unique_ptr<ServedPool>> ServedPool::Open(const ServedPoolOptions& options,
+                                                             const CpuFeatures& features) {
+  ASSIGN_OR_RETURN(const FfnKernels* const kernels, PlainKernels(options.cpu_tier, features));
+  if (options.pool_format != "auto" && options.pool_format != "bf16") {
+    ASSIGN_OR_RETURN(const PoolFormat format, ParsePoolFormatFlag(options.pool_format));
+    return OpenPacked(options, format, *kernels, features);
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<ExpertStore> store,
+                   ExpertStore::Open(options.model_dir, options.shard, options.load_format));
+  if (options.pool_format == "bf16" && store->description().format != "bf16") {
+    store.reset();
+    return OpenPacked(options, PoolFormat::kBF16, *kernels, features);
+  }
+  if (options.memory.mode != PoolMemoryMode::kMap || options.memory.lock) {
+    return FailedPreconditionF(
+        "--pool_memory {}{}: is for packs; --pool_format {} serves the experts of {} where they "
+        "are "
+        "mapped",
+        PoolMemoryName(options.memory.mode), options.memory.lock ? " --mlock" : "",
+        options.pool_format, options.model_dir);
+  }
+  RETURN_IF_ERROR(CheckPoolFits(store->description(), options.memory));
+  return std::make_unique<CheckpointPool>(std::move(store), *kernels);
+}
+
+}  // namespace banyan::expert

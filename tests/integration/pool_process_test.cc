@@ -1,0 +1,465 @@
+// Quantised pools through the real binaries: packed once, never served half, stale or damaged.
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "common/base/strings.h"
+#include "common/io/expert_pack.h"
+#include "common/quant/bf16.h"
+#include "proto/expert/v1/expert.grpc.pb.h"
+#include "tests/fakes/safetensors_writer.h"
+#include "tests/fakes/temp_dir.h"
+#include "tests/integration/process.h"
+
+namespace banyan::test {
+namespace {
+
+using banyan::common::v1::LoadProgress;
+using expert::v1::Experts;
+
+constexpr absl::Duration kTimeout = absl::Seconds(60);
+constexpr int32_t kHiddenSize = 128;
+constexpr int32_t kNumExperts = 16;
+constexpr int32_t kNumLayers = 4;
+constexpr uint32_t kSeed = 17;
+
+std::string DataDir(const std::string& name) {
+  return std::string(BANYAN_SOURCE_DIR) + "/tests/data/" + name;
+}
+
+// A host that is started through `wrapper` (such as a shell that sets a limit first).
+class Host {
+ public:
+  explicit Host(std::vector<std::string> args, std::vector<std::string> wrapper = {})
+      : process_(Args(std::move(args), std::move(wrapper))) {}
+
+  Process& process() { return process_; }
+
+  // The phases of the load until it is over.
+  std::vector<LoadProgress::Phase> AwaitReady() {
+    const absl::StatusOr<std::string> address = process_.ListeningAddress(kTimeout);
+    if (!address.ok()) {
+      ADD_FAILURE() << address.status();
+      return {};
+    }
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    stub_ = Experts::NewStub(
+        grpc::CreateCustomChannel(*address, grpc::InsecureChannelCredentials(), arguments));
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kTimeout));
+    const auto watch = stub_->WatchLoad(&context, {});
+    LoadProgress progress;
+    std::vector<LoadProgress::Phase> phases;
+    while (watch->Read(&progress)) phases.push_back(progress.phase());
+    if (phases.empty() || phases.back() != LoadProgress::READY) {
+      ADD_FAILURE() << "not ready:\n" << process_.Log();
+    }
+    return phases;
+  }
+
+  expert::v1::DescribeResponse Describe() {
+    grpc::ClientContext context;
+    expert::v1::DescribeResponse response;
+    const grpc::Status status = stub_->Describe(&context, {}, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response;
+  }
+
+  // The replies to the same calls of every layer, one after the other.
+  std::string Answers() {
+    std::mt19937 random(kSeed);
+    std::normal_distribution<float> normal;
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kTimeout));
+    const auto stream = stub_->Forward(&context);
+    std::string out;
+    uint64_t sequence = 0;
+    for (int32_t layer = 0; layer < kNumLayers; ++layer) {
+      // All experts, two a row.
+      expert::v1::ForwardRequest request;
+      request.set_sequence(++sequence);
+      request.set_layer(static_cast<uint32_t>(layer));
+      request.set_num_rows(kNumExperts / 2);
+      request.set_top_k(2);
+      request.set_flags(3);
+      std::string ids, weights, x;
+      for (uint16_t id = 0; id < kNumExperts; ++id) {
+        ids.append(reinterpret_cast<const char*>(&id), 2);
+        const float weight = normal(random);
+        weights.append(reinterpret_cast<const char*>(&weight), 4);
+      }
+      for (int32_t i = 0; i < kNumExperts / 2 * kHiddenSize; ++i) {
+        const float value = normal(random);
+        x.append(reinterpret_cast<const char*>(&value), 4);
+      }
+      request.set_expert_ids(ids);
+      request.set_weights(weights);
+      request.set_activations(x);
+      expert::v1::ForwardResponse response;
+      if (!stream->Write(request) || !stream->Read(&response)) {
+        ADD_FAILURE() << stream->Finish().error_message();
+        return "";
+      }
+      out += response.partial_sums();
+    }
+    stream->WritesDone();
+    stream->Finish();
+    return out;
+  }
+
+  int Stop() {
+    process_.Signal(SIGTERM);
+    return process_.WaitExit(kTimeout).value_or(-1);
+  }
+
+ private:
+  static std::vector<std::string> Args(std::vector<std::string> args,
+                                       std::vector<std::string> wrapper) {
+    for (const char* arg : {"--listen=127.0.0.1:0", "--metrics_listen=", "--threads=2"}) {
+      args.push_back(arg);
+    }
+    args.insert(args.begin(), BinaryPath("banyan-expert"));
+    args.insert(args.begin(), wrapper.begin(), wrapper.end());
+    return args;
+  }
+
+  Process process_;
+  std::unique_ptr<Experts::Stub> stub_;
+};
+
+// A shell that runs `setup` and then the program that follows.
+std::vector<std::string> Shell(const std::string& setup) {
+  return {"/bin/sh", "-c", setup + "; exec \"$@\"", "sh"};
+}
+
+int NumPhase(const std::vector<LoadProgress::Phase>& phases, LoadProgress::Phase phase) {
+  return static_cast<int>(std::count(phases.begin(), phases.end(), phase));
+}
+
+class PoolProcessTest : public ::testing::Test {
+ protected:
+  std::vector<std::string> Args(std::vector<std::string> more = {}) const {
+    std::vector<std::string> args = {"--model=" + model_};
+    for (const std::string& standard :
+         {"--pool_dir=" + packs_.path(), std::string("--pool_format=int8")}) {
+      const std::string flag = standard.substr(0, standard.find('=') + 1);
+      const bool given = std::any_of(more.begin(), more.end(), [&](const std::string& arg) {
+        return arg.rfind(flag, 0) == 0;
+      });
+      if (!given) args.push_back(standard);
+    }
+    args.insert(args.end(), more.begin(), more.end());
+    return args;
+  }
+
+  // The only pack (of `format`) below the folder; "" when there is none.
+  std::string PackPath(const std::string& name = "int8-width-0of1.pack") const {
+    for (const auto& file : std::filesystem::recursive_directory_iterator(packs_.path())) {
+      if (file.path().filename() == name) return file.path().string();
+    }
+    return "";
+  }
+
+  // Makes the sound pack and remembers its bytes and answers.
+  void MakePack() {
+    Host host(Args());
+    const auto phases = host.AwaitReady();
+    EXPECT_NE(host.process().Log().find(" packed "), std::string::npos);
+    answers_ = host.Answers();
+    ASSERT_EQ(host.Stop(), 0);
+    path_ = PackPath();
+    ASSERT_NE(path_, "");
+    pack_ = ReadFile(path_);
+  }
+
+  std::pair<int, std::string> Verify(const std::string& path) const {
+    Process verify({BinaryPath("banyan"), "verify", path});
+    const absl::StatusOr<int> code = verify.WaitExit(kTimeout);
+    EXPECT_TRUE(code.ok()) << code.status();
+    return {code.value_or(-1), verify.Log()};
+  }
+
+  std::string model_ = DataDir("tiny");
+  TempDir packs_;
+  std::string path_;
+  std::string pack_;
+  std::string answers_;
+};
+
+TEST_F(PoolProcessTest, PackedOnceThenMapped) {
+  ASSERT_NO_FATAL_FAILURE(MakePack());
+  const auto modified = std::filesystem::last_write_time(path_);
+  Host host(Args());
+  const auto phases = host.AwaitReady();
+  EXPECT_EQ(NumPhase(phases, LoadProgress::CONVERT), 0);
+  EXPECT_EQ(host.process().Log().find(" packed "), std::string::npos) << host.process().Log();
+  EXPECT_EQ(host.Answers(), answers_);
+  const auto description = host.Describe();
+  EXPECT_EQ(description.pool_format(), "int8");
+  EXPECT_FALSE(description.kernel_tier().empty());
+  EXPECT_EQ(host.Stop(), 0);
+  EXPECT_EQ(std::filesystem::last_write_time(path_), modified);
+  EXPECT_EQ(Verify(packs_.path()).first, 0);
+}
+
+TEST_F(PoolProcessTest, WhatIsNotThisPackIsNamedAndPackedAgain) {
+  ASSERT_NO_FATAL_FAILURE(MakePack());
+  // Packs of another shard and of another model, made by the tool.
+  const auto make = [&](std::vector<std::string> args) {
+    args.insert(args.begin(), {BinaryPath("banyan"), "pack", "--pool_dir=" + packs_.path()});
+    Process pack(args);
+    EXPECT_EQ(pack.WaitExit(kTimeout).value_or(-1), 0) << pack.Log();
+  };
+  make({"--model=" + model_, "--shard=1/2"});
+  make({"--model=" + DataDir("tiny-fused")});
+  const std::string other_shard = ReadFile(PackPath("int8-width-1of2.pack"));
+  std::string other_model;
+  for (const auto& file : std::filesystem::recursive_directory_iterator(packs_.path())) {
+    if (file.path().filename() == "int8-width-0of1.pack" && file.path() != path_) {
+      other_model = ReadFile(file.path().string());
+    }
+  }
+  ASSERT_NE(other_model, "");
+  std::string newer = pack_;
+  newer[8] = 2;
+  std::string flipped = pack_;
+  flipped[90] ^= 0x20;
+  const std::pair<std::string, std::string> damages[] = {
+      {pack_.substr(0, pack_.size() - 4096), "it was cut"},
+      {pack_.substr(0, 1000), "it was cut"},
+      {"", "too short"},
+      {std::string(pack_.size(), 'x'), "not a pack"},
+      {other_shard, "of shard width-1of2, expected width-0of1"},
+      {other_model, "of the model with fingerprint"},
+      {newer, "pack version 2, this program reads version 1"},
+      {flipped, "the header is damaged"},
+  };
+  for (const auto& [bytes, message] : damages) {
+    SCOPED_TRACE(message);
+    WriteFile(path_, bytes);
+    Host host(Args());
+    host.AwaitReady();
+    const absl::StatusOr<std::string> line =
+        host.process().WaitForLine("pack_rejected", absl::Seconds(5));
+    ASSERT_TRUE(line.ok()) << line.status();
+    EXPECT_NE(line->find(message), std::string::npos) << *line;
+    EXPECT_EQ(host.Answers(), answers_);
+    EXPECT_EQ(host.Stop(), 0);
+    EXPECT_EQ(ReadFile(path_), pack_);
+  }
+}
+
+// Random header bytes (tests/unit tries all of them) and payload bytes.
+TEST_F(PoolProcessTest, VerifyFindsEveryFlippedByte) {
+  ASSERT_NO_FATAL_FAILURE(MakePack());
+  const auto sound = ExpertPack::Open(path_);
+  ASSERT_TRUE(sound.ok()) << sound.status();
+  const ExpertPackLayout layout = sound->layout();
+  std::mt19937_64 random(kSeed);
+  for (int i = 0; i < 24; ++i) {
+    const bool header = i < 12;
+    const auto at = static_cast<int64_t>(
+        header ? random() % static_cast<uint64_t>(layout.header_bytes)
+               : static_cast<uint64_t>(layout.payload_offset) +
+                     random() % static_cast<uint64_t>(layout.file_bytes - layout.payload_offset));
+    std::string bytes = pack_;
+    bytes[static_cast<size_t>(at)] ^= static_cast<char>(1u << random() % 8);
+    const std::string path = packs_.File("flipped.pack");
+    WriteFile(path, bytes);
+    const auto [code, log] = Verify(path);
+    EXPECT_EQ(code, 1) << at;
+    const std::string expected =
+        header
+            ? "flipped.pack"
+            : sound->ExpertName((at - layout.payload_offset) / layout.expert_bytes) + " is damaged";
+    EXPECT_NE(log.find(expected), std::string::npos) << log;
+  }
+}
+
+TEST_F(PoolProcessTest, ADamagedPayloadIsPackedAgainWhenAsked) {
+  ASSERT_NO_FATAL_FAILURE(MakePack());
+  std::string bytes = pack_;
+  bytes[bytes.size() - 12345] ^= 8;
+  WriteFile(path_, bytes);
+  Host host(Args({"--verify_pool"}));
+  const auto phases = host.AwaitReady();
+  const absl::StatusOr<std::string> line =
+      host.process().WaitForLine("pack_rejected", absl::Seconds(5));
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_NE(line->find("expert 15 is damaged"), std::string::npos) << *line;
+  EXPECT_EQ(host.Answers(), answers_);
+  EXPECT_EQ(host.Stop(), 0);
+  EXPECT_EQ(ReadFile(path_), pack_);
+}
+
+TEST_F(PoolProcessTest, AFullDiskEndsTheStartAndKeepsTheOldPack) {
+  ASSERT_NO_FATAL_FAILURE(MakePack());
+  std::string newer = pack_;
+  newer[8] = 2;
+  WriteFile(path_, newer);
+  Host host(Args(), Shell("ulimit -f 100"));
+  EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 1);
+  EXPECT_NE(host.process().Log().find("the pack needs"), std::string::npos) << host.process().Log();
+  EXPECT_EQ(ReadFile(path_), newer);
+  EXPECT_FALSE(std::filesystem::exists(path_ + ".tmp"));
+}
+
+// 50 runs are killed while they pack: what is there under the name afterwards is a whole pack or
+// nothing, and the next start serves the right weights.
+TEST_F(PoolProcessTest, KilledWhilePacking) {
+  ASSERT_NO_FATAL_FAILURE(MakePack());
+  std::mt19937 random(kSeed);
+  const std::string temporary = path_ + ".tmp";
+  int left_behind = 0;
+  for (int i = 0; i < 50; ++i) {
+    // Every other time a stale pack lies there.
+    std::filesystem::remove(path_);
+    std::string stale;
+    if (i % 2 == 0) {
+      stale = pack_;
+      stale[120 - 8] ^= 1;  // the stamp of the source
+      WriteFile(path_, stale);
+    }
+    Host host(Args());
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    while (!std::filesystem::exists(temporary) && absl::Now() < deadline &&
+           host.process().Log().find(" ready ") == std::string::npos) {
+      absl::SleepFor(absl::Microseconds(200));
+    }
+    absl::SleepFor(absl::Microseconds(random() % 15000));
+    host.process().Signal(SIGKILL);
+    EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 128 + SIGKILL);
+    left_behind += std::filesystem::exists(temporary) ? 1 : 0;
+    if (!std::filesystem::exists(path_)) continue;
+    const std::string found = ReadFile(path_);
+    EXPECT_TRUE(found == pack_ || found == stale) << "run " << i << " left half a pack";
+  }
+  std::printf("%d of 50 runs were killed with a pack half written\n", left_behind);
+  EXPECT_GT(left_behind, 0);
+  Host host(Args());
+  host.AwaitReady();
+  EXPECT_EQ(host.Answers(), answers_);
+  EXPECT_EQ(host.Stop(), 0);
+  EXPECT_EQ(ReadFile(path_), pack_);
+  EXPECT_FALSE(std::filesystem::exists(temporary));
+}
+
+TEST_F(PoolProcessTest, EveryMemoryGivesTheSameAnswers) {
+  ASSERT_NO_FATAL_FAILURE(MakePack());
+  Host host(Args({"--pool_memory=anonymous"}));
+  host.AwaitReady();
+  EXPECT_EQ(host.Answers(), answers_);
+  EXPECT_NE(host.process().Log().find("memory=anonymous"), std::string::npos);
+  EXPECT_EQ(host.Stop(), 0);
+}
+
+// A model of its own, so that no other test has its segment.
+class SharedMemoryTest : public PoolProcessTest {
+ protected:
+  void SetUp() override {
+    TestCheckpoint model = TestCheckpoint::Read(model_);
+    model.texts.at("config.json") += fmt::format("{:{}}", "", 1 + getpid() % 5000);
+    model.Write(source_.path());
+    model_ = source_.path();
+    ASSERT_NO_FATAL_FAILURE(MakePack());
+    const auto pack = ExpertPack::Open(path_);
+    ASSERT_TRUE(pack.ok()) << pack.status();
+    segment_ =
+        fmt::format("/dev/shm/banyan-{}-int8-width-0of1", pack->header().fingerprint.substr(0, 16));
+    std::filesystem::remove(segment_);
+  }
+  void TearDown() override {
+    std::filesystem::remove(segment_);
+    std::filesystem::remove(segment_ + ".tmp");
+  }
+  void ExpectServes(const std::string& reused) {
+    Host host(Args({"--pool_memory=shm"}));
+    host.AwaitReady();
+    const auto line = host.process().WaitForLine(" ready ", absl::Seconds(5));
+    ASSERT_TRUE(line.ok()) << line.status();
+    EXPECT_NE(line->find("segment_reused=" + reused), std::string::npos) << *line;
+    EXPECT_EQ(host.Answers(), answers_);
+    host.process().Signal(SIGKILL);
+    EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 128 + SIGKILL);
+  }
+
+  TempDir source_;
+  std::string segment_;
+};
+
+TEST_F(SharedMemoryTest, SurvivesARestartAndIsCheckedBeforeUse) {
+  ExpectServes("false");
+  ExpectServes("true");
+  const std::string sound = ReadFile(segment_);
+  // Half filled: the last page is not written, whatever lies before it.
+  std::string half = sound;
+  std::fill(half.end() - 4096, half.end(), '\0');
+  std::fill(half.begin() + static_cast<std::ptrdiff_t>(half.size()) * 3 / 4, half.end(), '\0');
+  std::string other = sound;
+  other[100] ^= 1;  // of another model
+  for (const std::string& bytes : {half, other, sound.substr(0, sound.size() - 4096)}) {
+    WriteFile(segment_, bytes);
+    std::filesystem::permissions(
+        segment_, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+    ExpectServes("false");
+    EXPECT_EQ(ReadFile(segment_), sound);
+  }
+  // A run that was killed while it filled the segment.
+  std::filesystem::rename(segment_, segment_ + ".tmp");
+  ExpectServes("false");
+  EXPECT_FALSE(std::filesystem::exists(segment_ + ".tmp"));
+  // Others may write it: not trusted.
+  std::filesystem::permissions(segment_, std::filesystem::perms::others_write,
+                               std::filesystem::perm_options::add);
+  ExpectServes("false");
+}
+
+struct Refusal {
+  std::string name;
+  std::vector<std::string> args;
+  std::string setup;  // of a shell
+  std::vector<std::string> parts;
+};
+
+TEST_F(PoolProcessTest, RefusesBeforeItLoads) {
+  const bool root = geteuid() == 0;
+  const Refusal refusals[] = {
+      {"memory", {"--host_budget=1MiB"}, "", {"MiB needed, 1.00 MiB granted", "expert pool"}},
+      {"mlock",
+       {"--mlock"},
+       root ? "ulimit -l 64; set -- setpriv --bounding-set=-ipc_lock -- \"$@\"" : "ulimit -l 64",
+       {"--mlock: ", "cannot be locked", "the limit of locked memory is 64.0 KiB"}},
+      {"memory of a checkpoint",
+       {"--pool_format=auto", "--host_budget=1MiB"},
+       "",
+       {"granted (--host_budget)", "bf16, map"}},
+      {"no pack", {"--pool_format=auto", "--pool_memory=shm"}, "", {"--pool_memory shm: is for"}},
+      {"slices", {"--shard=0/3"}, "", {"2 groups of 32", "--split experts"}},
+      {"place", {"--pool_dir=/proc/no/such"}, "", {"--pool_dir: /proc/no/such"}},
+  };
+  for (const Refusal& refusal : refusals) {
+    SCOPED_TRACE(refusal.name);
+    Host host(Args(refusal.args),
+              refusal.setup.empty() ? std::vector<std::string>{} : Shell(refusal.setup));
+    EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 1);
+    for (const std::string& part : refusal.parts) {
+      EXPECT_NE(host.process().Log().find(part), std::string::npos) << host.process().Log();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace banyan::test
