@@ -211,8 +211,8 @@ class Decoder::Impl {
     if (config_.mlps[static_cast<size_t>(layer)] == MlpKind::kMoe) {
       const auto count =
           static_cast<size_t>(num_rows_) * static_cast<size_t>(config_.num_experts_per_tok);
-      observer_->OnRouting(layer, {activations_.expert_ids, count},
-                           {activations_.expert_weights, count});
+      observer_->OnRouting(layer, {activations_.expert_ids.host, count},
+                           {activations_.expert_weights.host, count});
     }
     ASSIGN_OR_RETURN(const auto hidden, Observe(activations_.hidden));
     observer_->OnLayer(layer, hidden);
