@@ -1,0 +1,402 @@
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/linear.h"
+
+namespace banyan::trunk::cuda {
+namespace {
+
+constexpr int kPartitions = 8;
+constexpr int kBlock = 32;  // columns that a warp takes at a time
+constexpr int kThreads = 256;
+
+struct Batch {
+  LinearMatrix matrices[kMaxMatrices];
+  int32_t first_cta[kMaxMatrices + 1];  // along x
+  int32_t num_matrices;
+  int32_t num_rows;
+};
+
+__device__ __forceinline__ int FindMatrix(const Batch& batch, int cta) {
+  int i = 0;
+  while (i + 1 < batch.num_matrices && cta >= batch.first_cta[i + 1]) ++i;
+  return i;
+}
+
+__device__ __forceinline__ uint4 LoadStreaming(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+// Lane 4 g + t holds columns 8 t .. 8 t + 7 of the block, of weight rows g and g + 8 and of token g.
+// Its first four columns make up the first product, the last four the second.
+struct Fragment {
+  uint4 low;   // weight row g
+  uint4 high;  // weight row g + 8
+};
+
+struct TokenFragment {
+  Split2 pair[4];
+};
+
+__device__ __forceinline__ TokenFragment SplitToken(const float4& a, const float4& b) {
+  return {{Split(a.x, a.y), Split(a.z, a.w), Split(b.x, b.y), Split(b.z, b.w)}};
+}
+
+__device__ __forceinline__ void MultiplyBlock(float (&acc)[4], const Fragment& w,
+                                              const TokenFragment& x) {
+  const uint32_t first[4] = {w.low.x, w.high.x, w.low.y, w.high.y};
+  Mma(acc, first, x.pair[0].hi, x.pair[1].hi);
+  Mma(acc, first, x.pair[0].lo, x.pair[1].lo);
+  const uint32_t second[4] = {w.low.z, w.high.z, w.low.w, w.high.w};
+  Mma(acc, second, x.pair[2].hi, x.pair[3].hi);
+  Mma(acc, second, x.pair[2].lo, x.pair[3].lo);
+}
+
+// A CTA: 16 kM outputs, 8 kN rows; a warp: one partition of the columns. Weights are read once,
+// kAhead blocks before they are used, straight into the registers of the product.
+template <int kM, int kN, int kAhead>
+__global__ void __launch_bounds__(kThreads) FewRows(const __grid_constant__ Batch batch) {
+  const int which = FindMatrix(batch, static_cast<int>(blockIdx.x));
+  const LinearMatrix& matrix = batch.matrices[which];
+  const int n0 = (static_cast<int>(blockIdx.x) - batch.first_cta[which]) * 16 * kM;
+  const int row0 = static_cast<int>(blockIdx.y) * 8 * kN;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const int64_t k = matrix.k;
+  const int num_blocks = matrix.k / kBlock;
+  const int begin = warp * num_blocks / kPartitions;
+  const int end = (warp + 1) * num_blocks / kPartitions;
+
+  const uint16_t* low[kM];
+  const uint16_t* high[kM];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+    // Beyond the last output: any row will do, its results are dropped.
+    const int64_t row = n0 + m * 16 + g;
+    const auto* w = static_cast<const uint16_t*>(matrix.w) + t * 8;
+    low[m] = w + min(row, static_cast<int64_t>(matrix.n - 1)) * k;
+    high[m] = w + min(row + 8, static_cast<int64_t>(matrix.n - 1)) * k;
+  }
+  const float* x[kN];
+  bool present[kN];
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    const int row = row0 + n * 8 + g;
+    present[n] = row < batch.num_rows;
+    x[n] = matrix.x + static_cast<int64_t>(present[n] ? row : 0) * k + t * 8;
+  }
+
+  float acc[kM][kN][4] = {};
+  Fragment w[kAhead][kM];
+  const auto load = [&](int block, Fragment (&to)[kM]) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      to[m].low = LoadStreaming(low[m] + block * kBlock);
+      to[m].high = LoadStreaming(high[m] + block * kBlock);
+    }
+  };
+  const auto multiply = [&](int block, const Fragment (&from)[kM]) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      float4 a = {0, 0, 0, 0};
+      float4 b = {0, 0, 0, 0};
+      if (present[n]) {
+        const auto* p = reinterpret_cast<const float4*>(x[n] + block * kBlock);
+        a = __ldg(p);
+        b = __ldg(p + 1);
+      }
+      const TokenFragment token = SplitToken(a, b);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) MultiplyBlock(acc[m][n], from[m], token);
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    if (begin + i < end) load(begin + i, w[i]);
+  }
+  int block = begin;
+  for (; block + kAhead <= end; block += kAhead) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      multiply(block + i, w[i]);
+      if (block + i + kAhead < end) load(block + i + kAhead, w[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    if (block + i < end) multiply(block + i, w[i]);
+  }
+
+  constexpr int kValues = kM * kN * 4;
+  __shared__ float partial[kPartitions][kValues][kWarp];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) partial[warp][(m * kN + n) * 4 + i][lane] = acc[m][n][i];
+    }
+  }
+  __syncthreads();
+  for (int at = static_cast<int>(threadIdx.x); at < kValues * kWarp; at += kThreads) {
+    // Neighbouring threads take neighbouring outputs of the same row.
+    const int output = at % (16 * kM);
+    const int row = at / (16 * kM);
+    const int value = ((output / 16) * kN + row / 8) * 4 + (output % 16 / 8) * 2 + row % 2;
+    const int owner = (output % 8) * 4 + row % 8 / 2;
+    float total = 0;
+#pragma unroll
+    for (int p = 0; p < kPartitions; ++p) total += partial[p][value][owner];
+    if (n0 + output < matrix.n && row0 + row < batch.num_rows) {
+      matrix.y[static_cast<int64_t>(row0 + row) * matrix.n + n0 + output] = total;
+    }
+  }
+}
+
+__device__ __forceinline__ void CopyAsync(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global));
+}
+
+constexpr int kTileOutputs = 128;
+constexpr int kStages = 4;
+
+template <int kRows>
+constexpr int kStageBytes = kTileOutputs * kBlock * 2 + kRows * kBlock * 4;
+
+// A CTA: 128 outputs, kRows rows, one block of columns after the other through a ring of stages in
+// shared memory. kWarpsN warps share the rows, 8 / kWarpsN the outputs.
+template <int kRows, int kWarpsN>
+__global__ void __launch_bounds__(kThreads) ManyRows(const __grid_constant__ Batch batch) {
+  constexpr int kWarpsM = 8 / kWarpsN;
+  constexpr int kM = kTileOutputs / kWarpsM / 16;
+  constexpr int kN = kRows / kWarpsN / 8;
+  extern __shared__ __align__(128) unsigned char shared[];
+  const int which = FindMatrix(batch, static_cast<int>(blockIdx.y));
+  const LinearMatrix& matrix = batch.matrices[which];
+  const int n0 = (static_cast<int>(blockIdx.y) - batch.first_cta[which]) * kTileOutputs;
+  const int row0 = static_cast<int>(blockIdx.x) * kRows;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / kWarp;
+  const int lane = thread % kWarp;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const int64_t k = matrix.k;
+  const int num_blocks = matrix.k / kBlock;
+
+  // Weights: rows of 64 bytes. Tokens: rows of 128 bytes, 16-byte pieces of odd rows swapped in pairs,
+  // so that eight lanes reading together touch all banks.
+  const auto shared_at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const auto fetch = [&](int block) {
+    const uint32_t stage = shared_at + static_cast<uint32_t>(block % kStages * kStageBytes<kRows>);
+    if (block < num_blocks) {
+#pragma unroll
+      for (int i = 0; i < kTileOutputs * 4 / kThreads; ++i) {
+        const int piece = i * kThreads + thread;
+        const int64_t row = min(n0 + piece / 4, matrix.n - 1);
+        CopyAsync(stage + static_cast<uint32_t>(piece * 16),
+                  static_cast<const uint16_t*>(matrix.w) + row * k + block * kBlock +
+                      piece % 4 * 8);
+      }
+#pragma unroll
+      for (int i = 0; i < kRows * 8 / kThreads; ++i) {
+        const int piece = i * kThreads + thread;
+        const int row = piece / 8;
+        const int64_t from = min(row0 + row, batch.num_rows - 1);
+        const int to = row * 8 + ((piece % 8) ^ (row & 1));
+        CopyAsync(stage + static_cast<uint32_t>(kTileOutputs * kBlock * 2 + to * 16),
+                  matrix.x + from * k + block * kBlock + piece % 8 * 4);
+      }
+    }
+    asm volatile("cp.async.commit_group;");
+  };
+
+  float acc[kM][kN][4] = {};
+  float total[kM][kN][4] = {};
+  const int warp_n0 = warp % kWarpsM * (kM * 16);
+  const int warp_row0 = warp / kWarpsM * (kN * 8);
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) fetch(i);
+  int partition = 0;
+  int partition_end = num_blocks / kPartitions;
+  for (int block = 0; block < num_blocks; ++block) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2));
+    __syncthreads();
+    fetch(block + kStages - 1);
+    while (block == partition_end) {
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            total[m][n][i] += acc[m][n][i];
+            acc[m][n][i] = 0;
+          }
+        }
+      }
+      ++partition;
+      partition_end = (partition + 1) * num_blocks / kPartitions;
+    }
+    const unsigned char* stage = shared + block % kStages * kStageBytes<kRows>;
+    Fragment w[kM];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      const unsigned char* p = stage + (warp_n0 + m * 16 + g) * 64 + t * 16;
+      w[m].low = *reinterpret_cast<const uint4*>(p);
+      w[m].high = *reinterpret_cast<const uint4*>(p + 8 * 64);
+    }
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      const int row = warp_row0 + n * 8 + g;
+      const auto* p = reinterpret_cast<const float4*>(stage + kTileOutputs * kBlock * 2 + row * 128);
+      const TokenFragment token =
+          SplitToken(p[(2 * t) ^ (row & 1)], p[(2 * t + 1) ^ (row & 1)]);
+#pragma unroll
+      for (int m = 0; m < kM; ++m) MultiplyBlock(acc[m][n], w[m], token);
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int output = n0 + warp_n0 + m * 16 + g + i / 2 * 8;
+        const int row = row0 + warp_row0 + n * 8 + 2 * t + i % 2;
+        if (output < matrix.n && row < batch.num_rows) {
+          matrix.y[static_cast<int64_t>(row) * matrix.n + output] =
+              total[m][n][i] + acc[m][n][i];
+        }
+      }
+    }
+  }
+}
+
+// Any shape and alignment: a warp computes one output for kRowsAtOnce rows at a time.
+constexpr int kRowsAtOnce = 4;
+
+template <typename W>
+__device__ __forceinline__ float Weight(const W* w, int64_t at);
+template <>
+__device__ __forceinline__ float Weight(const float* w, int64_t at) {
+  return w[at];
+}
+template <>
+__device__ __forceinline__ float Weight(const uint16_t* w, int64_t at) {
+  return Bf16ToFloat(w[at]);
+}
+
+template <typename W>
+__global__ void __launch_bounds__(kThreads) AnyShape(LinearMatrix matrix, int32_t num_rows) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t n = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (n >= matrix.n) return;
+  const int64_t k = matrix.k;
+  const W* w = static_cast<const W*>(matrix.w) + n * k;
+  for (int32_t row0 = static_cast<int32_t>(blockIdx.y) * kRowsAtOnce; row0 < num_rows;
+       row0 += static_cast<int32_t>(gridDim.y) * kRowsAtOnce) {
+    float acc[kRowsAtOnce] = {};
+    for (int64_t i = lane; i < k; i += kWarp) {
+      const float weight = Weight<W>(w, i);
+#pragma unroll
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        if (row0 + r < num_rows) acc[r] = fmaf(matrix.x[(row0 + r) * k + i], weight, acc[r]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      const float sum = WarpSum(acc[r]);
+      if (lane == 0 && row0 + r < num_rows) matrix.y[(row0 + r) * int64_t{matrix.n} + n] = sum;
+    }
+  }
+}
+
+bool FitsTensorCores(const LinearMatrix& m) { return m.bf16 && m.k % kBlock == 0 && m.k > 0; }
+
+int32_t PlaceCtas(Batch* batch, int32_t outputs_per_cta) {
+  batch->first_cta[0] = 0;
+  for (int i = 0; i < batch->num_matrices; ++i) {
+    batch->first_cta[i + 1] =
+        batch->first_cta[i] + (batch->matrices[i].n + outputs_per_cta - 1) / outputs_per_cta;
+  }
+  return batch->first_cta[batch->num_matrices];
+}
+
+template <int kM, int kN, int kAhead>
+void LaunchFew(Batch* batch, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(PlaceCtas(batch, 16 * kM)),
+                  static_cast<unsigned>((batch->num_rows + 8 * kN - 1) / (8 * kN)));
+  FewRows<kM, kN, kAhead><<<grid, kThreads, 0, stream>>>(*batch);
+}
+
+template <int kRows, int kWarpsN>
+void LaunchMany(Batch* batch, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((batch->num_rows + kRows - 1) / kRows),
+                  static_cast<unsigned>(PlaceCtas(batch, kTileOutputs)));
+  ManyRows<kRows, kWarpsN><<<grid, kThreads, kStages * kStageBytes<kRows>, stream>>>(*batch);
+}
+
+// Beyond so many rows the tile kernel is faster: H100, docs/performance.md.
+constexpr int32_t kMostFewRows = 64;
+
+void LaunchTensorCores(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
+  int64_t outputs = 0;
+  for (int i = 0; i < batch->num_matrices; ++i) outputs += batch->matrices[i].n;
+  // Larger tiles read x less often; smaller ones keep every multiprocessor busy.
+  const bool wide = outputs >= int64_t{tuning.num_sms} * 64;
+  if (batch->num_rows <= 8) return LaunchFew<1, 1, 8>(batch, stream);
+  if (batch->num_rows <= 16) {
+    return wide ? LaunchFew<2, 2, 4>(batch, stream) : LaunchFew<1, 2, 4>(batch, stream);
+  }
+  if (batch->num_rows <= kMostFewRows) {
+    return wide ? LaunchFew<2, 4, 2>(batch, stream) : LaunchFew<1, 4, 4>(batch, stream);
+  }
+  if (batch->num_rows <= 128 || outputs <= int64_t{tuning.num_sms} * 16) {
+    return LaunchMany<64, 2>(batch, stream);
+  }
+  return LaunchMany<128, 4>(batch, stream);
+}
+
+}  // namespace
+
+cudaError_t PrepareLinear() {
+  cudaError_t error = cudaFuncSetAttribute(ManyRows<128, 4>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           kStages * kStageBytes<128>);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(ManyRows<64, 2>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              kStages * kStageBytes<64>);
+}
+
+cudaError_t Linear(const LinearMatrix* matrices, int num_matrices, int32_t num_rows,
+                   const LinearTuning& tuning, cudaStream_t stream) {
+  if (num_rows == 0) return cudaSuccess;
+  Batch batch = {};
+  batch.num_rows = num_rows;
+  for (int i = 0; i < num_matrices; ++i) {
+    const LinearMatrix& m = matrices[i];
+    if (m.n == 0) continue;
+    if (FitsTensorCores(m)) {
+      batch.matrices[batch.num_matrices++] = m;
+      continue;
+    }
+    const dim3 grid(static_cast<unsigned>((m.n + 7) / 8),
+                    static_cast<unsigned>(std::min((num_rows + kRowsAtOnce - 1) / kRowsAtOnce, 65535)));
+    if (m.bf16) {
+      AnyShape<uint16_t><<<grid, kThreads, 0, stream>>>(m, num_rows);
+    } else {
+      AnyShape<float><<<grid, kThreads, 0, stream>>>(m, num_rows);
+    }
+  }
+  if (batch.num_matrices > 0) LaunchTensorCores(&batch, tuning, stream);
+  return cudaPeekAtLastError();
+}
+
+}  // namespace banyan::trunk::cuda
