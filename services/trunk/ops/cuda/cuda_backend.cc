@@ -150,6 +150,8 @@ class CudaBackend : public Backend {
 
   void BeginStep(const StepPlan& plan) override {
     if (!status_.ok()) return;
+    // The engine's thread is not the one that made the backend.
+    Done(cudaSetDevice(facts_.ordinal), "begin_step", plan.num_rows, 0);
     Done(step_.Begin(plan, stream_), "begin_step", plan.num_rows, 0);
   }
 
