@@ -18,6 +18,11 @@ struct Split2 {
   uint32_t lo;
 };
 
+// x as the sum of three bf16, within 2^-25 |x|.
+struct Split3 {
+  uint32_t term[3];  // the largest first
+};
+
 __device__ __forceinline__ uint32_t PackBf16(float a, float b) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(b), "f"(a));
@@ -31,6 +36,17 @@ __device__ __forceinline__ Split2 Split(float a, float b) {
   return {hi, PackBf16(a - ah, b - bh)};
 }
 
+__device__ __forceinline__ Split3 SplitThrice(float a, float b) {
+  Split3 split;
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    split.term[i] = PackBf16(a, b);
+    a -= __uint_as_float(split.term[i] << 16);
+    b -= __uint_as_float(split.term[i] & 0xffff0000u);
+  }
+  return split;
+}
+
 // c += A B for A [16, 16], B [16, 8] of bf16. Lane 4 g + t holds of
 //   A: a[0] = (g, 2t..), a[1] = (g + 8, 2t..), a[2] = (g, 2t + 8..), a[3] = (g + 8, 2t + 8..)
 //   B: b0 = (2t.., g), b1 = (2t + 8.., g)
@@ -38,7 +54,7 @@ __device__ __forceinline__ Split2 Split(float a, float b) {
 // The order of the sixteen products is ours to choose as long as A and B agree, and always the same.
 __device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                     uint32_t b1) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])

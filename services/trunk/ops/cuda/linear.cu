@@ -41,21 +41,37 @@ struct Fragment {
 };
 
 struct TokenFragment {
-  Split2 pair[4];
+  Split3 pair[4];
 };
 
 __device__ __forceinline__ TokenFragment SplitToken(const float4& a, const float4& b) {
-  return {{Split(a.x, a.y), Split(a.z, a.w), Split(b.x, b.y), Split(b.z, b.w)}};
+  return {{SplitThrice(a.x, a.y), SplitThrice(a.z, a.w), SplitThrice(b.x, b.y),
+           SplitThrice(b.z, b.w)}};
 }
 
-__device__ __forceinline__ void MultiplyBlock(float (&acc)[4], const Fragment& w,
-                                              const TokenFragment& x) {
-  const uint32_t first[4] = {w.low.x, w.high.x, w.low.y, w.high.y};
-  Mma(acc, first, x.pair[0].hi, x.pair[1].hi);
-  Mma(acc, first, x.pair[0].lo, x.pair[1].lo);
-  const uint32_t second[4] = {w.low.z, w.high.z, w.low.w, w.high.w};
-  Mma(acc, second, x.pair[2].hi, x.pair[3].hi);
-  Mma(acc, second, x.pair[2].lo, x.pair[3].lo);
+// One block of columns for kM x kN results. The order of a result's six products is fixed; those of
+// different results are interleaved, since each waits for the one before it.
+template <int kM, int kN>
+__device__ __forceinline__ void MultiplyBlock(float (*acc)[kN][4], const Fragment (&w)[kM],
+                                              const TokenFragment* x, int first_n, int num_n) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int term = 0; term < 3; ++term) {
+#pragma unroll
+      for (int n = 0; n < num_n; ++n) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          const uint32_t a[4] = {half == 0 ? w[m].low.x : w[m].low.z,
+                                 half == 0 ? w[m].high.x : w[m].high.z,
+                                 half == 0 ? w[m].low.y : w[m].low.w,
+                                 half == 0 ? w[m].high.y : w[m].high.w};
+          Mma(acc[m][first_n + n], a, x[n].pair[2 * half].term[term],
+              x[n].pair[2 * half + 1].term[term]);
+        }
+      }
+    }
+  }
 }
 
 // A CTA: 16 kM outputs, 8 kN rows; a warp: one partition of the columns. Weights are read once,
@@ -104,6 +120,7 @@ __global__ void __launch_bounds__(kThreads) FewRows(const __grid_constant__ Batc
     }
   };
   const auto multiply = [&](int block, const Fragment (&from)[kM]) {
+    TokenFragment tokens[kN];
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
       float4 a = {0, 0, 0, 0};
@@ -113,10 +130,9 @@ __global__ void __launch_bounds__(kThreads) FewRows(const __grid_constant__ Batc
         a = __ldg(p);
         b = __ldg(p + 1);
       }
-      const TokenFragment token = SplitToken(a, b);
-#pragma unroll
-      for (int m = 0; m < kM; ++m) MultiplyBlock(acc[m][n], from[m], token);
+      tokens[n] = SplitToken(a, b);
     }
+    MultiplyBlock<kM, kN>(acc, from, tokens, 0, kN);
   };
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
@@ -254,13 +270,16 @@ __global__ void __launch_bounds__(kThreads) ManyRows(const __grid_constant__ Bat
       w[m].high = *reinterpret_cast<const uint4*>(p + 8 * 64);
     }
 #pragma unroll
-    for (int n = 0; n < kN; ++n) {
-      const int row = warp_row0 + n * 8 + g;
-      const auto* p = reinterpret_cast<const float4*>(stage + kTileOutputs * kBlock * 2 + row * 128);
-      const TokenFragment token =
-          SplitToken(p[(2 * t) ^ (row & 1)], p[(2 * t + 1) ^ (row & 1)]);
+    for (int n = 0; n < kN; n += 2) {
+      TokenFragment tokens[2];
 #pragma unroll
-      for (int m = 0; m < kM; ++m) MultiplyBlock(acc[m][n], w[m], token);
+      for (int i = 0; i < 2; ++i) {
+        const int row = warp_row0 + (n + i) * 8 + g;
+        const auto* p =
+            reinterpret_cast<const float4*>(stage + kTileOutputs * kBlock * 2 + row * 128);
+        tokens[i] = SplitToken(p[(2 * t) ^ (row & 1)], p[(2 * t + 1) ^ (row & 1)]);
+      }
+      MultiplyBlock<kM, kN>(acc, w, tokens, n, 2);
     }
   }
 #pragma unroll
@@ -344,7 +363,8 @@ void LaunchMany(Batch* batch, cudaStream_t stream) {
   ManyRows<kRows, kWarpsN><<<grid, kThreads, kStages * kStageBytes<kRows>, stream>>>(*batch);
 }
 
-// Beyond so many rows the tile kernel is faster: H100, docs/performance.md.
+// Beyond so many rows the tile kernel is faster, unless its tiles are too few to fill the device: H200,
+// docs/performance.md.
 constexpr int32_t kMostFewRows = 64;
 
 void LaunchTensorCores(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
@@ -356,7 +376,8 @@ void LaunchTensorCores(Batch* batch, const LinearTuning& tuning, cudaStream_t st
   if (batch->num_rows <= 16) {
     return wide ? LaunchFew<2, 2, 4>(batch, stream) : LaunchFew<1, 2, 4>(batch, stream);
   }
-  if (batch->num_rows <= kMostFewRows) {
+  const int64_t tiles = (int64_t{batch->num_rows} + 63) / 64 * ((outputs + 127) / 128);
+  if (batch->num_rows <= kMostFewRows || tiles * 4 < tuning.num_sms) {
     return wide ? LaunchFew<2, 4, 2>(batch, stream) : LaunchFew<1, 4, 4>(batch, stream);
   }
   if (batch->num_rows <= 128 || outputs <= int64_t{tuning.num_sms} * 16) {
