@@ -44,6 +44,8 @@ class HostArrayBackend : public Backend {
   absl::Status Synchronize() override { return inner_->Synchronize(); }
   void CopyToHost(std::span<const SharedCopy> copies) override { inner_->CopyToHost(copies); }
   void CopyToDevice(std::span<const SharedCopy> copies) override { inner_->CopyToDevice(copies); }
+  absl::Status AwaitHost() override { return inner_->AwaitHost(); }
+  void ReleaseToDevice() override { inner_->ReleaseToDevice(); }
   absl::Status ReadBack(const void* device, size_t bytes, void* host) override {
     return inner_->ReadBack(device, bytes, host);
   }

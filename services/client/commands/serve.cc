@@ -47,7 +47,7 @@ struct Options {
   std::vector<std::pair<const char*, std::optional<std::string>>> to_trunk = {
       {"--backend", {}},       {"--load_format", {}},      {"--max_context_tokens", {}},
       {"--max_sequences", {}}, {"--max_batch_tokens", {}}, {"--max_queued_requests", {}},
-      {"--host_budget", {}}};
+      {"--host_budget", {}},   {"--vram_budget", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
       {"--pool_format", {}}};

@@ -18,6 +18,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -165,6 +166,10 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;
 
+  // What the device has free, if its memory is not the host's: for plans, before anything is
+  // allocated.
+  virtual std::optional<uint64_t> FreeDeviceBytes() const { return std::nullopt; }
+
   // Memory, zeroed, 64-byte aligned, freed with the backend. kResourceExhausted.
   virtual absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) = 0;
   virtual absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) = 0;
@@ -180,10 +185,25 @@ class Backend {
   // Waits until everything queued is done and visible to the host.
   virtual absl::Status Synchronize() = 0;
 
-  // Queued copies between the sides of shared buffers. The host side is to be read after
-  // Synchronize, and left as it is from CopyToDevice to Synchronize.
+  // Queued copies between the sides of shared buffers, and the hand-over that goes with each:
+  //   AwaitHost        waits for the oldest CopyToHost that was not yet waited for, and for nothing
+  //                    after it; Synchronize waits for all
+  //   ReleaseToDevice  the host sides of the oldest CopyToDevice not yet released are as they should
+  //                    be, and stay so until Synchronize. The device waits for it.
+  // On the CPU none of them does anything.
   virtual void CopyToHost(std::span<const SharedCopy> copies) = 0;
   virtual void CopyToDevice(std::span<const SharedCopy> copies) = 0;
+  virtual absl::Status AwaitHost() = 0;
+  virtual void ReleaseToDevice() = 0;
+
+  // A device may remember the operations of a step, from one step to the next of the same shape
+  // with the same buffers, and run them without hearing of each again:
+  //   kNo        queue them as ever
+  //   kRecord    queue them all, then EndRecording starts them; the hand-overs come after that
+  //   kReplayed  they are started; only the hand-overs are left to do
+  enum class Recording { kNo, kRecord, kReplayed };
+  virtual Recording BeginRecording() { return Recording::kNo; }
+  virtual void EndRecording() {}
 
   // out [plan rows, table.cols] = rows of the table at the plan's token ids.
   virtual void Embed(const Matrix& table, float* out) = 0;

@@ -337,10 +337,13 @@ class Ops {
       run("moe_combine", 4 * n, [&] { backend_->MoeCombine(rows, 2048, a, b, ids, c); });
       const SharedCopy copies[] = {{shared, static_cast<size_t>(n)}};
       run("copy_to_host", n, [&] { backend_->CopyToHost(copies); });
-      run("copy_to_device", n, [&] { backend_->CopyToDevice(copies); });
+      run("copy_to_device", n, [&] {
+        backend_->ReleaseToDevice();
+        backend_->CopyToDevice(copies);
+      });
       run("copy_to_host + wait", n, [&] {
         backend_->CopyToHost(copies);
-        CheckOk(backend_->Synchronize());
+        CheckOk(backend_->AwaitHost());
       });
     }
   }

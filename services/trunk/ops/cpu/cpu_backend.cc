@@ -82,6 +82,8 @@ class CpuBackend : public Backend {
   absl::Status Synchronize() override { return absl::OkStatus(); }
   void CopyToHost(std::span<const SharedCopy> /*copies*/) override {}
   void CopyToDevice(std::span<const SharedCopy> /*copies*/) override {}
+  absl::Status AwaitHost() override { return absl::OkStatus(); }
+  void ReleaseToDevice() override {}
 
   void Embed(const Matrix& table, float* out) override {
     const int64_t n = table.cols;

@@ -3,8 +3,11 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <map>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "common/base/check.h"
@@ -16,6 +19,7 @@
 #include "services/trunk/ops/cuda/device.h"
 #include "services/trunk/ops/cuda/device_memory.h"
 #include "services/trunk/ops/cuda/elementwise.h"
+#include "services/trunk/ops/cuda/handover.h"
 #include "services/trunk/ops/cuda/linear.h"
 #include "services/trunk/ops/cuda/paged_attention.h"
 #include "services/trunk/ops/cuda/rms_norm.h"
@@ -35,6 +39,11 @@ constexpr size_t kMappedCopyBytes = size_t{128} << 10;
 // Host memory that copies pass through where the caller's is not pinned, two of them in turn.
 constexpr size_t kStagingBytes = size_t{8} << 20;
 constexpr int64_t kMostPartialBytes = int64_t{64} << 20;
+// Steps of up to so many sequences that decode are recorded; shapes remembered at the most.
+constexpr int32_t kMostRecordedRows = 64;
+constexpr size_t kMostRecordings = 64;
+// Looks at a flag before the driver is asked whether the device is well.
+constexpr int kLooksPerQuery = 1 << 16;
 
 DeltaShape ToDeviceShape(const DeltaNetShape& s) {
   return {.num_key_heads = s.num_key_heads,
@@ -69,13 +78,21 @@ AttentionLaunch ToLaunch(const AttentionArgs& a) {
 }
 
 // Pages in parallel need room for what each gives: one tile of the longest context at least.
+int64_t PageBytes(const AttentionShape& shape) {
+  return PartialFloats(shape.head_dim) * shape.num_kv_heads * static_cast<int64_t>(sizeof(float));
+}
 int64_t PartialBytes(const OpLimits& limits) {
   const AttentionShape& shape = limits.attention;
   if (shape.num_heads == 0) return 0;
-  const int64_t page = PartialFloats(shape.head_dim) * shape.num_kv_heads *
-                       static_cast<int64_t>(sizeof(float));
-  const int64_t one = (int64_t{limits.max_position} / kPageTokens + 1) * page;
+  const int64_t one = (int64_t{limits.max_position} / kPageTokens + 1) * PageBytes(shape);
   return std::max(one, std::min(kMostPartialBytes, one * limits.max_segments));
+}
+
+// The next of 1, 2, 3, 4, 6, 8, 12, 16, ...
+int32_t RoundedPages(int32_t pages) {
+  int32_t power = 1;
+  while (power < pages) power *= 2;
+  return pages <= power / 4 * 3 ? power / 4 * 3 : power;
 }
 
 class CudaBackend : public Backend {
@@ -91,11 +108,16 @@ class CudaBackend : public Backend {
     for (cudaEvent_t event : staged_) {
       if (event != nullptr) cudaEventDestroy(event);
     }
+    for (auto& [shape, recorded] : recordings_) cudaGraphExecDestroy(recorded.graph);
   }
 
   absl::Status Open() {
     RETURN_IF_ERROR(CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
                                "cudaStreamCreate"));
+    ASSIGN_OR_RETURN(std::byte * state, memory_.Allocate(sizeof(HandoverState)));
+    ASSIGN_OR_RETURN(std::byte * flags, memory_.AllocatePinned(sizeof(HandoverFlags)));
+    handover_state_ = reinterpret_cast<HandoverState*>(state);
+    handover_flags_ = reinterpret_cast<HandoverFlags*>(flags);
     for (int i = 0; i < 2; ++i) {
       ASSIGN_OR_RETURN(staging_[i], memory_.AllocatePinned(kStagingBytes));
       RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&staged_[i], cudaEventDisableTiming),
@@ -104,7 +126,8 @@ class CudaBackend : public Backend {
     return absl::OkStatus();
   }
 
-  std::string_view name() const override { return "cuda"; }
+  std::string_view name() const override { return facts_.name; }
+  std::optional<uint64_t> FreeDeviceBytes() const override { return facts_.free_bytes; }
 
   absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) override {
     return memory_.Allocate(bytes);
@@ -142,9 +165,10 @@ class CudaBackend : public Backend {
   absl::Status Reserve(const OpLimits& limits) override {
     RETURN_IF_ERROR(CheckLimits(limits));
     RETURN_IF_ERROR(step_.Reserve(limits, &memory_));
-    partial_bytes_ = PartialBytes(limits);
-    ASSIGN_OR_RETURN(std::byte * partials, memory_.Allocate(static_cast<size_t>(partial_bytes_)));
+    const int64_t partial_bytes = PartialBytes(limits);
+    ASSIGN_OR_RETURN(std::byte * partials, memory_.Allocate(static_cast<size_t>(partial_bytes)));
     partials_ = reinterpret_cast<float*>(partials);
+    if (partial_bytes > 0) partial_capacity_ = partial_bytes / PageBytes(limits.attention);
     return Synchronize();
   }
 
@@ -162,11 +186,77 @@ class CudaBackend : public Backend {
                                               facts_.ordinal, facts_.name, last_op_, last_rows_,
                                               last_width_));
     }
+    awaited_ = handed_to_host_;
     return status_;
   }
 
-  void CopyToHost(std::span<const SharedCopy> copies) override { CopyShared(copies, true); }
+  void CopyToHost(std::span<const SharedCopy> copies) override {
+    CopyShared(copies, true);
+    ++(recording_ ? recorded_to_host_ : handed_to_host_);
+  }
   void CopyToDevice(std::span<const SharedCopy> copies) override { CopyShared(copies, false); }
+
+  absl::Status AwaitHost() override {
+    if (!status_.ok()) return status_;
+    const uint32_t wanted = ++awaited_;
+    for (int looks = 0; static_cast<int32_t>(handover_flags_->to_host - wanted) < 0; ++looks) {
+      if (looks < kLooksPerQuery) continue;
+      looks = 0;
+      const cudaError_t error = cudaStreamQuery(stream_);
+      if (error == cudaErrorNotReady) continue;
+      // Done or broken: what is to come is there by now.
+      RETURN_IF_ERROR(Synchronize());
+      CHECK(static_cast<int32_t>(handover_flags_->to_host - wanted) >= 0);
+    }
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return absl::OkStatus();
+  }
+
+  void ReleaseToDevice() override {
+    std::atomic_thread_fence(std::memory_order_release);
+    handover_flags_->to_device = ++released_;
+  }
+
+  // A step in which every sequence decodes one token. Its kernels' arguments depend on the numbers
+  // of rows and tiles, and grids on the number of pages: that goes up by halves of powers of two.
+  Recording BeginRecording() override {
+    const StepTables& step = step_.tables();
+    if (!status_.ok() || step.num_rows > kMostRecordedRows || step.num_chunked > 0 ||
+        step.num_segments != step.num_rows) {
+      return Recording::kNo;
+    }
+    recorded_partials_ = RoundedPages(step_.num_partials());
+    const std::tuple shape(step.num_rows, step.num_tiles, recorded_partials_);
+    if (const auto found = recordings_.find(shape); found != recordings_.end()) {
+      StartRecording(found->second);
+      return Recording::kReplayed;
+    }
+    if (recordings_.size() >= kMostRecordings || recorded_partials_ > partial_capacity_) {
+      return Recording::kNo;
+    }
+    Done(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin_recording",
+         step.num_rows, step.num_tiles);
+    if (!status_.ok()) return Recording::kNo;
+    recording_ = true;
+    recorded_to_host_ = 0;
+    recorded_shape_ = shape;
+    return Recording::kRecord;
+  }
+
+  void EndRecording() override {
+    CHECK(recording_);
+    recording_ = false;
+    cudaGraph_t graph = nullptr;
+    const int32_t rows = std::get<0>(recorded_shape_);
+    Done(cudaStreamEndCapture(stream_, &graph), "end_recording", rows, 0);
+    if (!status_.ok()) return;
+    Recorded recorded = {nullptr, recorded_to_host_};
+    Done(cudaGraphInstantiate(&recorded.graph, graph, 0), "end_recording", rows, 0);
+    cudaGraphDestroy(graph);
+    if (!status_.ok()) return;
+    recordings_[recorded_shape_] = recorded;
+    StartRecording(recorded);
+  }
 
   void Embed(const Matrix& table, float* out) override {
     if (!status_.ok()) return;
@@ -244,22 +334,25 @@ class CudaBackend : public Backend {
     if (!status_.ok()) return;
     const StepTables& step = step_.tables();
     const int32_t width = args.shape.num_heads * args.shape.head_dim;
-    // Four warps for each of a multiprocessor's quarters keep it busy.
-    const int64_t enough = int64_t{facts_.num_sms} * 8;
+    if (recording_) {
+      const TileRange all = {.num_tiles = step.num_tiles, .num_partials = recorded_partials_};
+      Done(PagedAttentionSplit(step, ToLaunch(args), all, partials_, stream_),
+           "paged_attention_split", step.num_rows, width);
+      return;
+    }
+    // A warp for each of a multiprocessor's quarters.
+    const int64_t enough = int64_t{facts_.num_sms} * 4;
     if (int64_t{step.num_tiles} * args.shape.num_kv_heads >= enough) {
       Done(cuda::PagedAttention(step, ToLaunch(args), stream_), "paged_attention", step.num_rows,
            width);
       return;
     }
-    const int64_t page_bytes = PartialFloats(args.shape.head_dim) * args.shape.num_kv_heads *
-                               static_cast<int64_t>(sizeof(float));
-    const int64_t fit = partial_bytes_ / page_bytes;
     const auto& tiles = step_.tiles();
     for (size_t first = 0; first < tiles.size();) {
       TileRange range = {.first_tile = static_cast<int32_t>(first),
                          .first_partial = tiles[first].first_partial};
       size_t next = first;
-      while (next < tiles.size() && range.num_partials + tiles[next].num_pages <= fit) {
+      while (next < tiles.size() && range.num_partials + tiles[next].num_pages <= partial_capacity_) {
         range.num_partials += tiles[next++].num_pages;
       }
       CHECK(next > first);
@@ -346,24 +439,40 @@ class CudaBackend : public Backend {
                                             op, rows, width));
   }
 
+  struct Recorded {
+    cudaGraphExec_t graph = nullptr;
+    uint32_t to_host = 0;  // hand-overs of one run
+  };
+
+  void StartRecording(const Recorded& recorded) {
+    handed_to_host_ += recorded.to_host;
+    Done(cudaGraphLaunch(recorded.graph, stream_), "recorded_step", step_.tables().num_rows, 0);
+  }
+
+  // Large copies are the copy engine's, small ones go with the flag: after all others to the host,
+  // before all others to the device.
   void CopyShared(std::span<const SharedCopy> copies, bool to_host) {
     CHECK(copies.size() <= kMaxSharedCopies);
     if (!status_.ok()) return;
     const char* const op = to_host ? "copy_to_host" : "copy_to_device";
-    Copy mapped[kMaxSharedCopies];
-    int num_mapped = 0;
+    HandoverLaunch launch;
+    launch.state = handover_state_;
+    launch.flags = handover_flags_;
     for (const SharedCopy& copy : copies) {
-      const void* from = to_host ? copy.buffer.device : copy.buffer.host;
-      void* to = to_host ? copy.buffer.host : copy.buffer.device;
-      if (copy.bytes <= kMappedCopyBytes) {
-        mapped[num_mapped++] = {from, to, static_cast<int64_t>(copy.bytes)};
-        continue;
-      }
-      Done(cudaMemcpyAsync(to, from, copy.bytes,
+      if (copy.bytes > kMappedCopyBytes) continue;
+      launch.copies[launch.num_copies++] = {to_host ? copy.buffer.device : copy.buffer.host,
+                                            to_host ? copy.buffer.host : copy.buffer.device,
+                                            static_cast<int64_t>(copy.bytes)};
+    }
+    if (!to_host) Done(TakeFromHost(launch, stream_), op, launch.num_copies, 0);
+    for (const SharedCopy& copy : copies) {
+      if (copy.bytes <= kMappedCopyBytes) continue;
+      Done(cudaMemcpyAsync(to_host ? copy.buffer.host : copy.buffer.device,
+                           to_host ? copy.buffer.device : copy.buffer.host, copy.bytes,
                            to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, stream_),
            op, 1, static_cast<int32_t>(copy.bytes));
     }
-    if (num_mapped > 0) Done(CopyMapped(mapped, num_mapped, stream_), op, num_mapped, 0);
+    if (to_host) Done(HandToHost(launch, stream_), op, launch.num_copies, 0);
   }
 
   // Through the staging buffers in turn, so that one is filled while the other travels. The host
@@ -393,7 +502,17 @@ class CudaBackend : public Backend {
   int staging_turn_ = 0;
   StepUpload step_;
   float* partials_ = nullptr;
-  int64_t partial_bytes_ = 0;
+  int64_t partial_capacity_ = 0;  // pages
+  HandoverState* handover_state_ = nullptr;  // device
+  HandoverFlags* handover_flags_ = nullptr;  // pinned
+  uint32_t handed_to_host_ = 0;              // queued CopyToHost, and those waited for
+  uint32_t awaited_ = 0;
+  uint32_t released_ = 0;
+  bool recording_ = false;
+  uint32_t recorded_to_host_ = 0;
+  int32_t recorded_partials_ = 0;
+  std::tuple<int32_t, int32_t, int32_t> recorded_shape_;  // rows, tiles, pages
+  std::map<std::tuple<int32_t, int32_t, int32_t>, Recorded> recordings_;
   absl::Status status_;  // the first fault, kept
   const char* last_op_ = "nothing";
   int32_t last_rows_ = 0;

@@ -58,18 +58,6 @@ __global__ void __launch_bounds__(kThreads)
   BANYAN_GRID_STRIDE(i, count) { out[i] = x[int64_t{list.rows[i / n]} * n + i % n]; }
 }
 
-struct CopyList {
-  Copy copies[kMaxCopies];
-};
-
-// One CTA row per copy.
-__global__ void __launch_bounds__(kThreads) CopyKernel(const __grid_constant__ CopyList list) {
-  const Copy& copy = list.copies[blockIdx.y];
-  const auto* from = static_cast<const uint4*>(copy.from);
-  auto* to = static_cast<uint4*>(copy.to);
-  BANYAN_GRID_STRIDE(i, (copy.bytes + 15) / 16) { to[i] = from[i]; }
-}
-
 }  // namespace
 
 cudaError_t Embed(const void* table, bool bf16, int32_t n, const int32_t* token_ids,
@@ -115,19 +103,6 @@ cudaError_t GatherRows(const int32_t* rows, int32_t num_rows, int32_t n, const f
     GatherKernel<<<Ctas(count), kThreads, 0, stream>>>(list, count, n, x,
                                                        out + int64_t{first} * n);
   }
-  return cudaPeekAtLastError();
-}
-
-cudaError_t CopyMapped(const Copy* copies, int num_copies, cudaStream_t stream) {
-  CopyList list = {};
-  int64_t most = 0;
-  for (int i = 0; i < num_copies; ++i) {
-    list.copies[i] = copies[i];
-    most = std::max(most, copies[i].bytes);
-  }
-  if (most == 0) return cudaSuccess;
-  const dim3 grid(Ctas((most + 15) / 16), static_cast<unsigned>(num_copies));
-  CopyKernel<<<grid, kThreads, 0, stream>>>(list);
   return cudaPeekAtLastError();
 }
 

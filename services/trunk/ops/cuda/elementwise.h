@@ -1,5 +1,4 @@
-// Operations without sums: embedding, Swiglu, the joins of the residual stream, gathers and copies
-// between the sides of shared buffers. Contracts: ops.h.
+// Operations without sums: embedding, Swiglu, the joins of the residual stream, gathers. Contracts: ops.h.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -23,15 +22,5 @@ cudaError_t AddRows(int64_t count, const float* addend, float* hidden, cudaStrea
 // out [num_rows, n] = rows of x; `rows` is a host array.
 cudaError_t GatherRows(const int32_t* rows, int32_t num_rows, int32_t n, const float* x, float* out,
                        cudaStream_t stream);
-
-// Small copies in one launch: either side may be host memory that the device maps. Sizes are counted
-// up to multiples of 16 bytes, which both sides must hold.
-struct Copy {
-  const void* from = nullptr;
-  void* to = nullptr;
-  int64_t bytes = 0;
-};
-inline constexpr int kMaxCopies = 4;
-cudaError_t CopyMapped(const Copy* copies, int num_copies, cudaStream_t stream);
 
 }  // namespace banyan::trunk::cuda

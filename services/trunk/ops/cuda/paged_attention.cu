@@ -318,6 +318,7 @@ __global__ void __launch_bounds__(kSplitThreads)
   const int partial = range.first_partial + static_cast<int>(blockIdx.x);
   const AttentionTile tile = step.tiles[FindTile(step, range, partial)];
   const int page = partial - tile.first_partial;
+  if (page >= tile.num_pages) return;  // beyond the last tile
   const Place place = FindPlace(step, args, tile, kv_head, g);
   const int dim = kExact ? kMaxAttentionHeadDim : args.head_dim;
   const float scale = 1.0f / sqrtf(static_cast<float>(dim));

@@ -52,7 +52,7 @@ struct TileRange {
 };
 
 // The same for a range of tiles, all pages at once. `partials` holds num_partials * num_kv_heads *
-// PartialFloats.
+// PartialFloats. num_partials may be more than there are.
 cudaError_t PagedAttentionSplit(const StepTables& step, const AttentionLaunch& args,
                                 const TileRange& range, float* partials, cudaStream_t stream);
 

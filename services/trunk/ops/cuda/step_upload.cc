@@ -73,7 +73,7 @@ size_t StepUpload::Bytes(const OpLimits& limits) {
          Rounded(MaxTiles(limits) * sizeof(AttentionTile));
 }
 
-size_t StepUpload::DeviceBytes(const OpLimits& limits) { return kBuffers * Bytes(limits); }
+size_t StepUpload::DeviceBytes(const OpLimits& limits) { return Bytes(limits); }
 
 absl::Status StepUpload::Reserve(const OpLimits& limits, DeviceMemory* memory) {
   bytes_ = Bytes(limits);
@@ -81,9 +81,9 @@ absl::Status StepUpload::Reserve(const OpLimits& limits, DeviceMemory* memory) {
     group_ = limits.attention.num_heads / limits.attention.num_kv_heads;
   }
   tiles_.reserve(MaxTiles(limits));
+  ASSIGN_OR_RETURN(device_, memory->Allocate(bytes_));
   for (int i = 0; i < kBuffers; ++i) {
     ASSIGN_OR_RETURN(host_[i], memory->AllocatePinned(bytes_));
-    ASSIGN_OR_RETURN(device_[i], memory->Allocate(bytes_));
     RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&copied_[i], cudaEventDisableTiming),
                                "cudaEventCreate"));
   }
@@ -92,6 +92,7 @@ absl::Status StepUpload::Reserve(const OpLimits& limits, DeviceMemory* memory) {
 
 void StepUpload::CutTiles(const StepPlan& plan) {
   tiles_.clear();
+  num_partials_ = 0;
   if (group_ == 0) return;
   int32_t partials = 0;
   for (size_t i = 0; i < plan.segments.size(); ++i) {
@@ -105,6 +106,7 @@ void StepUpload::CutTiles(const StepPlan& plan) {
       partials += pages;
     }
   }
+  num_partials_ = partials;
 }
 
 cudaError_t StepUpload::Begin(const StepPlan& plan, cudaStream_t stream) {
@@ -112,7 +114,7 @@ cudaError_t StepUpload::Begin(const StepPlan& plan, cudaStream_t stream) {
   turn_ = (turn_ + 1) % kBuffers;
   if (cudaError_t error = cudaEventSynchronize(copied_[turn_]); error != cudaSuccess) return error;
   CutTiles(plan);
-  Packer packer(host_[turn_], device_[turn_], bytes_);
+  Packer packer(host_[turn_], device_, bytes_);
   tables_ = StepTables();
   tables_.num_rows = plan.num_rows;
   tables_.num_segments = static_cast<int32_t>(plan.segments.size());
@@ -131,12 +133,12 @@ cudaError_t StepUpload::Begin(const StepPlan& plan, cudaStream_t stream) {
   }
   packer.Add(plan.token_ids, &tables_.token_ids);
   packer.Add(plan.positions, &tables_.positions);
-  packer.Add(plan.page_ids, &tables_.page_ids);
   packer.Add(plan.rope_cos, &tables_.rope_cos);
   packer.Add(plan.rope_sin, &tables_.rope_sin);
   packer.Add(std::span<const AttentionTile>(tiles_), &tables_.tiles);
+  packer.Add(plan.page_ids, &tables_.page_ids);  // last: their number changes from step to step
   if (packer.used() == 0) return cudaSuccess;
-  if (cudaError_t error = cudaMemcpyAsync(device_[turn_], host_[turn_], packer.used(),
+  if (cudaError_t error = cudaMemcpyAsync(device_, host_[turn_], packer.used(),
                                           cudaMemcpyHostToDevice, stream);
       error != cudaSuccess) {
     return error;

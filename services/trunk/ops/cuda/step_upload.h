@@ -1,4 +1,5 @@
-// Brings a step's plan to the device: packed into pinned memory, one copy, two buffers in turn.
+// Brings a step's plan to the device: packed into pinned memory, two buffers in turn, and one copy. On
+// the device, the tables of steps of the same numbers of rows, segments and tiles lie in the same places.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -29,6 +30,7 @@ class StepUpload {
   cudaError_t Begin(const StepPlan& plan, cudaStream_t stream);
 
   const StepTables& tables() const { return tables_; }
+  int32_t num_partials() const { return num_partials_; }  // pages of all tiles
   // Of the step's attention tiles; host side of tables().tiles.
   const std::vector<AttentionTile>& tiles() const { return tiles_; }
 
@@ -41,9 +43,10 @@ class StepUpload {
   size_t bytes_ = 0;  // of one buffer
   int32_t group_ = 0;
   std::byte* host_[kBuffers] = {};
-  std::byte* device_[kBuffers] = {};
+  std::byte* device_ = nullptr;
   cudaEvent_t copied_[kBuffers] = {};
   int turn_ = 0;
+  int32_t num_partials_ = 0;
   StepTables tables_;
   std::vector<AttentionTile> tiles_;
 };
