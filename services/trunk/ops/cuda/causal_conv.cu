@@ -1,6 +1,7 @@
 #include "services/trunk/ops/cuda/causal_conv.h"
 
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -25,6 +26,7 @@ __device__ void Gates(const ConvLaunch& args, int64_t row) {
 // A warp computes one head of one row. That of a segment's first row computes all rows that see the
 // carried state and then moves it on: it alone touches it. The last CTA row computes the gates.
 __global__ void __launch_bounds__(kThreads) ConvKernel(const StepTables step, const ConvLaunch args) {
+  BeginKernel();
   const DeltaShape& s = args.shape;
   const int64_t row = blockIdx.x;
   if (blockIdx.y + 1 == gridDim.y) return Gates(args, row);
@@ -109,7 +111,7 @@ cudaError_t CausalConv(const StepTables& step, const ConvLaunch& args, cudaStrea
   const int per_cta = kThreads / kWarp;
   const dim3 grid(static_cast<unsigned>(step.num_rows),
                   static_cast<unsigned>((heads + per_cta - 1) / per_cta + 1));
-  ConvKernel<<<grid, kThreads, 0, stream>>>(step, args);
+  Launch(ConvKernel, grid, kThreads, 0, stream, step, args);
   return cudaPeekAtLastError();
 }
 

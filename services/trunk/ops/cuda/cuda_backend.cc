@@ -198,6 +198,7 @@ class CudaBackend : public Backend {
 
   absl::Status AwaitHost() override {
     if (!status_.ok()) return status_;
+    if (awaited_ == handed_to_host_) return absl::OkStatus();  // Synchronize waited for it
     const uint32_t wanted = ++awaited_;
     for (int looks = 0; static_cast<int32_t>(handover_flags_->to_host - wanted) < 0; ++looks) {
       if (looks < kLooksPerQuery) continue;

@@ -4,6 +4,7 @@
 // however many tokens the segment has. Sums over rows: within a thread, then over the warps in order.
 #include "services/trunk/ops/cuda/delta_net.h"
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -18,6 +19,7 @@ static_assert(kCols == 4);
 template <bool kExact>
 __global__ void __launch_bounds__(kThreads) DecodeKernel(const StepTables step,
                                                          const DeltaLaunch args) {
+  BeginKernel();
   __shared__ float4 partial[kWarps][kWarp];
   __shared__ float update[kMaxDeltaHeadDim];
   __shared__ float keys[kMaxDeltaHeadDim];
@@ -145,9 +147,9 @@ cudaError_t DeltaNetDecode(const StepTables& step, const DeltaLaunch& args, cuda
                   static_cast<unsigned>(step.num_recurrent));
   if (args.shape.key_head_dim == kMaxDeltaHeadDim &&
       args.shape.value_head_dim == kMaxDeltaHeadDim) {
-    DecodeKernel<true><<<grid, kThreads, 0, stream>>>(step, args);
+    Launch(DecodeKernel<true>, grid, kThreads, 0, stream, step, args);
   } else {
-    DecodeKernel<false><<<grid, kThreads, 0, stream>>>(step, args);
+    Launch(DecodeKernel<false>, grid, kThreads, 0, stream, step, args);
   }
   return cudaPeekAtLastError();
 }

@@ -10,6 +10,7 @@
 // a head's columns, is a second kernel. 97280 bytes of shared memory: what sm_89 and sm_120 have.
 #include "services/trunk/ops/cuda/delta_net.h"
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -50,6 +51,7 @@ __device__ __forceinline__ float4 LoadQuery(const float* q, int d, int dk) {
 template <bool kExact>
 __global__ void __launch_bounds__(kThreads, 2) PrefillKernel(const StepTables step,
                                                              const DeltaLaunch args) {
+  BeginKernel();
   extern __shared__ __align__(16) unsigned char shared[];
   Chunk& c = *reinterpret_cast<Chunk*>(shared);
   const DeltaShape& s = args.shape;
@@ -291,6 +293,7 @@ __global__ void __launch_bounds__(kThreads, 2) PrefillKernel(const StepTables st
 // out = out * rsqrt(mean(out^2) + eps) * weight * silu(z), a warp per head of a row.
 __global__ void __launch_bounds__(kThreads) GatedNormKernel(const StepTables step,
                                                             const DeltaLaunch args) {
+  BeginKernel();
   const DeltaShape& s = args.shape;
   const Segment segment = step.segments[step.chunked[blockIdx.z]];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -340,15 +343,15 @@ cudaError_t DeltaNetPrefill(const StepTables& step, const DeltaLaunch& args, cud
   const dim3 grid(static_cast<unsigned>((s.value_head_dim + kCols - 1) / kCols),
                   static_cast<unsigned>(s.num_value_heads), static_cast<unsigned>(step.num_chunked));
   if (s.key_head_dim == kD && s.conv_dim % 4 == 0) {
-    PrefillKernel<true><<<grid, kThreads, sizeof(Chunk), stream>>>(step, args);
+    Launch(PrefillKernel<true>, grid, kThreads, sizeof(Chunk), stream, step, args);
   } else {
-    PrefillKernel<false><<<grid, kThreads, sizeof(Chunk), stream>>>(step, args);
+    Launch(PrefillKernel<false>, grid, kThreads, sizeof(Chunk), stream, step, args);
   }
   const int per_cta = kThreads / kWarp;
   const dim3 norm_grid(static_cast<unsigned>(step.num_rows < 1024 ? step.num_rows : 1024),
                        static_cast<unsigned>((s.num_value_heads + per_cta - 1) / per_cta),
                        static_cast<unsigned>(step.num_chunked));
-  GatedNormKernel<<<norm_grid, kThreads, 0, stream>>>(step, args);
+  Launch(GatedNormKernel, norm_grid, kThreads, 0, stream, step, args);
   return cudaPeekAtLastError();
 }
 

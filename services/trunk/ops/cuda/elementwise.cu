@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -21,6 +22,7 @@ unsigned Ctas(int64_t count) {
 template <bool kBf16>
 __global__ void __launch_bounds__(kThreads)
     EmbedKernel(const void* table, int32_t n, const int32_t* token_ids, int64_t count, float* out) {
+  BeginKernel();
   BANYAN_GRID_STRIDE(i, count) {
     const int64_t row = i / n;
     const int64_t at = int64_t{token_ids[row]} * n + i % n;
@@ -31,12 +33,14 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     SwigluKernel(int64_t count, const float* gate, const float* up, float* out) {
+  BeginKernel();
   BANYAN_GRID_STRIDE(i, count) { out[i] = Silu(gate[i]) * up[i]; }
 }
 
 __global__ void __launch_bounds__(kThreads)
     CombineKernel(int64_t count, int32_t n, const float* routed, const float* shared,
                   const float* gate_logit, float* hidden) {
+  BeginKernel();
   BANYAN_GRID_STRIDE(i, count) {
     hidden[i] += fmaf(Sigmoid(gate_logit[i / n]), shared[i], routed[i]);
   }
@@ -44,6 +48,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     AddKernel(int64_t count, const float* addend, float* hidden) {
+  BeginKernel();
   BANYAN_GRID_STRIDE(i, count) { hidden[i] += addend[i]; }
 }
 
@@ -55,6 +60,7 @@ struct RowList {
 __global__ void __launch_bounds__(kThreads)
     GatherKernel(const __grid_constant__ RowList list, int64_t count, int32_t n, const float* x,
                  float* out) {
+  BeginKernel();
   BANYAN_GRID_STRIDE(i, count) { out[i] = x[int64_t{list.rows[i / n]} * n + i % n]; }
 }
 
@@ -65,9 +71,9 @@ cudaError_t Embed(const void* table, bool bf16, int32_t n, const int32_t* token_
   const int64_t count = int64_t{num_rows} * n;
   if (count == 0) return cudaSuccess;
   if (bf16) {
-    EmbedKernel<true><<<Ctas(count), kThreads, 0, stream>>>(table, n, token_ids, count, out);
+    Launch(EmbedKernel<true>, Ctas(count), kThreads, 0, stream, table, n, token_ids, count, out);
   } else {
-    EmbedKernel<false><<<Ctas(count), kThreads, 0, stream>>>(table, n, token_ids, count, out);
+    Launch(EmbedKernel<false>, Ctas(count), kThreads, 0, stream, table, n, token_ids, count, out);
   }
   return cudaPeekAtLastError();
 }
@@ -75,7 +81,7 @@ cudaError_t Embed(const void* table, bool bf16, int32_t n, const int32_t* token_
 cudaError_t Swiglu(int64_t count, const float* gate, const float* up, float* out,
                    cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
-  SwigluKernel<<<Ctas(count), kThreads, 0, stream>>>(count, gate, up, out);
+  Launch(SwigluKernel, Ctas(count), kThreads, 0, stream, count, gate, up, out);
   return cudaPeekAtLastError();
 }
 
@@ -83,13 +89,13 @@ cudaError_t MoeCombine(int32_t num_rows, int32_t n, const float* routed, const f
                        const float* gate_logit, float* hidden, cudaStream_t stream) {
   const int64_t count = int64_t{num_rows} * n;
   if (count == 0) return cudaSuccess;
-  CombineKernel<<<Ctas(count), kThreads, 0, stream>>>(count, n, routed, shared, gate_logit, hidden);
+  Launch(CombineKernel, Ctas(count), kThreads, 0, stream, count, n, routed, shared, gate_logit, hidden);
   return cudaPeekAtLastError();
 }
 
 cudaError_t AddRows(int64_t count, const float* addend, float* hidden, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
-  AddKernel<<<Ctas(count), kThreads, 0, stream>>>(count, addend, hidden);
+  Launch(AddKernel, Ctas(count), kThreads, 0, stream, count, addend, hidden);
   return cudaPeekAtLastError();
 }
 
@@ -100,7 +106,7 @@ cudaError_t GatherRows(const int32_t* rows, int32_t num_rows, int32_t n, const f
     RowList list = {};
     std::copy_n(rows + first, some, list.rows);
     const int64_t count = int64_t{some} * n;
-    GatherKernel<<<Ctas(count), kThreads, 0, stream>>>(list, count, n, x,
+    Launch(GatherKernel, Ctas(count), kThreads, 0, stream, list, count, n, x,
                                                        out + int64_t{first} * n);
   }
   return cudaPeekAtLastError();

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -30,6 +31,7 @@ __device__ __forceinline__ bool IsLastCta(HandoverState* state) {
 
 __global__ void __launch_bounds__(kThreads)
     HandToHostKernel(const __grid_constant__ HandoverLaunch args) {
+  BeginKernel();
   if (args.num_copies > 0) CopyPieces(args.copies[blockIdx.y]);
   __threadfence_system();
   __syncthreads();
@@ -40,6 +42,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     TakeFromHostKernel(const __grid_constant__ HandoverLaunch args) {
+  BeginKernel();
   if (threadIdx.x == 0) {
     const uint32_t wanted = args.state->to_device + 1;
     while (static_cast<int32_t>(args.flags->to_device - wanted) < 0) __nanosleep(50);
@@ -64,12 +67,12 @@ dim3 Grid(const HandoverLaunch& args) {
 }  // namespace
 
 cudaError_t HandToHost(const HandoverLaunch& args, cudaStream_t stream) {
-  HandToHostKernel<<<Grid(args), kThreads, 0, stream>>>(args);
+  Launch(HandToHostKernel, Grid(args), kThreads, 0, stream, args);
   return cudaPeekAtLastError();
 }
 
 cudaError_t TakeFromHost(const HandoverLaunch& args, cudaStream_t stream) {
-  TakeFromHostKernel<<<Grid(args), kThreads, 0, stream>>>(args);
+  Launch(TakeFromHostKernel, Grid(args), kThreads, 0, stream, args);
   return cudaPeekAtLastError();
 }
 

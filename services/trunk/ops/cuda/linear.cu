@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
 #include "services/trunk/ops/cuda/linear.h"
 
 namespace banyan::trunk::cuda {
@@ -78,6 +79,7 @@ __device__ __forceinline__ void MultiplyBlock(float (*acc)[kN][4], const Fragmen
 // kAhead blocks before they are used, straight into the registers of the product.
 template <int kM, int kN, int kAhead>
 __global__ void __launch_bounds__(kThreads) FewRows(const __grid_constant__ Batch batch) {
+  LetNextStart();
   const int which = FindMatrix(batch, static_cast<int>(blockIdx.x));
   const LinearMatrix& matrix = batch.matrices[which];
   const int n0 = (static_cast<int>(blockIdx.x) - batch.first_cta[which]) * 16 * kM;
@@ -138,6 +140,7 @@ __global__ void __launch_bounds__(kThreads) FewRows(const __grid_constant__ Batc
   for (int i = 0; i < kAhead; ++i) {
     if (begin + i < end) load(begin + i, w[i]);
   }
+  AwaitOthers();  // weights are on their way, x may still be in the making
   int block = begin;
   for (; block + kAhead <= end; block += kAhead) {
 #pragma unroll
@@ -191,6 +194,7 @@ constexpr int kStageBytes = kTileOutputs * kBlock * 2 + kRows * kBlock * 4;
 // shared memory. kWarpsN warps share the rows, 8 / kWarpsN the outputs.
 template <int kRows, int kWarpsN>
 __global__ void __launch_bounds__(kThreads) ManyRows(const __grid_constant__ Batch batch) {
+  BeginKernel();
   constexpr int kWarpsM = 8 / kWarpsN;
   constexpr int kM = kTileOutputs / kWarpsM / 16;
   constexpr int kN = kRows / kWarpsN / 8;
@@ -315,6 +319,7 @@ __device__ __forceinline__ float Weight(const uint16_t* w, int64_t at) {
 
 template <typename W>
 __global__ void __launch_bounds__(kThreads) AnyShape(LinearMatrix matrix, int32_t num_rows) {
+  BeginKernel();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t n = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (n >= matrix.n) return;
@@ -353,14 +358,14 @@ template <int kM, int kN, int kAhead>
 void LaunchFew(Batch* batch, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(PlaceCtas(batch, 16 * kM)),
                   static_cast<unsigned>((batch->num_rows + 8 * kN - 1) / (8 * kN)));
-  FewRows<kM, kN, kAhead><<<grid, kThreads, 0, stream>>>(*batch);
+  Launch(FewRows<kM, kN, kAhead>, grid, kThreads, 0, stream, *batch);
 }
 
 template <int kRows, int kWarpsN>
 void LaunchMany(Batch* batch, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((batch->num_rows + kRows - 1) / kRows),
                   static_cast<unsigned>(PlaceCtas(batch, kTileOutputs)));
-  ManyRows<kRows, kWarpsN><<<grid, kThreads, kStages * kStageBytes<kRows>, stream>>>(*batch);
+  Launch(ManyRows<kRows, kWarpsN>, grid, kThreads, kStages * kStageBytes<kRows>, stream, *batch);
 }
 
 // Beyond so many rows the tile kernel is faster, unless its tiles are too few to fill the device: H200,
@@ -411,9 +416,9 @@ cudaError_t Linear(const LinearMatrix* matrices, int num_matrices, int32_t num_r
     const dim3 grid(static_cast<unsigned>((m.n + 7) / 8),
                     static_cast<unsigned>(std::min((num_rows + kRowsAtOnce - 1) / kRowsAtOnce, 65535)));
     if (m.bf16) {
-      AnyShape<uint16_t><<<grid, kThreads, 0, stream>>>(m, num_rows);
+      Launch(AnyShape<uint16_t>, grid, kThreads, 0, stream, m, num_rows);
     } else {
-      AnyShape<float><<<grid, kThreads, 0, stream>>>(m, num_rows);
+      Launch(AnyShape<float>, grid, kThreads, 0, stream, m, num_rows);
     }
   }
   if (batch.num_matrices > 0) LaunchTensorCores(&batch, tuning, stream);

@@ -1,6 +1,7 @@
 #include "services/trunk/ops/cuda/paged_attention.h"
 
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -214,6 +215,7 @@ constexpr int kWarpsPerCta = 4;
 template <bool kExact>
 __global__ void __launch_bounds__(kWarpsPerCta* kWarp)
     WholeKernel(const StepTables step, const AttentionLaunch args) {
+  BeginKernel();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4;
   const int t = lane % 4;
@@ -309,6 +311,7 @@ template <bool kExact>
 __global__ void __launch_bounds__(kSplitThreads)
     PageKernel(const StepTables step, const AttentionLaunch args, const TileRange range,
                float* partials) {
+  BeginKernel();
   __shared__ float4 exchange[kKeyTiles][kWarp];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -383,6 +386,7 @@ constexpr int kJoinThreads = kMaxAttentionHeadDim;
 __global__ void __launch_bounds__(kJoinThreads)
     JoinKernel(const StepTables step, const AttentionLaunch args, const TileRange range,
                float* partials) {
+  BeginKernel();
   __shared__ float running[kJoinThreads];
   __shared__ float warp_max[kJoinThreads / kWarp];
   __shared__ float2 factors[kJoinThreads];
@@ -443,9 +447,9 @@ cudaError_t PagedAttention(const StepTables& step, const AttentionLaunch& args,
   const dim3 grid(static_cast<unsigned>((step.num_tiles + kWarpsPerCta - 1) / kWarpsPerCta),
                   static_cast<unsigned>(args.num_kv_heads));
   if (args.head_dim == kMaxAttentionHeadDim) {
-    WholeKernel<true><<<grid, kWarpsPerCta * kWarp, 0, stream>>>(step, args);
+    Launch(WholeKernel<true>, grid, kWarpsPerCta * kWarp, 0, stream, step, args);
   } else {
-    WholeKernel<false><<<grid, kWarpsPerCta * kWarp, 0, stream>>>(step, args);
+    Launch(WholeKernel<false>, grid, kWarpsPerCta * kWarp, 0, stream, step, args);
   }
   return cudaPeekAtLastError();
 }
@@ -456,12 +460,12 @@ cudaError_t PagedAttentionSplit(const StepTables& step, const AttentionLaunch& a
   const auto kv_heads = static_cast<unsigned>(args.num_kv_heads);
   const dim3 pages(static_cast<unsigned>(range.num_partials), kv_heads);
   if (args.head_dim == kMaxAttentionHeadDim) {
-    PageKernel<true><<<pages, kSplitThreads, 0, stream>>>(step, args, range, partials);
+    Launch(PageKernel<true>, pages, kSplitThreads, 0, stream, step, args, range, partials);
   } else {
-    PageKernel<false><<<pages, kSplitThreads, 0, stream>>>(step, args, range, partials);
+    Launch(PageKernel<false>, pages, kSplitThreads, 0, stream, step, args, range, partials);
   }
   const dim3 vectors(static_cast<unsigned>(range.num_tiles), kv_heads, kVectorsPerTile);
-  JoinKernel<<<vectors, kJoinThreads, 0, stream>>>(step, args, range, partials);
+  Launch(JoinKernel, vectors, kJoinThreads, 0, stream, step, args, range, partials);
   return cudaPeekAtLastError();
 }
 

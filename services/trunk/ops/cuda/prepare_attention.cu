@@ -1,5 +1,6 @@
 // Norm and rotation of queries in place and of keys into their pages; values into theirs.
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
 #include "services/trunk/ops/cuda/paged_attention.h"
 
 namespace banyan::trunk::cuda {
@@ -11,6 +12,7 @@ constexpr int kPerLane = kMaxAttentionHeadDim / kWarp;
 // A warp per head of a row: query heads, then key-value heads.
 __global__ void __launch_bounds__(kThreads) PrepareKernel(const StepTables step,
                                                           const AttentionLaunch args) {
+  BeginKernel();
   __shared__ float heads[kThreads / kWarp][kMaxAttentionHeadDim];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -73,7 +75,7 @@ cudaError_t PrepareAttention(const StepTables& step, const AttentionLaunch& args
   const int per_cta = kThreads / kWarp;
   const dim3 grid(static_cast<unsigned>(step.num_rows),
                   static_cast<unsigned>((args.num_heads + args.num_kv_heads + per_cta - 1) / per_cta));
-  PrepareKernel<<<grid, kThreads, 0, stream>>>(step, args);
+  Launch(PrepareKernel, grid, kThreads, 0, stream, step, args);
   return cudaPeekAtLastError();
 }
 

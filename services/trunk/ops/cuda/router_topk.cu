@@ -1,6 +1,7 @@
 #include "services/trunk/ops/cuda/router_topk.h"
 
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -12,6 +13,7 @@ template <int kPerLane>
 __global__ void __launch_bounds__(kThreads)
     RouterKernel(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
                  const float* logits, uint16_t* ids, float* weights) {
+  BeginKernel();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (row >= num_rows) return;
@@ -43,24 +45,21 @@ __global__ void __launch_bounds__(kThreads)
   }
   float total = 0;
   for (int32_t k = 0; k < top_k; ++k) {
-    float best = -1;
-    int best_at = num_experts;
+    float mine = -1;
+    int mine_at = num_experts;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      if (p[i] > best) {
-        best = p[i];
-        best_at = i * kWarp + lane;
+      if (p[i] > mine) {
+        mine = p[i];
+        mine_at = i * kWarp + lane;
       }
     }
-#pragma unroll
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      const float other = __shfl_xor_sync(kAllLanes, best, offset);
-      const int other_at = __shfl_xor_sync(kAllLanes, best_at, offset);
-      if (other > best || (other == best && other_at < best_at)) {
-        best = other;
-        best_at = other_at;
-      }
-    }
+    // Bits of floats that are not negative are ordered as the floats; 0 where a lane has none left.
+    const unsigned bits = mine < 0 ? 0u : __float_as_uint(mine) + 1;
+    const unsigned most = __reduce_max_sync(kAllLanes, bits);
+    const float best = __uint_as_float(most - 1);
+    const int best_at = static_cast<int>(__reduce_min_sync(
+        kAllLanes, bits == most ? static_cast<unsigned>(mine_at) : static_cast<unsigned>(num_experts)));
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       if (i * kWarp + lane == best_at) p[i] = -1;
@@ -77,11 +76,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kPerLane>
-void Launch(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
+void LaunchRouter(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
             const float* logits, uint16_t* ids, float* weights, cudaStream_t stream) {
   const int per_cta = kThreads / kWarp;
-  RouterKernel<kPerLane><<<static_cast<unsigned>((num_rows + per_cta - 1) / per_cta), kThreads, 0,
-                           stream>>>(num_rows, num_experts, top_k, renormalize, logits, ids,
+  Launch(RouterKernel<kPerLane>, static_cast<unsigned>((num_rows + per_cta - 1) / per_cta), kThreads, 0, stream, num_rows, num_experts, top_k, renormalize, logits, ids,
                                      weights);
 }
 
@@ -91,11 +89,11 @@ cudaError_t RouterTopK(int32_t num_rows, int32_t num_experts, int32_t top_k, boo
                        const float* logits, uint16_t* ids, float* weights, cudaStream_t stream) {
   if (num_rows == 0) return cudaSuccess;
   if (num_experts <= 128) {
-    Launch<4>(num_rows, num_experts, top_k, renormalize, logits, ids, weights, stream);
+    LaunchRouter<4>(num_rows, num_experts, top_k, renormalize, logits, ids, weights, stream);
   } else if (num_experts <= 512) {
-    Launch<16>(num_rows, num_experts, top_k, renormalize, logits, ids, weights, stream);
+    LaunchRouter<16>(num_rows, num_experts, top_k, renormalize, logits, ids, weights, stream);
   } else {
-    Launch<kMaxRouterExperts / kWarp>(num_rows, num_experts, top_k, renormalize, logits, ids,
+    LaunchRouter<kMaxRouterExperts / kWarp>(num_rows, num_experts, top_k, renormalize, logits, ids,
                                       weights, stream);
   }
   return cudaPeekAtLastError();
