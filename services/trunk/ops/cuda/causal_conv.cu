@@ -25,6 +25,8 @@ __device__ void Gates(const ConvLaunch& args, int64_t row) {
 
 // A warp computes one head of one row. That of a segment's first row computes all rows that see the
 // carried state and then moves it on: it alone touches it. The last CTA row computes the gates.
+// kTaps: their number where it is known while compiling, else 0.
+template <int kTaps>
 __global__ void __launch_bounds__(kThreads) ConvKernel(const StepTables step, const ConvLaunch args) {
   BeginKernel();
   const DeltaShape& s = args.shape;
@@ -36,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) ConvKernel(const StepTables step, co
   if (head >= 2 * s.num_key_heads + s.num_value_heads) return;
   const Segment segment = step.segments[step.row_segment[row]];
   const int first = static_cast<int>(row) - segment.first_row;
-  const int history = s.conv_taps - 1;
+  const int history = (kTaps > 0 ? kTaps : s.conv_taps) - 1;
   if (first > 0 && first < history) return;
   const bool owner = first == 0;
   const int last = owner ? min(max(history, 1), segment.num_rows) : first + 1;
@@ -75,10 +77,17 @@ __global__ void __launch_bounds__(kThreads) ConvKernel(const StepTables step, co
       const int i = j * kWarp + lane;
       out[j] = 0;
       if (i >= width) continue;
+      const float* weight = args.weight + channel + i;
       float acc = 0;
-      for (int tap = 0; tap <= history; ++tap) {
-        acc = fmaf(args.weight[int64_t{tap} * s.conv_dim + channel + i], column(r - history + tap, i),
-                   acc);
+      if constexpr (kTaps > 0) {
+#pragma unroll
+        for (int tap = 0; tap < kTaps; ++tap) {
+          acc = fmaf(weight[tap * s.conv_dim], column(r - history + tap, i), acc);
+        }
+      } else {
+        for (int tap = 0; tap <= history; ++tap) {
+          acc = fmaf(weight[int64_t{tap} * s.conv_dim], column(r - history + tap, i), acc);
+        }
       }
       out[j] = Silu(acc);
       squares = fmaf(out[j], out[j], squares);
@@ -95,10 +104,30 @@ __global__ void __launch_bounds__(kThreads) ConvKernel(const StepTables step, co
     }
   }
   if (!owner) return;
-  // Ascending: a column that moves within the state comes from a later place.
-  for (int j = 0; j < history; ++j) {
-    for (int i = lane; i < width; i += kWarp) {
-      state[int64_t{j} * s.conv_dim + i] = column(segment.num_rows - history + j, i);
+  if constexpr (kTaps > 0) {
+    // All columns are read before one is overwritten, so that the loads do not wait for each other.
+    float kept[kPerLane][kTaps];
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      const int i = j * kWarp + lane;
+#pragma unroll
+      for (int tap = 0; tap + 1 < kTaps; ++tap) {
+        kept[j][tap] = i < width ? column(segment.num_rows - history + tap, i) : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      const int i = j * kWarp + lane;
+      if (i >= width) continue;
+#pragma unroll
+      for (int tap = 0; tap + 1 < kTaps; ++tap) state[tap * s.conv_dim + i] = kept[j][tap];
+    }
+  } else {
+    // Ascending: a column that moves within the state comes from a later place.
+    for (int j = 0; j < history; ++j) {
+      for (int i = lane; i < width; i += kWarp) {
+        state[int64_t{j} * s.conv_dim + i] = column(segment.num_rows - history + j, i);
+      }
     }
   }
 }
@@ -111,7 +140,11 @@ cudaError_t CausalConv(const StepTables& step, const ConvLaunch& args, cudaStrea
   const int per_cta = kThreads / kWarp;
   const dim3 grid(static_cast<unsigned>(step.num_rows),
                   static_cast<unsigned>((heads + per_cta - 1) / per_cta + 1));
-  Launch(ConvKernel, grid, kThreads, 0, stream, step, args);
+  if (args.shape.conv_taps == 4) {
+    Launch(ConvKernel<4>, grid, kThreads, 0, stream, step, args);
+  } else {
+    Launch(ConvKernel<0>, grid, kThreads, 0, stream, step, args);
+  }
   return cudaPeekAtLastError();
 }
 

@@ -51,7 +51,7 @@ __device__ __forceinline__ float4 LoadQuery(const float* q, int d, int dk) {
 template <bool kExact>
 __global__ void __launch_bounds__(kThreads, 2) PrefillKernel(const StepTables step,
                                                              const DeltaLaunch args) {
-  BeginKernel();
+  AwaitOthers();
   extern __shared__ __align__(16) unsigned char shared[];
   Chunk& c = *reinterpret_cast<Chunk*>(shared);
   const DeltaShape& s = args.shape;

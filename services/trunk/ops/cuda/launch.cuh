@@ -8,7 +8,8 @@
 
 namespace banyan::trunk::cuda {
 
-// The first statement of every kernel.
+// The first statement of short kernels. Long ones let the next one start by ending: its CTAs would wait
+// beside theirs (delta_net_prefill ran a third longer so, H200).
 __device__ __forceinline__ void LetNextStart() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");

@@ -9,9 +9,10 @@
 namespace banyan::trunk::cuda {
 namespace {
 
-constexpr int kPartitions = 8;
+constexpr int kPartitions = 16;
 constexpr int kBlock = 32;  // columns that a warp takes at a time
 constexpr int kThreads = 256;
+constexpr int kFewThreads = kPartitions * kWarp;
 
 struct Batch {
   LinearMatrix matrices[kMaxMatrices];
@@ -77,8 +78,9 @@ __device__ __forceinline__ void MultiplyBlock(float (*acc)[kN][4], const Fragmen
 
 // A CTA: 16 kM outputs, 8 kN rows; a warp: one partition of the columns. Weights are read once,
 // kAhead blocks before they are used, straight into the registers of the product.
-template <int kM, int kN, int kAhead>
-__global__ void __launch_bounds__(kThreads) FewRows(const __grid_constant__ Batch batch) {
+template <int kM, int kN, int kAhead, int kCtasPerSm>
+__global__ void __launch_bounds__(kFewThreads, kCtasPerSm)
+    FewRows(const __grid_constant__ Batch batch) {
   LetNextStart();
   const int which = FindMatrix(batch, static_cast<int>(blockIdx.x));
   const LinearMatrix& matrix = batch.matrices[which];
@@ -94,14 +96,14 @@ __global__ void __launch_bounds__(kThreads) FewRows(const __grid_constant__ Batc
   const int end = (warp + 1) * num_blocks / kPartitions;
 
   const uint16_t* low[kM];
-  const uint16_t* high[kM];
+  int step_high[kM];  // from weight row g to g + 8
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
     // Beyond the last output: any row will do, its results are dropped.
-    const int64_t row = n0 + m * 16 + g;
-    const auto* w = static_cast<const uint16_t*>(matrix.w) + t * 8;
-    low[m] = w + min(row, static_cast<int64_t>(matrix.n - 1)) * k;
-    high[m] = w + min(row + 8, static_cast<int64_t>(matrix.n - 1)) * k;
+    const int row = n0 + m * 16 + g;
+    const int low_row = min(row, matrix.n - 1);
+    low[m] = static_cast<const uint16_t*>(matrix.w) + t * 8 + low_row * k;
+    step_high[m] = (min(row + 8, matrix.n - 1) - low_row) * matrix.k;
   }
   const float* x[kN];
   bool present[kN];
@@ -118,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) FewRows(const __grid_constant__ Batc
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       to[m].low = LoadStreaming(low[m] + block * kBlock);
-      to[m].high = LoadStreaming(high[m] + block * kBlock);
+      to[m].high = LoadStreaming(low[m] + step_high[m] + block * kBlock);
     }
   };
   const auto multiply = [&](int block, const Fragment (&from)[kM]) {
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(kThreads) FewRows(const __grid_constant__ Batc
     }
   }
   __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x); at < kValues * kWarp; at += kThreads) {
+  for (int at = static_cast<int>(threadIdx.x); at < kValues * kWarp; at += kFewThreads) {
     // Neighbouring threads take neighbouring outputs of the same row.
     const int output = at % (16 * kM);
     const int row = at / (16 * kM);
@@ -194,7 +196,7 @@ constexpr int kStageBytes = kTileOutputs * kBlock * 2 + kRows * kBlock * 4;
 // shared memory. kWarpsN warps share the rows, 8 / kWarpsN the outputs.
 template <int kRows, int kWarpsN>
 __global__ void __launch_bounds__(kThreads) ManyRows(const __grid_constant__ Batch batch) {
-  BeginKernel();
+  AwaitOthers();
   constexpr int kWarpsM = 8 / kWarpsN;
   constexpr int kM = kTileOutputs / kWarpsM / 16;
   constexpr int kN = kRows / kWarpsN / 8;
@@ -354,11 +356,11 @@ int32_t PlaceCtas(Batch* batch, int32_t outputs_per_cta) {
   return batch->first_cta[batch->num_matrices];
 }
 
-template <int kM, int kN, int kAhead>
+template <int kM, int kN, int kAhead, int kCtasPerSm>
 void LaunchFew(Batch* batch, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(PlaceCtas(batch, 16 * kM)),
                   static_cast<unsigned>((batch->num_rows + 8 * kN - 1) / (8 * kN)));
-  Launch(FewRows<kM, kN, kAhead>, grid, kThreads, 0, stream, *batch);
+  Launch(FewRows<kM, kN, kAhead, kCtasPerSm>, grid, kFewThreads, 0, stream, *batch);
 }
 
 template <int kRows, int kWarpsN>
@@ -377,24 +379,24 @@ void LaunchTensorCores(Batch* batch, const LinearTuning& tuning, cudaStream_t st
   for (int i = 0; i < batch->num_matrices; ++i) outputs += batch->matrices[i].n;
   // Larger tiles read x less often; smaller ones keep every multiprocessor busy.
   const bool wide = outputs >= int64_t{tuning.num_sms} * 64;
-  if (batch->num_rows <= 8) return LaunchFew<1, 1, 8>(batch, stream);
+  if (batch->num_rows <= 8) return LaunchFew<1, 1, 3, 2>(batch, stream);
   if (batch->num_rows <= 16) {
-    return wide ? LaunchFew<2, 2, 4>(batch, stream) : LaunchFew<1, 2, 4>(batch, stream);
+    return wide ? LaunchFew<2, 2, 2, 1>(batch, stream) : LaunchFew<1, 2, 4, 1>(batch, stream);
   }
   const int64_t tiles = (int64_t{batch->num_rows} + 63) / 64 * ((outputs + 127) / 128);
   if (batch->num_rows <= kMostFewRows || tiles * 4 < tuning.num_sms) {
-    return wide ? LaunchFew<2, 4, 2>(batch, stream) : LaunchFew<1, 4, 4>(batch, stream);
+    return LaunchFew<1, 4, 2, 1>(batch, stream);
   }
   if (batch->num_rows <= 128 || outputs <= int64_t{tuning.num_sms} * 16) {
     return LaunchMany<64, 2>(batch, stream);
   }
-  return LaunchMany<128, 4>(batch, stream);
+  return LaunchMany<128, 8>(batch, stream);
 }
 
 }  // namespace
 
 cudaError_t PrepareLinear() {
-  cudaError_t error = cudaFuncSetAttribute(ManyRows<128, 4>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaError_t error = cudaFuncSetAttribute(ManyRows<128, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            kStages * kStageBytes<128>);
   if (error != cudaSuccess) return error;
   return cudaFuncSetAttribute(ManyRows<64, 2>, cudaFuncAttributeMaxDynamicSharedMemorySize,

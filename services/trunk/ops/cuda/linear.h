@@ -2,7 +2,7 @@
 //
 // bf16 matrices of a multiple of 32 columns go through the tensor cores: x is split in three bf16,
 // which loses less than f32's own rounding, products with w are exact and summed in f32. Two would be
-// faster where many rows are at hand, and missed the golden router weights of tiny by a fifth. The columns are cut in eight partitions, each summed
+// faster where many rows are at hand, and missed the golden router weights of tiny by a fifth. The columns are cut in sixteen partitions, each summed
 // in one order and then joined in order, whether a partition is a warp of its own (few rows) or a
 // stretch of a longer loop (many): so a row's bits depend neither on the rows beside it nor on their
 // number. Error: the rounding of the sums.

@@ -215,7 +215,7 @@ constexpr int kWarpsPerCta = 4;
 template <bool kExact>
 __global__ void __launch_bounds__(kWarpsPerCta* kWarp)
     WholeKernel(const StepTables step, const AttentionLaunch args) {
-  BeginKernel();
+  AwaitOthers();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4;
   const int t = lane % 4;
