@@ -71,9 +71,10 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
   app.add_option("--host_budget", given.host_budget,
                  "Host memory to use, such as 8GiB; 0: three quarters of what is available")
       ->capture_default_str();
-  app.add_option("--vram_budget", given.vram_budget,
-                 "GPU memory to use beside the CUDA context, such as 6GiB; 0: nine tenths of what is "
-                 "free")
+  app.add_option(
+         "--vram_budget", given.vram_budget,
+         "GPU memory to use beside the CUDA context, such as 6GiB; 0: nine tenths of what is "
+         "free")
       ->capture_default_str();
   app.add_option("--threads", options.num_threads, "Compute threads; 0: one per usable CPU")
       ->capture_default_str();

@@ -54,12 +54,13 @@ class HostArrayBackend : public Backend {
   }
 
   void BeginStep(const StepPlan& plan) override {
-    if (!reserved_) CheckOk(Reserve({.max_rows = 4200,
-                                     .max_segments = 64,
-                                     .max_position = 8192,
-                                     .num_experts = kMaxExperts,
-                                     .attention = {},
-                                     .delta_net = {}}));
+    if (!reserved_)
+      CheckOk(Reserve({.max_rows = 4200,
+                       .max_segments = 64,
+                       .max_position = 8192,
+                       .num_experts = kMaxExperts,
+                       .attention = {},
+                       .delta_net = {}}));
     num_rows_ = plan.num_rows;
     num_slots_ = 0;
     num_pages_ = 0;
@@ -139,9 +140,9 @@ class HostArrayBackend : public Backend {
 
   void RouterTopK(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
                   const float* logits, uint16_t* ids, float* weights) override {
-    inner_->RouterTopK(num_rows, num_experts, top_k, renormalize,
-                       In(logits, int64_t{num_rows} * num_experts),
-                       Out(ids, int64_t{num_rows} * top_k), Out(weights, int64_t{num_rows} * top_k));
+    inner_->RouterTopK(
+        num_rows, num_experts, top_k, renormalize, In(logits, int64_t{num_rows} * num_experts),
+        Out(ids, int64_t{num_rows} * top_k), Out(weights, int64_t{num_rows} * top_k));
     Finish();
   }
 

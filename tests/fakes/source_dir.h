@@ -1,5 +1,5 @@
-// Where the repository's test data lies: $BANYAN_TEST_SOURCE_DIR where a test runs on another machine
-// (tests/gpu/bundle.sh), else the tree that it was built from.
+// Where the repository's test data lies: $BANYAN_TEST_SOURCE_DIR where a test runs on another
+// machine (tests/gpu/bundle.sh), else the tree that it was built from.
 #pragma once
 
 #include <cstdlib>

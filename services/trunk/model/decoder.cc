@@ -180,11 +180,13 @@ class Decoder::Impl {
     const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
     Norm(weights.input_norm, nullptr, a.normed);
     if (const auto* mixer = std::get_if<LinearAttentionWeights>(&weights.mixer)) {
-      RunGatedDeltaNet(delta_net_, *mixer, recurrent_state_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_,
+      RunGatedDeltaNet(delta_net_, *mixer,
+                       recurrent_state_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_,
                        a, backend_);
     } else {
       RunGatedAttention(attention_, std::get<FullAttentionWeights>(weights.mixer),
-                        kv_cache_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_, a, backend_);
+                        kv_cache_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_, a,
+                        backend_);
     }
     Norm(weights.post_attention_norm, a.mixer_out, a.normed);
     if (const MoeWeights* moe = MoeOf(layer)) {

@@ -188,7 +188,8 @@ class Backend {
   // Queued copies between the sides of shared buffers, and the hand-over that goes with each:
   //   AwaitHost        waits for the oldest CopyToHost that was not yet waited for, and for nothing
   //                    after it; Synchronize waits for all, and then AwaitHost for none
-  //   ReleaseToDevice  the host sides of the oldest CopyToDevice not yet released are as they should
+  //   ReleaseToDevice  the host sides of the oldest CopyToDevice not yet released are as they
+  //   should
   //                    be, and stay so until Synchronize. The device waits for it.
   // On the CPU none of them does anything.
   virtual void CopyToHost(std::span<const SharedCopy> copies) = 0;

@@ -28,16 +28,17 @@ absl::StatusOr<TrunkPlan> PlanTrunk(const ModelConfig& config, const TrunkPlanIn
         input.max_context_tokens, config.max_position_embeddings);
   }
   const bool automatic = input.budget_bytes == 0;
-  const uint64_t share = input.on_gpu ? input.available_bytes / 10 * 9 : input.available_bytes / 4 * 3;
+  const uint64_t share =
+      input.on_gpu ? input.available_bytes / 10 * 9 : input.available_bytes / 4 * 3;
   const char* const flag = input.on_gpu ? "--vram_budget" : "--host_budget";
   TrunkPlan plan{
       .decoder = {},
-      .memory = MemoryPlan(input.on_gpu ? "GPU memory of the trunk" : "host memory of the trunk",
-                           automatic ? share : input.budget_bytes,
-                           automatic ? fmt::format("{} of {} available; {}",
-                                                   input.on_gpu ? "9/10" : "3/4",
-                                                   FormatByteSize(input.available_bytes), flag)
-                                     : flag)};
+      .memory = MemoryPlan(
+          input.on_gpu ? "GPU memory of the trunk" : "host memory of the trunk",
+          automatic ? share : input.budget_bytes,
+          automatic ? fmt::format("{} of {} available; {}", input.on_gpu ? "9/10" : "3/4",
+                                  FormatByteSize(input.available_bytes), flag)
+                    : flag)};
   const int64_t wanted_context =
       input.max_context_tokens > 0 ? input.max_context_tokens : config.max_position_embeddings;
   const int64_t least_context = input.max_context_tokens > 0

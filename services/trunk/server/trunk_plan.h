@@ -26,10 +26,11 @@ struct TrunkPlan {
   MemoryPlan memory;
 };
 
-// Plans the memory that the backend computes in. Pages for max_sequences requests of 4096 tokens each, at least for one whole context, as far as
-// the budget goes; pages that are never used cost address space only. kInvalidArgument: more
-// context than the model has positions; kResourceExhausted with the table: the budget does not hold
-// the rest and one context, or, where the context is ours to choose, not even 1024 tokens.
+// Plans the memory that the backend computes in. Pages for max_sequences requests of 4096 tokens
+// each, at least for one whole context, as far as the budget goes; pages that are never used cost
+// address space only. kInvalidArgument: more context than the model has positions;
+// kResourceExhausted with the table: the budget does not hold the rest and one context, or, where
+// the context is ours to choose, not even 1024 tokens.
 absl::StatusOr<TrunkPlan> PlanTrunk(const ModelConfig& config, const TrunkPlanInput& input,
                                     const Backend& backend);
 

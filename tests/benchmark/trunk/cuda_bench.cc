@@ -1,13 +1,14 @@
-// The CUDA backend at the full model's geometry beside what this card can do at best: bytes per second
-// of a device-to-device copy (read and written), measured at start.
+// The CUDA backend at the full model's geometry beside what this card can do at best: bytes per
+// second of a device-to-device copy (read and written), measured at start.
 //
 //   cuda_bench [ops] [step] [--directory=DIR]
-//     ops    each operation: microseconds, GB/s of what must be read and written, share of the copy's
-//     step   the whole trunk with experts that answer at once with zeros: milliseconds a decode step by
+//     ops    each operation: microseconds, GB/s of what must be read and written, share of the
+//     copy's step   the whole trunk with experts that answer at once with zeros: milliseconds a
+//     decode step by
 //            batch and context, and prefill. Writes 4.7 GB of random weights to DIR (/dev/shm) and
 //            removes them.
-// Times are medians of repetitions, each many calls queued together; weights go round a set larger than
-// the second-level cache.
+// Times are medians of repetitions, each many calls queued together; weights go round a set larger
+// than the second-level cache.
 #include <cuda_runtime_api.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -65,7 +66,8 @@ double MeasureCopy() {
   double best = 0;
   for (int i = 0; i < 8; ++i) {
     const double start = Now();
-    for (int j = 0; j < 8; ++j) cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice, nullptr);
+    for (int j = 0; j < 8; ++j)
+      cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice, nullptr);
     CHECK(cudaDeviceSynchronize() == cudaSuccess);
     best = std::max(best, 8 * 2.0 * kBytes / (Now() - start) * 1e-9);
   }
@@ -178,8 +180,8 @@ class Ops {
           }
           backend_->Linear(rows, args);
         });
-        const double bytes = 2.0 * static_cast<double>(values) +
-                             4.0 * rows * static_cast<double>(outputs + call.k);
+        const double bytes =
+            2.0 * static_cast<double>(values) + 4.0 * rows * static_cast<double>(outputs + call.k);
         Report(call.name, std::to_string(rows) + " rows", seconds, bytes,
                2.0 * rows * static_cast<double>(values));
       }
@@ -263,7 +265,8 @@ class Ops {
                             .states = states + i % 6 * 32 * kDeltaNet.state_floats(),
                             .out = out});
       });
-      const double state_bytes = 2.0 * 4 * sequences * static_cast<double>(kDeltaNet.state_floats());
+      const double state_bytes =
+          2.0 * 4 * sequences * static_cast<double>(kDeltaNet.state_floats());
       // Chunked: 4.8 million multiply-adds a chunk and head.
       Report(name, std::to_string(sequences) + " x " + std::to_string(rows), seconds,
              state_bytes + 4 * total * (8192 + 2 * 4096),
@@ -295,8 +298,15 @@ class Ops {
     struct Case {
       int32_t sequences, rows, context;
     };
-    for (const Case c : {Case{1, 1, 127}, {1, 1, 1023}, {1, 1, 8191}, {1, 1, 32767}, {16, 1, 1023},
-                         {16, 1, 4095}, {1, 64, 1024}, {1, 512, 0}, {1, 2048, 0},
+    for (const Case c : {Case{1, 1, 127},
+                         {1, 1, 1023},
+                         {1, 1, 8191},
+                         {1, 1, 32767},
+                         {16, 1, 1023},
+                         {16, 1, 4095},
+                         {1, 64, 1024},
+                         {1, 512, 0},
+                         {1, 2048, 0},
                          {1, 2048, 30720}}) {
       Plan plan;
       MakePlan(c.sequences, c.rows, c.context, false, &plan);
@@ -304,8 +314,8 @@ class Ops {
       const std::string shape = std::to_string(c.sequences) + " x " + std::to_string(c.rows) +
                                 " at " + std::to_string(c.context);
       const int calls = c.rows > 1 ? 4 : 30;
-      const double prepare = MedianSeconds(backend_.get(), calls,
-                                           [&](int) { backend_->PrepareAttention(args); });
+      const double prepare =
+          MedianSeconds(backend_.get(), calls, [&](int) { backend_->PrepareAttention(args); });
       Report("prepare_attention", shape, prepare, 4.0 * c.sequences * c.rows * 9216, 0);
       const double seconds =
           MedianSeconds(backend_.get(), calls, [&](int) { backend_->PagedAttention(args); });
@@ -475,10 +485,11 @@ void Steps(const std::string& parent) {
       std::sort(times.begin(), times.end());
       std::sort(heads.begin(), heads.end());
       const double seconds = times[times.size() / 2];
-      std::printf("%-8s %2d x %4d at %5d: %8.3f ms a step (%.3f of it logits), %8.0f tokens/s, "
-                  "weights %5.0f GB/s\n",
-                  name, sequences, rows, context, seconds * 1e3, heads[heads.size() / 2] * 1e3,
-                  sequences * rows / seconds, read / seconds * 1e-9);
+      std::printf(
+          "%-8s %2d x %4d at %5d: %8.3f ms a step (%.3f of it logits), %8.0f tokens/s, "
+          "weights %5.0f GB/s\n",
+          name, sequences, rows, context, seconds * 1e3, heads[heads.size() / 2] * 1e3,
+          sequences * rows / seconds, read / seconds * 1e-9);
       std::fflush(stdout);
     };
     for (int32_t sequences : {1, 2, 4, 8, 16}) run("decode", sequences, 1, 128);

@@ -1,5 +1,5 @@
-// The GPU against the CPU at the full model's shapes: lengths around the sizes that kernels work in,
-// several sequences at once, slots and pages in no order. Both take the same arrays.
+// The GPU against the CPU at the full model's shapes: lengths around the sizes that kernels work
+// in, several sequences at once, slots and pages in no order. Both take the same arrays.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -95,8 +95,14 @@ std::vector<std::vector<Sequence>> Steps() {
   std::vector<std::vector<Sequence>> steps;
   for (int32_t length : {1, 63, 64, 65, 4095}) steps.push_back({{length, 0, true}});
   steps.push_back({{1, 4094, false}});
-  steps.push_back({{1, 5, false}, {65, 64, true}, {1, 1000, false}, {3, 126, false},
-                   {200, 0, true}, {1, 63, false}, {1, 64, false}, {1, 0, false}});
+  steps.push_back({{1, 5, false},
+                   {65, 64, true},
+                   {1, 1000, false},
+                   {3, 126, false},
+                   {200, 0, true},
+                   {1, 63, false},
+                   {1, 64, false},
+                   {1, 0, false}});
   std::vector<Sequence> decoding;
   for (int32_t i = 0; i < 17; ++i) decoding.push_back({1, i * 37, false});
   steps.push_back(decoding);
@@ -155,8 +161,9 @@ testing::AssertionResult RowsNear(const std::vector<float>& found,
     const double bound = relative * std::sqrt(norm) + absolute;
     worst = std::max(worst, std::sqrt(difference) / bound);
     if (!(std::sqrt(difference) <= bound)) {
-      return testing::AssertionFailure() << "row " << row << ": difference " << std::sqrt(difference)
-                                         << " of norm " << std::sqrt(norm) << ", bound " << bound;
+      return testing::AssertionFailure()
+             << "row " << row << ": difference " << std::sqrt(difference) << " of norm "
+             << std::sqrt(norm) << ", bound " << bound;
     }
   }
   return testing::AssertionSuccess() << "worst " << worst << " of the bound";
@@ -168,8 +175,14 @@ struct MatrixShape {
 };
 
 TEST_P(CudaOpsTest, LinearAtTheModelsShapes) {
-  for (const auto [n, k] : {MatrixShape{12288, 2048}, {64, 2048}, {2048, 4096}, {8192, 2048},
-                            {512, 2048}, {1, 2048}, {2048, 512}, {1001, 96}}) {
+  for (const auto [n, k] : {MatrixShape{12288, 2048},
+                            {64, 2048},
+                            {2048, 4096},
+                            {8192, 2048},
+                            {512, 2048},
+                            {1, 2048},
+                            {2048, 512},
+                            {1001, 96}}) {
     std::vector<BF16> weights(static_cast<size_t>(n) * static_cast<size_t>(k));
     std::normal_distribution<float> normal(0, 0.05f);
     for (BF16& w : weights) w = ToBF16(normal(random_));
@@ -183,8 +196,8 @@ TEST_P(CudaOpsTest, LinearAtTheModelsShapes) {
       const LinearArgs gpu[] = {{.x = x.data(), .w = &w, .y = found.data()}};
       cpu_->Linear(rows, cpu);
       gpu_->Linear(rows, gpu);
-      // Against the norm of a row instead of the sum of magnitudes: random signs, so that errors of k
-      // products add up like their square root; eight standard deviations.
+      // Against the norm of a row instead of the sum of magnitudes: random signs, so that errors of
+      // k products add up like their square root; eight standard deviations.
       const double relative = 8 * 4 * kEps * std::sqrt(k / 16.0);
       ASSERT_TRUE(RowsNear(found, expected, n, relative, relative * 0.05 * std::sqrt(k)))
           << n << " x " << k << ", " << rows << " rows";
@@ -223,8 +236,12 @@ TEST_P(CudaOpsTest, DeltaNetOfRaggedSteps) {
     };
     const auto run = [&](Backend* backend) {
       const auto r = static_cast<size_t>(rows);
-      Result x = {conv_before, state_before, std::vector<float>(r * 8192), std::vector<float>(r * 32),
-                  std::vector<float>(r * 32), std::vector<float>(r * 4096, NAN)};
+      Result x = {conv_before,
+                  state_before,
+                  std::vector<float>(r * 8192),
+                  std::vector<float>(r * 32),
+                  std::vector<float>(r * 32),
+                  std::vector<float>(r * 4096, NAN)};
       backend->BeginStep(step.Plan());
       backend->CausalConv({.shape = shape,
                            .qkvz = qkvz.data(),
@@ -328,14 +345,16 @@ TEST_P(CudaOpsTest, AttentionOfRaggedSteps) {
     };
     const std::vector<float> expected = run(cpu_.get());
     const std::vector<float> found = run(gpu_.get());
-    // Scores of size up to sqrt(256) lose twice a split and 256 roundings; values are as large as the
-    // weighted sum of them may be, which is what the output's norm understates: hence the constant.
+    // Scores of size up to sqrt(256) lose twice a split and 256 roundings; values are as large as
+    // the weighted sum of them may be, which is what the output's norm understates: hence the
+    // constant.
     const double loss = 16 * (4 * kSplitLoss + 16 * kEps) + 2 * kSplitLoss;
     ASSERT_TRUE(RowsNear(found, expected, 256, loss, loss)) << Describe(sequences);
   }
 }
 
-// Enough of a device's life to see that nothing is allocated after Reserve and that faults are told.
+// Enough of a device's life to see that nothing is allocated after Reserve and that faults are
+// told.
 TEST_P(CudaOpsTest, LimitsAreChecked) {
   auto backend = CreateCudaBackend({});
   ASSERT_TRUE(backend.ok());
@@ -368,7 +387,9 @@ std::vector<std::string> Devices() {
 }
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaOpsTest);
 INSTANTIATE_TEST_SUITE_P(Devices, CudaOpsTest, testing::ValuesIn(Devices()),
-                         [](const testing::TestParamInfo<std::string>& param) { return param.param; });
+                         [](const testing::TestParamInfo<std::string>& param) {
+                           return param.param;
+                         });
 
 // On every machine: without a GPU the message says so.
 TEST(CudaDeviceTest, SaysWhatIsMissing) {

@@ -1,5 +1,4 @@
 #include "services/trunk/ops/cuda/causal_conv.h"
-
 #include "services/trunk/ops/cuda/device.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
 
@@ -27,14 +26,15 @@ __device__ void Gates(const ConvLaunch& args, int64_t row) {
 // carried state and then moves it on: it alone touches it. The last CTA row computes the gates.
 // kTaps: their number where it is known while compiling, else 0.
 template <int kTaps>
-__global__ void __launch_bounds__(kThreads) ConvKernel(const StepTables step, const ConvLaunch args) {
+__global__ void __launch_bounds__(kThreads, 8)
+    ConvKernel(const StepTables step, const ConvLaunch args) {
   BeginKernel();
   const DeltaShape& s = args.shape;
   const int64_t row = blockIdx.x;
   if (blockIdx.y + 1 == gridDim.y) return Gates(args, row);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int head = static_cast<int>(blockIdx.y) * (kThreads / kWarp) +
-                   static_cast<int>(threadIdx.x) / kWarp;
+  const int head =
+      static_cast<int>(blockIdx.y) * (kThreads / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
   if (head >= 2 * s.num_key_heads + s.num_value_heads) return;
   const Segment segment = step.segments[step.row_segment[row]];
   const int first = static_cast<int>(row) - segment.first_row;

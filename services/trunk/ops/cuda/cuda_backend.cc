@@ -112,8 +112,8 @@ class CudaBackend : public Backend {
   }
 
   absl::Status Open() {
-    RETURN_IF_ERROR(CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
-                               "cudaStreamCreate"));
+    RETURN_IF_ERROR(
+        CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
     ASSIGN_OR_RETURN(std::byte * state, memory_.Allocate(sizeof(HandoverState)));
     ASSIGN_OR_RETURN(std::byte * flags, memory_.AllocatePinned(sizeof(HandoverFlags)));
     handover_state_ = reinterpret_cast<HandoverState*>(state);
@@ -182,9 +182,9 @@ class CudaBackend : public Backend {
   absl::Status Synchronize() override {
     if (!status_.ok()) return status_;
     if (cudaError_t error = cudaStreamSynchronize(stream_); error != cudaSuccess) {
-      status_ = CudaStatus(error, fmt::format("GPU {} ({}), last queued: {} [{}, {}]",
-                                              facts_.ordinal, facts_.name, last_op_, last_rows_,
-                                              last_width_));
+      status_ =
+          CudaStatus(error, fmt::format("GPU {} ({}), last queued: {} [{}, {}]", facts_.ordinal,
+                                        facts_.name, last_op_, last_rows_, last_width_));
     }
     awaited_ = handed_to_host_;
     return status_;
@@ -353,7 +353,8 @@ class CudaBackend : public Backend {
       TileRange range = {.first_tile = static_cast<int32_t>(first),
                          .first_partial = tiles[first].first_partial};
       size_t next = first;
-      while (next < tiles.size() && range.num_partials + tiles[next].num_pages <= partial_capacity_) {
+      while (next < tiles.size() &&
+             range.num_partials + tiles[next].num_pages <= partial_capacity_) {
         range.num_partials += tiles[next++].num_pages;
       }
       CHECK(next > first);
@@ -419,8 +420,8 @@ class CudaBackend : public Backend {
   static absl::Status CheckLimits(const OpLimits& limits) {
     const auto at_most = [](const char* what, int64_t value, int64_t most) {
       if (value <= most) return absl::OkStatus();
-      return StatusF(absl::StatusCode::kUnimplemented, "CUDA backend: {} is {}, at most {} is supported",
-                     what, value, most);
+      return StatusF(absl::StatusCode::kUnimplemented,
+                     "CUDA backend: {} is {}, at most {} is supported", what, value, most);
     };
     RETURN_IF_ERROR(at_most("head_dim", limits.attention.head_dim, kMaxAttentionHeadDim));
     RETURN_IF_ERROR(
@@ -503,7 +504,7 @@ class CudaBackend : public Backend {
   int staging_turn_ = 0;
   StepUpload step_;
   float* partials_ = nullptr;
-  int64_t partial_capacity_ = 0;  // pages
+  int64_t partial_capacity_ = 0;             // pages
   HandoverState* handover_state_ = nullptr;  // device
   HandoverFlags* handover_flags_ = nullptr;  // pinned
   uint32_t handed_to_host_ = 0;              // queued CopyToHost, and those waited for

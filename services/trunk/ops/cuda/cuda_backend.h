@@ -15,9 +15,9 @@ struct CudaBackendOptions {
   uint64_t vram_budget_bytes = 0;  // of our allocations; 0: what the device has
 };
 
-// The kernels' limits are checked by Reserve (kUnimplemented, with the number): head_dim at most 256,
-// DeltaNet heads at most 128, at most kMaxExperts experts. A fault of the device is reported by
-// Synchronize, ReadBack and Upload, from then on and with the operation that met it first; the
+// The kernels' limits are checked by Reserve (kUnimplemented, with the number): head_dim at most
+// 256, DeltaNet heads at most 128, at most kMaxExperts experts. A fault of the device is reported
+// by Synchronize, ReadBack and Upload, from then on and with the operation that met it first; the
 // backend does nothing more after it. Errors: OpenDevice's.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options);
 

@@ -1,7 +1,8 @@
 // r = e^g S^T k;  u = beta (v - r);  S = e^g S + k u^T;  o = S^T q, then the gated norm.
 // One CTA per head holds the state in registers: 16 warps of 8 rows (key dimension) and lanes of 4
 // columns (value dimension), so that 64 KiB are on their way at once and are read and written once
-// however many tokens the segment has. Sums over rows: within a thread, then over the warps in order.
+// however many tokens the segment has. Sums over rows: within a thread, then over the warps in
+// order.
 #include "services/trunk/ops/cuda/delta_net.h"
 #include "services/trunk/ops/cuda/device.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
@@ -17,8 +18,8 @@ static_assert(kCols == 4);
 
 // kExact: both dimensions are 128, so that rows of the state are aligned and nothing is masked.
 template <bool kExact>
-__global__ void __launch_bounds__(kThreads) DecodeKernel(const StepTables step,
-                                                         const DeltaLaunch args) {
+__global__ void __launch_bounds__(kThreads)
+    DecodeKernel(const StepTables step, const DeltaLaunch args) {
   BeginKernel();
   __shared__ float4 partial[kWarps][kWarp];
   __shared__ float update[kMaxDeltaHeadDim];
@@ -34,8 +35,8 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const StepTables step,
   const int col0 = thread % kWarp * kCols;
   const int dk = kExact ? kMaxDeltaHeadDim : s.key_head_dim;
   const int dv = kExact ? kMaxDeltaHeadDim : s.value_head_dim;
-  float* state = args.states +
-                 (int64_t{segment.slot} * s.num_value_heads + head) * (int64_t{dk} * dv);
+  float* state =
+      args.states + (int64_t{segment.slot} * s.num_value_heads + head) * (int64_t{dk} * dv);
 
   float4 cells[kRows];
 #pragma unroll

@@ -1,13 +1,13 @@
 // The recurrence in chunks of up to 64 tokens (model spec 3.4, chunked form; notation as in
 // cpu/delta_net_prefill_kernel.h), plain f32:
-//   A_ij = beta_i e^(G_i - G_j) (k_i . k_j)  for j < i      P_ij = e^(G_i - G_j) (q_i . k_j)  for j <= i
-//   N    = (I + A)^-1 (beta_i (v_i - e^(G_i) S^T k_i))
-//   o_i  = e^(G_i) S^T q_i + sum over j <= i of P_ij N_j
-//   S    = e^(G_C) S + sum over j of e^(G_C - G_j) k_j N_j^T
-// Columns of v, N, o and S are independent of each other: a CTA takes 32 of one head's, keeps its part of
-// the state in shared memory and goes through the segment's chunks. A and P are computed by each of the
-// head's CTAs; that they share nothing lets a single prompt fill the device. The gated norm, which joins
-// a head's columns, is a second kernel. 97280 bytes of shared memory: what sm_89 and sm_120 have.
+//   A_ij = beta_i e^(G_i - G_j) (k_i . k_j)  for j < i      P_ij = e^(G_i - G_j) (q_i . k_j)  for j
+//   <= i N    = (I + A)^-1 (beta_i (v_i - e^(G_i) S^T k_i)) o_i  = e^(G_i) S^T q_i + sum over j <=
+//   i of P_ij N_j S    = e^(G_C) S + sum over j of e^(G_C - G_j) k_j N_j^T
+// Columns of v, N, o and S are independent of each other: a CTA takes 32 of one head's, keeps its
+// part of the state in shared memory and goes through the segment's chunks. A and P are computed by
+// each of the head's CTAs; that they share nothing lets a single prompt fill the device. The gated
+// norm, which joins a head's columns, is a second kernel. 97280 bytes of shared memory: what sm_89
+// and sm_120 have.
 #include "services/trunk/ops/cuda/delta_net.h"
 #include "services/trunk/ops/cuda/device.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
@@ -27,13 +27,13 @@ constexpr int kLdN = kCols + 4;
 struct Chunk {
   float keys[kC][kLdK];
   float state[kD][kLdN];
-  float fresh[kC][kLdN];       // N
-  float lower[kC][kLdA];       // A
-  float weights[kC][kLdA];     // P
-  float sum[kC];               // G
+  float fresh[kC][kLdN];    // N
+  float lower[kC][kLdA];    // A
+  float weights[kC][kLdA];  // P
+  float sum[kC];            // G
   float beta[kC];
-  float decay[kC];             // e^G
-  float to_end[kC];            // e^(G_C - G)
+  float decay[kC];   // e^G
+  float to_end[kC];  // e^(G_C - G)
 };
 
 __device__ __forceinline__ float Component(const float4& v, int i) {
@@ -42,16 +42,15 @@ __device__ __forceinline__ float Component(const float4& v, int i) {
 
 template <bool kExact>
 __device__ __forceinline__ float4 LoadQuery(const float* q, int d, int dk) {
-  if (kExact) return __ldg(reinterpret_cast<const float4*>(q + d));
+  if (kExact) return *reinterpret_cast<const float4*>(q + d);
   return {d < dk ? q[d] : 0.0f, d + 1 < dk ? q[d + 1] : 0.0f, d + 2 < dk ? q[d + 2] : 0.0f,
           d + 3 < dk ? q[d + 3] : 0.0f};
 }
 
 // kExact: key_head_dim is 128 and rows of q are aligned.
 template <bool kExact>
-__global__ void __launch_bounds__(kThreads, 2) PrefillKernel(const StepTables step,
-                                                             const DeltaLaunch args) {
-  AwaitOthers();
+__global__ void __launch_bounds__(kThreads, 2)
+    PrefillKernel(const StepTables step, const DeltaLaunch args) {
   extern __shared__ __align__(16) unsigned char shared[];
   Chunk& c = *reinterpret_cast<Chunk*>(shared);
   const DeltaShape& s = args.shape;
@@ -181,15 +180,14 @@ __global__ void __launch_bounds__(kThreads, 2) PrefillKernel(const StepTables st
 #pragma unroll
       for (int r = 0; r < kRowsPerWarp; ++r) {
         const int row = my_row0 + r;
-        const float value =
-            row < rows && lane < cols ? v[int64_t{row} * s.conv_dim + lane] : 0.0f;
+        const float value = row < rows && lane < cols ? v[int64_t{row} * s.conv_dim + lane] : 0.0f;
         c.fresh[row][lane] = c.beta[row] * fmaf(-c.decay[row], recall[r], value);
       }
     }
     __syncthreads();
 
-    // Forward substitution in blocks of 16 rows: what earlier blocks explain, by all; the rest, by one
-    // warp with a column in each lane.
+    // Forward substitution in blocks of 16 rows: what earlier blocks explain, by all; the rest, by
+    // one warp with a column in each lane.
     for (int block = 0; block < kC; block += 16) {
       if (block > 0) {
 #pragma unroll
@@ -291,14 +289,14 @@ __global__ void __launch_bounds__(kThreads, 2) PrefillKernel(const StepTables st
 }
 
 // out = out * rsqrt(mean(out^2) + eps) * weight * silu(z), a warp per head of a row.
-__global__ void __launch_bounds__(kThreads) GatedNormKernel(const StepTables step,
-                                                            const DeltaLaunch args) {
+__global__ void __launch_bounds__(kThreads)
+    GatedNormKernel(const StepTables step, const DeltaLaunch args) {
   BeginKernel();
   const DeltaShape& s = args.shape;
   const Segment segment = step.segments[step.chunked[blockIdx.z]];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int head = static_cast<int>(blockIdx.y) * (kThreads / kWarp) +
-                   static_cast<int>(threadIdx.x) / kWarp;
+  const int head =
+      static_cast<int>(blockIdx.y) * (kThreads / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
   if (head >= s.num_value_heads) return;
   const int dv = s.value_head_dim;
   const int z_column = head / s.ratio * s.group_dim + 2 * s.key_head_dim +
@@ -341,11 +339,12 @@ cudaError_t DeltaNetPrefill(const StepTables& step, const DeltaLaunch& args, cud
   if (step.num_chunked == 0) return cudaSuccess;
   const DeltaShape& s = args.shape;
   const dim3 grid(static_cast<unsigned>((s.value_head_dim + kCols - 1) / kCols),
-                  static_cast<unsigned>(s.num_value_heads), static_cast<unsigned>(step.num_chunked));
+                  static_cast<unsigned>(s.num_value_heads),
+                  static_cast<unsigned>(step.num_chunked));
   if (s.key_head_dim == kD && s.conv_dim % 4 == 0) {
-    Launch(PrefillKernel<true>, grid, kThreads, sizeof(Chunk), stream, step, args);
+    LaunchAlone(PrefillKernel<true>, grid, kThreads, sizeof(Chunk), stream, step, args);
   } else {
-    Launch(PrefillKernel<false>, grid, kThreads, sizeof(Chunk), stream, step, args);
+    LaunchAlone(PrefillKernel<false>, grid, kThreads, sizeof(Chunk), stream, step, args);
   }
   const int per_cta = kThreads / kWarp;
   const dim3 norm_grid(static_cast<unsigned>(step.num_rows < 1024 ? step.num_rows : 1024),

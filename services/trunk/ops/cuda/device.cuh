@@ -1,6 +1,6 @@
-// What device code shares: the tensor-core product, splitting f32 in two bf16, sums over a warp or a
-// CTA. Device code only. Compiled with -fmad=false: products and sums are fused where fmaf says so,
-// so that two kernels that must agree bit for bit do.
+// What device code shares: the tensor-core product, splitting f32 in two bf16, sums over a warp or
+// a CTA. Device code only. Compiled with -fmad=false: products and sums are fused where fmaf says
+// so, so that two kernels that must agree bit for bit do.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -51,11 +51,11 @@ __device__ __forceinline__ Split3 SplitThrice(float a, float b) {
 //   A: a[0] = (g, 2t..), a[1] = (g + 8, 2t..), a[2] = (g, 2t + 8..), a[3] = (g + 8, 2t + 8..)
 //   B: b0 = (2t.., g), b1 = (2t + 8.., g)
 //   c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-// The order of the sixteen products is ours to choose as long as A and B agree, and always the same.
+// The order of the sixteen products is ours to choose as long as A and B agree, and always the
+// same.
 __device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                     uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

@@ -18,9 +18,9 @@ struct DeviceFacts {
   uint64_t free_bytes = 0;  // after the context was made
 };
 
-// Makes the device current for the calling thread and loads the kernels. Errors say what is missing:
-// kFailedPrecondition: no driver, a driver older than the CUDA that we were built with, no device, or a
-// device that our kernels do not run on; kInternal: anything else.
+// Makes the device current for the calling thread and loads the kernels. Errors say what is
+// missing: kFailedPrecondition: no driver, a driver older than the CUDA that we were built with, no
+// device, or a device that our kernels do not run on; kInternal: anything else.
 absl::StatusOr<DeviceFacts> OpenDevice(int ordinal);
 
 // Whether OpenDevice could find any device at all; says nothing about its fitness.

@@ -35,8 +35,9 @@ absl::StatusOr<std::byte*> DeviceMemory::NewBlock(size_t bytes) {
     size_t free = 0;
     size_t total = 0;
     cudaMemGetInfo(&free, &total);
-    return CudaStatus(error, fmt::format("GPU memory: {} bytes wanted, {} of {} free, {} in use by us",
-                                         bytes, free, total, allocated_bytes_));
+    return CudaStatus(
+        error, fmt::format("GPU memory: {} bytes wanted, {} of {} free, {} in use by us", bytes,
+                           free, total, allocated_bytes_));
   }
   blocks_.push_back(block);
   allocated_bytes_ += bytes;

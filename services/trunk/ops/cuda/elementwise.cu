@@ -1,8 +1,7 @@
-#include "services/trunk/ops/cuda/elementwise.h"
-
 #include <algorithm>
 
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/elementwise.h"
 #include "services/trunk/ops/cuda/launch.cuh"
 
 namespace banyan::trunk::cuda {
@@ -15,8 +14,9 @@ unsigned Ctas(int64_t count) {
   return static_cast<unsigned>(std::min<int64_t>((count + kThreads - 1) / kThreads, 4096));
 }
 
-#define BANYAN_GRID_STRIDE(i, count)                                                   \
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, step = int64_t{gridDim.x} * kThreads; \
+#define BANYAN_GRID_STRIDE(i, count)                             \
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, \
+               step = int64_t{gridDim.x} * kThreads;             \
        i < (count); i += step)
 
 template <bool kBf16>
@@ -89,7 +89,8 @@ cudaError_t MoeCombine(int32_t num_rows, int32_t n, const float* routed, const f
                        const float* gate_logit, float* hidden, cudaStream_t stream) {
   const int64_t count = int64_t{num_rows} * n;
   if (count == 0) return cudaSuccess;
-  Launch(CombineKernel, Ctas(count), kThreads, 0, stream, count, n, routed, shared, gate_logit, hidden);
+  Launch(CombineKernel, Ctas(count), kThreads, 0, stream, count, n, routed, shared, gate_logit,
+         hidden);
   return cudaPeekAtLastError();
 }
 
@@ -107,7 +108,7 @@ cudaError_t GatherRows(const int32_t* rows, int32_t num_rows, int32_t n, const f
     std::copy_n(rows + first, some, list.rows);
     const int64_t count = int64_t{some} * n;
     Launch(GatherKernel, Ctas(count), kThreads, 0, stream, list, count, n, x,
-                                                       out + int64_t{first} * n);
+           out + int64_t{first} * n);
   }
   return cudaPeekAtLastError();
 }

@@ -1,4 +1,5 @@
-// Operations without sums: embedding, Swiglu, the joins of the residual stream, gathers. Contracts: ops.h.
+// Operations without sums: embedding, Swiglu, the joins of the residual stream, gathers. Contracts:
+// ops.h.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,8 +1,7 @@
-#include "services/trunk/ops/cuda/handover.h"
-
 #include <algorithm>
 
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/handover.h"
 #include "services/trunk/ops/cuda/launch.cuh"
 
 namespace banyan::trunk::cuda {
@@ -59,7 +58,8 @@ __global__ void __launch_bounds__(kThreads)
 dim3 Grid(const HandoverLaunch& args) {
   int64_t most = 0;
   for (int i = 0; i < args.num_copies; ++i) most = std::max(most, args.copies[i].bytes);
-  const int64_t ctas = (most + kThreads * kPiecesPerThread * 16 - 1) / (kThreads * kPiecesPerThread * 16);
+  const int64_t ctas =
+      (most + kThreads * kPiecesPerThread * 16 - 1) / (kThreads * kPiecesPerThread * 16);
   return dim3(static_cast<unsigned>(std::clamp<int64_t>(ctas, 1, 64)),
               static_cast<unsigned>(std::max(1, args.num_copies)));
 }

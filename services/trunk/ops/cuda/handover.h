@@ -1,6 +1,6 @@
 // Hand-overs between the device and the host while both run: copies between the two sides of shared
-// buffers, and the flags that say when. Each side counts its hand-overs and shows the count to the other
-// in host memory that both see; nobody enters the driver to wait.
+// buffers, and the flags that say when. Each side counts its hand-overs and shows the count to the
+// other in host memory that both see; nobody enters the driver to wait.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -14,9 +14,9 @@ inline constexpr int kMaxCopies = 4;
 
 // In device memory, zero at first; touched by kernels alone.
 struct HandoverState {
-  uint32_t to_host = 0;      // hand-overs done
+  uint32_t to_host = 0;  // hand-overs done
   uint32_t to_device = 0;
-  uint32_t ctas_done = 0;    // of the one under way
+  uint32_t ctas_done = 0;  // of the one under way
 };
 
 // In pinned host memory, on cache lines of their own.

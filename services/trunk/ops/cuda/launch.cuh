@@ -1,15 +1,14 @@
-// How our kernels are launched: each may start while the one before it is still running (compute
-// capability 9.0 on), waits before it touches anything that another kernel wrote, and lets the next one
-// start at once. Waits are transitive, since every kernel waits. What does not depend on other kernels,
-// above all weights on their way to the processors, need not wait.
+// How our kernels are launched: most may start while the one before it is still running (compute
+// capability 9.0 on), waits before it touches anything that another kernel wrote, and lets the next
+// one start at once. Waits are transitive, since every kernel waits. What does not depend on other
+// kernels, above all weights on their way to the processors, need not wait.
 #pragma once
 
 #include <cuda_runtime.h>
 
 namespace banyan::trunk::cuda {
 
-// The first statement of short kernels. Long ones let the next one start by ending: its CTAs would wait
-// beside theirs (delta_net_prefill ran a third longer so, H200).
+// The first statement of kernels that Launch starts.
 __device__ __forceinline__ void LetNextStart() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
@@ -39,6 +38,20 @@ inline bool OverlapAllowed() {
            major >= 9;
   }();
   return allowed;
+}
+
+// A launch that starts when all before it has ended, for kernels that run long: their CTAs then
+// spread over the whole device instead of filling what the kernel before leaves (delta_net_prefill
+// took a third longer so, H200). Such kernels need not begin with either of the above.
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchAlone(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                        cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -35,8 +35,8 @@ __device__ __forceinline__ uint4 LoadStreaming(const void* p) {
   return v;
 }
 
-// Lane 4 g + t holds columns 8 t .. 8 t + 7 of the block, of weight rows g and g + 8 and of token g.
-// Its first four columns make up the first product, the last four the second.
+// Lane 4 g + t holds columns 8 t .. 8 t + 7 of the block, of weight rows g and g + 8 and of token
+// g. Its first four columns make up the first product, the last four the second.
 struct Fragment {
   uint4 low;   // weight row g
   uint4 high;  // weight row g + 8
@@ -47,8 +47,8 @@ struct TokenFragment {
 };
 
 __device__ __forceinline__ TokenFragment SplitToken(const float4& a, const float4& b) {
-  return {{SplitThrice(a.x, a.y), SplitThrice(a.z, a.w), SplitThrice(b.x, b.y),
-           SplitThrice(b.z, b.w)}};
+  return {
+      {SplitThrice(a.x, a.y), SplitThrice(a.z, a.w), SplitThrice(b.x, b.y), SplitThrice(b.z, b.w)}};
 }
 
 // One block of columns for kM x kN results. The order of a result's six products is fixed; those of
@@ -64,10 +64,9 @@ __device__ __forceinline__ void MultiplyBlock(float (*acc)[kN][4], const Fragmen
       for (int n = 0; n < num_n; ++n) {
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
-          const uint32_t a[4] = {half == 0 ? w[m].low.x : w[m].low.z,
-                                 half == 0 ? w[m].high.x : w[m].high.z,
-                                 half == 0 ? w[m].low.y : w[m].low.w,
-                                 half == 0 ? w[m].high.y : w[m].high.w};
+          const uint32_t a[4] = {
+              half == 0 ? w[m].low.x : w[m].low.z, half == 0 ? w[m].high.x : w[m].high.z,
+              half == 0 ? w[m].low.y : w[m].low.w, half == 0 ? w[m].high.y : w[m].high.w};
           Mma(acc[m][first_n + n], a, x[n].pair[2 * half].term[term],
               x[n].pair[2 * half + 1].term[term]);
         }
@@ -76,109 +75,130 @@ __device__ __forceinline__ void MultiplyBlock(float (*acc)[kN][4], const Fragmen
   }
 }
 
-// A CTA: 16 kM outputs, 8 kN rows; a warp: one partition of the columns. Weights are read once,
-// kAhead blocks before they are used, straight into the registers of the product.
+// A CTA: tiles of 16 kM outputs and 8 kN rows, one after the other; a warp: one partition of the
+// columns. Weights are read once, kAhead blocks before they are used, straight into the registers
+// of the product; those of the next tile are on their way while the partitions of this one are
+// joined.
 template <int kM, int kN, int kAhead, int kCtasPerSm>
 __global__ void __launch_bounds__(kFewThreads, kCtasPerSm)
     FewRows(const __grid_constant__ Batch batch) {
   LetNextStart();
-  const int which = FindMatrix(batch, static_cast<int>(blockIdx.x));
-  const LinearMatrix& matrix = batch.matrices[which];
-  const int n0 = (static_cast<int>(blockIdx.x) - batch.first_cta[which]) * 16 * kM;
+  const int num_tiles = batch.first_cta[batch.num_matrices];
   const int row0 = static_cast<int>(blockIdx.y) * 8 * kN;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4;
   const int t = lane % 4;
-  const int64_t k = matrix.k;
-  const int num_blocks = matrix.k / kBlock;
-  const int begin = warp * num_blocks / kPartitions;
-  const int end = (warp + 1) * num_blocks / kPartitions;
 
+  int which = 0;
+  int n0 = 0;
+  int begin = 0;
+  int end = 0;
   const uint16_t* low[kM];
   int step_high[kM];  // from weight row g to g + 8
+  const auto enter = [&](int tile) {
+    which = FindMatrix(batch, tile);
+    const LinearMatrix& matrix = batch.matrices[which];
+    n0 = (tile - batch.first_cta[which]) * 16 * kM;
+    const int num_blocks = matrix.k / kBlock;
+    begin = warp * num_blocks / kPartitions;
+    end = (warp + 1) * num_blocks / kPartitions;
 #pragma unroll
-  for (int m = 0; m < kM; ++m) {
-    // Beyond the last output: any row will do, its results are dropped.
-    const int row = n0 + m * 16 + g;
-    const int low_row = min(row, matrix.n - 1);
-    low[m] = static_cast<const uint16_t*>(matrix.w) + t * 8 + low_row * k;
-    step_high[m] = (min(row + 8, matrix.n - 1) - low_row) * matrix.k;
-  }
-  const float* x[kN];
-  bool present[kN];
-#pragma unroll
-  for (int n = 0; n < kN; ++n) {
-    const int row = row0 + n * 8 + g;
-    present[n] = row < batch.num_rows;
-    x[n] = matrix.x + static_cast<int64_t>(present[n] ? row : 0) * k + t * 8;
-  }
-
-  float acc[kM][kN][4] = {};
+    for (int m = 0; m < kM; ++m) {
+      // Beyond the last output: any row will do, its results are dropped.
+      const int row = n0 + m * 16 + g;
+      const int low_row = min(row, matrix.n - 1);
+      low[m] = static_cast<const uint16_t*>(matrix.w) + t * 8 + int64_t{low_row} * matrix.k;
+      step_high[m] = (min(row + 8, matrix.n - 1) - low_row) * matrix.k;
+    }
+  };
   Fragment w[kAhead][kM];
-  const auto load = [&](int block, Fragment (&to)[kM]) {
+  const auto load = [&](int block, Fragment(&to)[kM]) {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       to[m].low = LoadStreaming(low[m] + block * kBlock);
       to[m].high = LoadStreaming(low[m] + step_high[m] + block * kBlock);
     }
   };
-  const auto multiply = [&](int block, const Fragment (&from)[kM]) {
-    TokenFragment tokens[kN];
-#pragma unroll
-    for (int n = 0; n < kN; ++n) {
-      float4 a = {0, 0, 0, 0};
-      float4 b = {0, 0, 0, 0};
-      if (present[n]) {
-        const auto* p = reinterpret_cast<const float4*>(x[n] + block * kBlock);
-        a = __ldg(p);
-        b = __ldg(p + 1);
-      }
-      tokens[n] = SplitToken(a, b);
-    }
-    MultiplyBlock<kM, kN>(acc, from, tokens, 0, kN);
-  };
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    if (begin + i < end) load(begin + i, w[i]);
-  }
-  AwaitOthers();  // weights are on their way, x may still be in the making
-  int block = begin;
-  for (; block + kAhead <= end; block += kAhead) {
+  const auto load_first = [&] {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      multiply(block + i, w[i]);
-      if (block + i + kAhead < end) load(block + i + kAhead, w[i]);
+      if (begin + i < end) load(begin + i, w[i]);
     }
-  }
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    if (block + i < end) multiply(block + i, w[i]);
-  }
+  };
 
   constexpr int kValues = kM * kN * 4;
   __shared__ float partial[kPartitions][kValues][kWarp];
+  int tile = static_cast<int>(blockIdx.x);
+  enter(tile);
+  load_first();
+  AwaitOthers();  // weights are on their way, x may still be in the making
+  while (true) {
+    float acc[kM][kN][4] = {};
+    const LinearMatrix& matrix = batch.matrices[which];
+    const float* x = matrix.x + (row0 + g) * int64_t{matrix.k} + t * 8;
+    const auto multiply = [&](int block, const Fragment(&from)[kM]) {
+      TokenFragment tokens[kN];
 #pragma unroll
-  for (int m = 0; m < kM; ++m) {
+      for (int n = 0; n < kN; ++n) {
+        float4 a = {0, 0, 0, 0};
+        float4 b = {0, 0, 0, 0};
+        if (row0 + n * 8 + g < batch.num_rows) {
+          const auto* p =
+              reinterpret_cast<const float4*>(x + n * 8 * int64_t{matrix.k} + block * kBlock);
+          a = p[0];
+          b = p[1];
+        }
+        tokens[n] = SplitToken(a, b);
+      }
+      MultiplyBlock<kM, kN>(acc, from, tokens, 0, kN);
+    };
+    int block = begin;
+    for (; block + kAhead <= end; block += kAhead) {
 #pragma unroll
-    for (int n = 0; n < kN; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) partial[warp][(m * kN + n) * 4 + i][lane] = acc[m][n][i];
+      for (int i = 0; i < kAhead; ++i) {
+        multiply(block + i, w[i]);
+        if (block + i + kAhead < end) load(block + i + kAhead, w[i]);
+      }
     }
-  }
-  __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x); at < kValues * kWarp; at += kFewThreads) {
-    // Neighbouring threads take neighbouring outputs of the same row.
-    const int output = at % (16 * kM);
-    const int row = at / (16 * kM);
-    const int value = ((output / 16) * kN + row / 8) * 4 + (output % 16 / 8) * 2 + row % 2;
-    const int owner = (output % 8) * 4 + row % 8 / 2;
-    float total = 0;
 #pragma unroll
-    for (int p = 0; p < kPartitions; ++p) total += partial[p][value][owner];
-    if (n0 + output < matrix.n && row0 + row < batch.num_rows) {
-      matrix.y[static_cast<int64_t>(row0 + row) * matrix.n + n0 + output] = total;
+    for (int i = 0; i < kAhead; ++i) {
+      if (block + i < end) multiply(block + i, w[i]);
     }
+
+    float* const y = matrix.y;
+    const int n = matrix.n;
+    const int done_n0 = n0;
+    tile += static_cast<int>(gridDim.x);
+    const bool more = tile < num_tiles;
+    if (more) {
+      enter(tile);
+      load_first();
+    }
+    __syncthreads();  // the tile before this one is joined
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int i = 0; i < kN; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) partial[warp][(m * kN + i) * 4 + e][lane] = acc[m][i][e];
+      }
+    }
+    __syncthreads();
+    for (int at = static_cast<int>(threadIdx.x); at < kValues * kWarp; at += kFewThreads) {
+      // Neighbouring threads take neighbouring outputs of the same row.
+      const int output = at % (16 * kM);
+      const int row = at / (16 * kM);
+      const int value = ((output / 16) * kN + row / 8) * 4 + (output % 16 / 8) * 2 + row % 2;
+      const int owner = (output % 8) * 4 + row % 8 / 2;
+      float total = 0;
+#pragma unroll
+      for (int p = 0; p < kPartitions; ++p) total += partial[p][value][owner];
+      if (done_n0 + output < n && row0 + row < batch.num_rows) {
+        y[static_cast<int64_t>(row0 + row) * n + done_n0 + output] = total;
+      }
+    }
+    if (!more) return;
   }
 }
 
@@ -190,13 +210,12 @@ constexpr int kTileOutputs = 128;
 constexpr int kStages = 4;
 
 template <int kRows>
-constexpr int kStageBytes = kTileOutputs * kBlock * 2 + kRows * kBlock * 4;
+constexpr int kStageBytes = kTileOutputs* kBlock * 2 + kRows* kBlock * 4;
 
 // A CTA: 128 outputs, kRows rows, one block of columns after the other through a ring of stages in
 // shared memory. kWarpsN warps share the rows, 8 / kWarpsN the outputs.
 template <int kRows, int kWarpsN>
 __global__ void __launch_bounds__(kThreads) ManyRows(const __grid_constant__ Batch batch) {
-  AwaitOthers();
   constexpr int kWarpsM = 8 / kWarpsN;
   constexpr int kM = kTileOutputs / kWarpsM / 16;
   constexpr int kN = kRows / kWarpsN / 8;
@@ -213,8 +232,8 @@ __global__ void __launch_bounds__(kThreads) ManyRows(const __grid_constant__ Bat
   const int64_t k = matrix.k;
   const int num_blocks = matrix.k / kBlock;
 
-  // Weights: rows of 64 bytes. Tokens: rows of 128 bytes, 16-byte pieces of odd rows swapped in pairs,
-  // so that eight lanes reading together touch all banks.
+  // Weights: rows of 64 bytes. Tokens: rows of 128 bytes, 16-byte pieces of odd rows swapped in
+  // pairs, so that eight lanes reading together touch all banks.
   const auto shared_at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const auto fetch = [&](int block) {
     const uint32_t stage = shared_at + static_cast<uint32_t>(block % kStages * kStageBytes<kRows>);
@@ -223,9 +242,9 @@ __global__ void __launch_bounds__(kThreads) ManyRows(const __grid_constant__ Bat
       for (int i = 0; i < kTileOutputs * 4 / kThreads; ++i) {
         const int piece = i * kThreads + thread;
         const int64_t row = min(n0 + piece / 4, matrix.n - 1);
-        CopyAsync(stage + static_cast<uint32_t>(piece * 16),
-                  static_cast<const uint16_t*>(matrix.w) + row * k + block * kBlock +
-                      piece % 4 * 8);
+        CopyAsync(
+            stage + static_cast<uint32_t>(piece * 16),
+            static_cast<const uint16_t*>(matrix.w) + row * k + block * kBlock + piece % 4 * 8);
       }
 #pragma unroll
       for (int i = 0; i < kRows * 8 / kThreads; ++i) {
@@ -297,8 +316,7 @@ __global__ void __launch_bounds__(kThreads) ManyRows(const __grid_constant__ Bat
         const int output = n0 + warp_n0 + m * 16 + g + i / 2 * 8;
         const int row = row0 + warp_row0 + n * 8 + 2 * t + i % 2;
         if (output < matrix.n && row < batch.num_rows) {
-          matrix.y[static_cast<int64_t>(row) * matrix.n + output] =
-              total[m][n][i] + acc[m][n][i];
+          matrix.y[static_cast<int64_t>(row) * matrix.n + output] = total[m][n][i] + acc[m][n][i];
         }
       }
     }
@@ -357,9 +375,11 @@ int32_t PlaceCtas(Batch* batch, int32_t outputs_per_cta) {
 }
 
 template <int kM, int kN, int kAhead, int kCtasPerSm>
-void LaunchFew(Batch* batch, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(PlaceCtas(batch, 16 * kM)),
-                  static_cast<unsigned>((batch->num_rows + 8 * kN - 1) / (8 * kN)));
+void LaunchFew(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
+  const int tiles = PlaceCtas(batch, 16 * kM);
+  const int groups = (batch->num_rows + 8 * kN - 1) / (8 * kN);
+  const int resident = std::max(1, tuning.num_sms * kCtasPerSm / groups);
+  const dim3 grid(static_cast<unsigned>(std::min(tiles, resident)), static_cast<unsigned>(groups));
   Launch(FewRows<kM, kN, kAhead, kCtasPerSm>, grid, kFewThreads, 0, stream, *batch);
 }
 
@@ -367,11 +387,12 @@ template <int kRows, int kWarpsN>
 void LaunchMany(Batch* batch, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((batch->num_rows + kRows - 1) / kRows),
                   static_cast<unsigned>(PlaceCtas(batch, kTileOutputs)));
-  Launch(ManyRows<kRows, kWarpsN>, grid, kThreads, kStages * kStageBytes<kRows>, stream, *batch);
+  LaunchAlone(ManyRows<kRows, kWarpsN>, grid, kThreads, kStages * kStageBytes<kRows>, stream,
+              *batch);
 }
 
-// Beyond so many rows the tile kernel is faster, unless its tiles are too few to fill the device: H200,
-// docs/performance.md.
+// Beyond so many rows the tile kernel is faster, unless its tiles are too few to fill the device:
+// H200, docs/performance.md.
 constexpr int32_t kMostFewRows = 64;
 
 void LaunchTensorCores(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
@@ -379,13 +400,18 @@ void LaunchTensorCores(Batch* batch, const LinearTuning& tuning, cudaStream_t st
   for (int i = 0; i < batch->num_matrices; ++i) outputs += batch->matrices[i].n;
   // Larger tiles read x less often; smaller ones keep every multiprocessor busy.
   const bool wide = outputs >= int64_t{tuning.num_sms} * 64;
-  if (batch->num_rows <= 8) return LaunchFew<1, 1, 3, 2>(batch, stream);
+  if (batch->num_rows <= 8) {
+    // One CTA for each multiprocessor, or two.
+    return outputs <= int64_t{tuning.num_sms} * 16 ? LaunchFew<1, 1, 8, 1>(batch, tuning, stream)
+                                                   : LaunchFew<1, 1, 3, 2>(batch, tuning, stream);
+  }
   if (batch->num_rows <= 16) {
-    return wide ? LaunchFew<2, 2, 2, 1>(batch, stream) : LaunchFew<1, 2, 4, 1>(batch, stream);
+    return wide ? LaunchFew<2, 2, 2, 1>(batch, tuning, stream)
+                : LaunchFew<1, 2, 4, 1>(batch, tuning, stream);
   }
   const int64_t tiles = (int64_t{batch->num_rows} + 63) / 64 * ((outputs + 127) / 128);
-  if (batch->num_rows <= kMostFewRows || tiles * 4 < tuning.num_sms) {
-    return LaunchFew<1, 4, 2, 1>(batch, stream);
+  if (batch->num_rows <= kMostFewRows || tiles * 2 < tuning.num_sms) {
+    return LaunchFew<1, 4, 2, 1>(batch, tuning, stream);
   }
   if (batch->num_rows <= 128 || outputs <= int64_t{tuning.num_sms} * 16) {
     return LaunchMany<64, 2>(batch, stream);
@@ -396,8 +422,8 @@ void LaunchTensorCores(Batch* batch, const LinearTuning& tuning, cudaStream_t st
 }  // namespace
 
 cudaError_t PrepareLinear() {
-  cudaError_t error = cudaFuncSetAttribute(ManyRows<128, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           kStages * kStageBytes<128>);
+  cudaError_t error = cudaFuncSetAttribute(
+      ManyRows<128, 8>, cudaFuncAttributeMaxDynamicSharedMemorySize, kStages * kStageBytes<128>);
   if (error != cudaSuccess) return error;
   return cudaFuncSetAttribute(ManyRows<64, 2>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                               kStages * kStageBytes<64>);
@@ -415,8 +441,9 @@ cudaError_t Linear(const LinearMatrix* matrices, int num_matrices, int32_t num_r
       batch.matrices[batch.num_matrices++] = m;
       continue;
     }
-    const dim3 grid(static_cast<unsigned>((m.n + 7) / 8),
-                    static_cast<unsigned>(std::min((num_rows + kRowsAtOnce - 1) / kRowsAtOnce, 65535)));
+    const dim3 grid(
+        static_cast<unsigned>((m.n + 7) / 8),
+        static_cast<unsigned>(std::min((num_rows + kRowsAtOnce - 1) / kRowsAtOnce, 65535)));
     if (m.bf16) {
       Launch(AnyShape<uint16_t>, grid, kThreads, 0, stream, m, num_rows);
     } else {

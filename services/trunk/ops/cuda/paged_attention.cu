@@ -1,22 +1,21 @@
-#include "services/trunk/ops/cuda/paged_attention.h"
-
 #include "services/trunk/ops/cuda/device.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
+#include "services/trunk/ops/cuda/paged_attention.h"
 
 namespace banyan::trunk::cuda {
 namespace {
 
-constexpr int kKeyTiles = kPageTokens / 8;                // products of 8 keys
-constexpr int kDimTiles = kMaxAttentionHeadDim / 8;       // products of 8 value dimensions
-constexpr int kDimBlocks = kMaxAttentionHeadDim / 32;     // of a query or key
+constexpr int kKeyTiles = kPageTokens / 8;             // products of 8 keys
+constexpr int kDimTiles = kMaxAttentionHeadDim / 8;    // products of 8 value dimensions
+constexpr int kDimBlocks = kMaxAttentionHeadDim / 32;  // of a query or key
 
 // The tile's place in a head's pages, and where its vectors g and g + 8 are.
 struct Place {
-  const float* q[2];    // null: no such vector
-  int position[2];      // of the vector's row; -1: none
-  int last_position;    // of the tile's last row: later tokens of its last page are leftovers
+  const float* q[2];  // null: no such vector
+  int position[2];    // of the vector's row; -1: none
+  int last_position;  // of the tile's last row: later tokens of its last page are leftovers
   const int32_t* pages;
-  const float* keys;    // of this key-value head in page 0
+  const float* keys;  // of this key-value head in page 0
   const float* values;
   int64_t page_stride;
 };
@@ -38,8 +37,8 @@ __device__ __forceinline__ Place FindPlace(const StepTables& step, const Attenti
     if (at >= tile.num_vectors) continue;
     const int vector = tile.first_vector + at;
     const int head = kv_head * args.group + vector % args.group;
-    place.q[i] = args.q_gate +
-                 (RowOf(args, segment, vector) * args.num_heads + head) * 2 * args.head_dim;
+    place.q[i] =
+        args.q_gate + (RowOf(args, segment, vector) * args.num_heads + head) * 2 * args.head_dim;
     place.position[i] = segment.first_position + vector / args.group;
   }
   place.last_position =
@@ -59,8 +58,14 @@ __device__ __forceinline__ void LoadSplit8(const float* p, int at, int size, Spl
   if (kExact) {
     const float4 a = *reinterpret_cast<const float4*>(p + at);
     const float4 b = *reinterpret_cast<const float4*>(p + at + 4);
-    v[0] = a.x; v[1] = a.y; v[2] = a.z; v[3] = a.w;
-    v[4] = b.x; v[5] = b.y; v[6] = b.z; v[7] = b.w;
+    v[0] = a.x;
+    v[1] = a.y;
+    v[2] = a.z;
+    v[3] = a.w;
+    v[4] = b.x;
+    v[5] = b.y;
+    v[6] = b.z;
+    v[7] = b.w;
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] = p != nullptr && at + i < size ? p[at + i] : 0.0f;
@@ -104,8 +109,8 @@ __device__ __forceinline__ int TokenOf(int tile, int column) {
   return column / 2 * 16 + 2 * tile + column % 2;
 }
 
-// Of one page, for a lane's vectors g and g + 8: scaled and masked scores become probabilities that are
-// not yet divided by their sum.
+// Of one page, for a lane's vectors g and g + 8: scaled and masked scores become probabilities that
+// are not yet divided by their sum.
 struct PageSums {
   float max[2];
   float sum[2];
@@ -169,7 +174,8 @@ __device__ __forceinline__ Probabilities SplitProbabilities(const float (&p)[kKe
   return out;
 }
 
-// sum = P V for 8 dimensions; `row` is that of the lane's dimension g, `valid` tokens of it are data.
+// sum = P V for 8 dimensions; `row` is that of the lane's dimension g, `valid` tokens of it are
+// data.
 __device__ __forceinline__ void ValueTile(float (&sum)[4], const Probabilities& p, const float* row,
                                           int t, int valid) {
 #pragma unroll
@@ -210,17 +216,17 @@ __device__ __forceinline__ float Gated(float acc, float sum, float gate) {
 
 constexpr int kWarpsPerCta = 4;
 
-// A warp per tile and key-value head. Tiles of a CTA are neighbours, so that the pages that one warp
-// fetches are in the first-level cache for the others.
+// A warp per tile and key-value head. Tiles of a CTA are neighbours, so that the pages that one
+// warp fetches are in the first-level cache for the others.
 template <bool kExact>
 __global__ void __launch_bounds__(kWarpsPerCta* kWarp)
     WholeKernel(const StepTables step, const AttentionLaunch args) {
-  AwaitOthers();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4;
   const int t = lane % 4;
   // The longest tiles of a prompt come last: start with them.
-  const int index = static_cast<int>((gridDim.x - 1 - blockIdx.x) * kWarpsPerCta + threadIdx.x / kWarp);
+  const int index =
+      static_cast<int>((gridDim.x - 1 - blockIdx.x) * kWarpsPerCta + threadIdx.x / kWarp);
   if (index >= step.num_tiles) return;
   const AttentionTile tile = step.tiles[index];
   const Place place = FindPlace(step, args, tile, static_cast<int>(blockIdx.y), g);
@@ -305,8 +311,8 @@ __device__ __forceinline__ int FindTile(const StepTables& step, const TileRange&
 
 constexpr int kSplitThreads = kKeyTiles * kWarp;
 
-// A CTA per page of a tile: a warp scores 8 keys, all compute the softmax, a warp sums the values of a
-// quarter of the dimensions.
+// A CTA per page of a tile: a warp scores 8 keys, all compute the softmax, a warp sums the values
+// of a quarter of the dimensions.
 template <bool kExact>
 __global__ void __launch_bounds__(kSplitThreads)
     PageKernel(const StepTables step, const AttentionLaunch args, const TileRange range,
@@ -381,8 +387,8 @@ __global__ void __launch_bounds__(kSplitThreads)
 
 constexpr int kJoinThreads = kMaxAttentionHeadDim;
 
-// A CTA per vector of a tile: joins its pages in order, a thread per dimension. The running maxima of
-// 256 pages are found together; a maximum is the same in whatever order it is taken.
+// A CTA per vector of a tile: joins its pages in order, a thread per dimension. The running maxima
+// of 256 pages are found together; a maximum is the same in whatever order it is taken.
 __global__ void __launch_bounds__(kJoinThreads)
     JoinKernel(const StepTables step, const AttentionLaunch args, const TileRange range,
                float* partials) {
@@ -427,7 +433,8 @@ __global__ void __launch_bounds__(kJoinThreads)
       const float* page = first + (page0 + i) * stride;
       const Join factor = {0, factors[i].x, factors[i].y};
       sum = JoinSum(sum, page[kVectorsPerTile + vector], factor);
-      if (thread < dim) acc = JoinSum(acc, page[2 * kVectorsPerTile + vector * dim + thread], factor);
+      if (thread < dim)
+        acc = JoinSum(acc, page[2 * kVectorsPerTile + vector * dim + thread], factor);
     }
     __syncthreads();
   }
@@ -447,9 +454,9 @@ cudaError_t PagedAttention(const StepTables& step, const AttentionLaunch& args,
   const dim3 grid(static_cast<unsigned>((step.num_tiles + kWarpsPerCta - 1) / kWarpsPerCta),
                   static_cast<unsigned>(args.num_kv_heads));
   if (args.head_dim == kMaxAttentionHeadDim) {
-    Launch(WholeKernel<true>, grid, kWarpsPerCta * kWarp, 0, stream, step, args);
+    LaunchAlone(WholeKernel<true>, grid, kWarpsPerCta * kWarp, 0, stream, step, args);
   } else {
-    Launch(WholeKernel<false>, grid, kWarpsPerCta * kWarp, 0, stream, step, args);
+    LaunchAlone(WholeKernel<false>, grid, kWarpsPerCta * kWarp, 0, stream, step, args);
   }
   return cudaPeekAtLastError();
 }

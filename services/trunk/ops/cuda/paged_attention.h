@@ -1,12 +1,14 @@
 // Gated softmax attention over a paged cache. Contracts: Backend::PrepareAttention, PagedAttention.
 //
-// A page holds keys as [num_kv_heads, 64, head_dim] and values as [num_kv_heads, head_dim, 64], f32: both
-// are read along their rows by the tensor-core product that uses them. Numbers are split in two bf16
-// and three of the four products summed, an error of 2^-16 relative to the sum of magnitudes.
+// A page holds keys as [num_kv_heads, 64, head_dim] and values as [num_kv_heads, head_dim, 64],
+// f32: both are read along their rows by the tensor-core product that uses them. Numbers are split
+// in two bf16 and three of the four products summed, an error of 2^-16 relative to the sum of
+// magnitudes.
 //
-// Keys are taken page by page. Each page gives a maximum, a sum and a weighted sum of values on its own,
-// and pages are joined in order, whether one warp goes through all of them (prefill) or each is a CTA
-// of its own (decode): a row's bits depend neither on the rows beside it nor on the way taken.
+// Keys are taken page by page. Each page gives a maximum, a sum and a weighted sum of values on its
+// own, and pages are joined in order, whether one warp goes through all of them (prefill) or each
+// is a CTA of its own (decode): a row's bits depend neither on the rows beside it nor on the way
+// taken.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -35,13 +37,16 @@ struct AttentionLaunch {
 };
 
 // Floats of what one page gives for one tile and key-value head: maxima, sums, weighted values.
-constexpr int64_t PartialFloats(int32_t head_dim) { return int64_t{kVectorsPerTile} * (head_dim + 2); }
+constexpr int64_t PartialFloats(int32_t head_dim) {
+  return int64_t{kVectorsPerTile} * (head_dim + 2);
+}
 
 cudaError_t PrepareAttention(const StepTables& step, const AttentionLaunch& args,
                              cudaStream_t stream);
 
 // A warp goes through the pages of each of the step's tiles.
-cudaError_t PagedAttention(const StepTables& step, const AttentionLaunch& args, cudaStream_t stream);
+cudaError_t PagedAttention(const StepTables& step, const AttentionLaunch& args,
+                           cudaStream_t stream);
 
 // Consecutive tiles and their pages.
 struct TileRange {

@@ -10,8 +10,8 @@ constexpr int kThreads = 128;
 constexpr int kPerLane = kMaxAttentionHeadDim / kWarp;
 
 // A warp per head of a row: query heads, then key-value heads.
-__global__ void __launch_bounds__(kThreads) PrepareKernel(const StepTables step,
-                                                          const AttentionLaunch args) {
+__global__ void __launch_bounds__(kThreads)
+    PrepareKernel(const StepTables step, const AttentionLaunch args) {
   BeginKernel();
   __shared__ float heads[kThreads / kWarp][kMaxAttentionHeadDim];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -73,8 +73,9 @@ cudaError_t PrepareAttention(const StepTables& step, const AttentionLaunch& args
                              cudaStream_t stream) {
   if (step.num_rows == 0) return cudaSuccess;
   const int per_cta = kThreads / kWarp;
-  const dim3 grid(static_cast<unsigned>(step.num_rows),
-                  static_cast<unsigned>((args.num_heads + args.num_kv_heads + per_cta - 1) / per_cta));
+  const dim3 grid(
+      static_cast<unsigned>(step.num_rows),
+      static_cast<unsigned>((args.num_heads + args.num_kv_heads + per_cta - 1) / per_cta));
   Launch(PrepareKernel, grid, kThreads, 0, stream, step, args);
   return cudaPeekAtLastError();
 }

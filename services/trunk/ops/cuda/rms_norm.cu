@@ -1,7 +1,6 @@
-#include "services/trunk/ops/cuda/rms_norm.h"
-
 #include "services/trunk/ops/cuda/device.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
+#include "services/trunk/ops/cuda/rms_norm.h"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -91,8 +90,8 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight, const float* addend,
-                    float* x, float* out, cudaStream_t stream) {
+cudaError_t RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight,
+                    const float* addend, float* x, float* out, cudaStream_t stream) {
   if (num_rows == 0) return cudaSuccess;
   if (n % 4 == 0 && n <= kPerThread * kThreads * 4) {
     Launch(RmsNormVectorKernel, static_cast<unsigned>(num_rows), kThreads, 0, stream, n, eps,
@@ -100,8 +99,8 @@ cudaError_t RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight,
            reinterpret_cast<float4*>(x), reinterpret_cast<float4*>(out));
     return cudaPeekAtLastError();
   }
-  Launch(RmsNormKernel, static_cast<unsigned>(num_rows), kThreads, 0, stream, n, eps, weight, addend, x,
-                                                                          out);
+  Launch(RmsNormKernel, static_cast<unsigned>(num_rows), kThreads, 0, stream, n, eps, weight,
+         addend, x, out);
   return cudaPeekAtLastError();
 }
 

@@ -7,7 +7,7 @@
 
 namespace banyan::trunk::cuda {
 
-cudaError_t RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight, const float* addend,
-                    float* x, float* out, cudaStream_t stream);
+cudaError_t RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight,
+                    const float* addend, float* x, float* out, cudaStream_t stream);
 
 }  // namespace banyan::trunk::cuda

@@ -1,7 +1,6 @@
-#include "services/trunk/ops/cuda/router_topk.h"
-
 #include "services/trunk/ops/cuda/device.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
+#include "services/trunk/ops/cuda/router_topk.h"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -58,8 +57,9 @@ __global__ void __launch_bounds__(kThreads)
     const unsigned bits = mine < 0 ? 0u : __float_as_uint(mine) + 1;
     const unsigned most = __reduce_max_sync(kAllLanes, bits);
     const float best = __uint_as_float(most - 1);
-    const int best_at = static_cast<int>(__reduce_min_sync(
-        kAllLanes, bits == most ? static_cast<unsigned>(mine_at) : static_cast<unsigned>(num_experts)));
+    const int best_at = static_cast<int>(
+        __reduce_min_sync(kAllLanes, bits == most ? static_cast<unsigned>(mine_at)
+                                                  : static_cast<unsigned>(num_experts)));
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       if (i * kWarp + lane == best_at) p[i] = -1;
@@ -77,10 +77,10 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kPerLane>
 void LaunchRouter(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
-            const float* logits, uint16_t* ids, float* weights, cudaStream_t stream) {
+                  const float* logits, uint16_t* ids, float* weights, cudaStream_t stream) {
   const int per_cta = kThreads / kWarp;
-  Launch(RouterKernel<kPerLane>, static_cast<unsigned>((num_rows + per_cta - 1) / per_cta), kThreads, 0, stream, num_rows, num_experts, top_k, renormalize, logits, ids,
-                                     weights);
+  Launch(RouterKernel<kPerLane>, static_cast<unsigned>((num_rows + per_cta - 1) / per_cta),
+         kThreads, 0, stream, num_rows, num_experts, top_k, renormalize, logits, ids, weights);
 }
 
 }  // namespace
@@ -94,7 +94,7 @@ cudaError_t RouterTopK(int32_t num_rows, int32_t num_experts, int32_t top_k, boo
     LaunchRouter<16>(num_rows, num_experts, top_k, renormalize, logits, ids, weights, stream);
   } else {
     LaunchRouter<kMaxRouterExperts / kWarp>(num_rows, num_experts, top_k, renormalize, logits, ids,
-                                      weights, stream);
+                                            weights, stream);
   }
   return cudaPeekAtLastError();
 }

@@ -32,16 +32,16 @@ struct StepTables {
   int32_t num_recurrent = 0;
   int32_t num_chunked = 0;
   int32_t num_tiles = 0;
-  const Segment* segments = nullptr;      // [num_segments]
-  const int32_t* recurrent = nullptr;     // segments whose DeltaNet runs token by token
-  const int32_t* chunked = nullptr;       // and in chunks
-  const int32_t* row_segment = nullptr;   // [num_rows]
-  const int32_t* token_ids = nullptr;     // [num_rows]
-  const int32_t* positions = nullptr;     // [num_rows]
-  const int32_t* page_ids = nullptr;      // of every segment, from its first_page
-  const float* rope_cos = nullptr;        // [num_rows, rotary_dim / 2]
+  const Segment* segments = nullptr;     // [num_segments]
+  const int32_t* recurrent = nullptr;    // segments whose DeltaNet runs token by token
+  const int32_t* chunked = nullptr;      // and in chunks
+  const int32_t* row_segment = nullptr;  // [num_rows]
+  const int32_t* token_ids = nullptr;    // [num_rows]
+  const int32_t* positions = nullptr;    // [num_rows]
+  const int32_t* page_ids = nullptr;     // of every segment, from its first_page
+  const float* rope_cos = nullptr;       // [num_rows, rotary_dim / 2]
   const float* rope_sin = nullptr;
-  const AttentionTile* tiles = nullptr;   // [num_tiles]
+  const AttentionTile* tiles = nullptr;  // [num_tiles]
 };
 
 }  // namespace banyan::trunk::cuda

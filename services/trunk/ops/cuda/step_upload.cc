@@ -138,8 +138,8 @@ cudaError_t StepUpload::Begin(const StepPlan& plan, cudaStream_t stream) {
   packer.Add(std::span<const AttentionTile>(tiles_), &tables_.tiles);
   packer.Add(plan.page_ids, &tables_.page_ids);  // last: their number changes from step to step
   if (packer.used() == 0) return cudaSuccess;
-  if (cudaError_t error = cudaMemcpyAsync(device_, host_[turn_], packer.used(),
-                                          cudaMemcpyHostToDevice, stream);
+  if (cudaError_t error =
+          cudaMemcpyAsync(device_, host_[turn_], packer.used(), cudaMemcpyHostToDevice, stream);
       error != cudaSuccess) {
     return error;
   }

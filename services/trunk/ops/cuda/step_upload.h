@@ -1,5 +1,6 @@
-// Brings a step's plan to the device: packed into pinned memory, two buffers in turn, and one copy. On
-// the device, the tables of steps of the same numbers of rows, segments and tiles lie in the same places.
+// Brings a step's plan to the device: packed into pinned memory, two buffers in turn, and one copy.
+// On the device, the tables of steps of the same numbers of rows, segments and tiles lie in the
+// same places.
 #pragma once
 
 #include <cuda_runtime_api.h>

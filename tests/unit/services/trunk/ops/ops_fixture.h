@@ -1,5 +1,5 @@
-// A backend, and random arrays with a printed seed. Tests give operations their own arrays, also where
-// the device has memory of its own.
+// A backend, and random arrays with a printed seed. Tests give operations their own arrays, also
+// where the device has memory of its own.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -66,8 +66,8 @@ inline testing::AssertionResult SameBits(const std::vector<float>& a, const std:
 }
 
 // Every tier that this CPU has, scalar at least, and the GPU if there is one.
-#define BANYAN_FOR_ALL_BACKENDS(Fixture)                              \
-  INSTANTIATE_TEST_SUITE_P(                                           \
+#define BANYAN_FOR_ALL_BACKENDS(Fixture)                               \
+  INSTANTIATE_TEST_SUITE_P(                                            \
       Backends, Fixture, testing::ValuesIn(test::AvailableBackends()), \
       [](const testing::TestParamInfo<std::string>& param) { return param.param; })
 
