@@ -15,6 +15,9 @@
 #include "common/base/version.h"
 #include "common/rpc/channel_settings.h"
 #include "services/trunk/engine/step.h"
+#ifdef BANYAN_CUDA
+#include "services/trunk/ops/cuda/cuda_backend.h"
+#endif
 
 namespace banyan::trunk {
 namespace {
@@ -31,6 +34,7 @@ struct Given {
   std::string backend = "auto";
   std::string load_format = "auto";
   std::string host_budget = "0";
+  std::string vram_budget = "0";
   std::string expert_wait = "10s";
   std::string drain_timeout = "30s";
   std::string slow_client_timeout = "30s";
@@ -50,7 +54,8 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
   app.add_option("--experts", given.experts,
                  "Instead: addresses of the expert shards 0, 1, ... in order, one replica each, "
                  "separated by commas");
-  app.add_option("--backend", given.backend, "auto, cuda or cpu")->capture_default_str();
+  app.add_option("--backend", given.backend, "auto (cuda where there is a GPU), cuda or cpu")
+      ->capture_default_str();
   app.add_option(
          "--load_format", given.load_format,
          "auto (the checkpoint's files) or dummy (generated weights, of which only config.json "
@@ -68,6 +73,11 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
       ->capture_default_str();
   app.add_option("--host_budget", given.host_budget,
                  "Host memory to use, such as 8GiB; 0: three quarters of what is available")
+      ->capture_default_str();
+  app.add_option(
+         "--vram_budget", given.vram_budget,
+         "GPU memory to use beside the CUDA context, such as 6GiB; 0: nine tenths of what is "
+         "free")
       ->capture_default_str();
   app.add_option("--threads", options.num_threads, "Compute threads; 0: one per usable CPU")
       ->capture_default_str();
@@ -103,12 +113,20 @@ absl::StatusOr<absl::Duration> ParseDuration(std::string_view flag, const std::s
   return value;
 }
 
+#ifdef BANYAN_CUDA
+constexpr bool kBuiltWithCuda = true;
+bool HasGpu() { return CudaDevicePresent(); }
+#else
+constexpr bool kBuiltWithCuda = false;
+bool HasGpu() { return false; }
+#endif
+
 absl::Status CheckBackend(const std::string& backend) {
-  if (backend == "cuda") {
+  if (backend == "cuda" && !kBuiltWithCuda) {
     return StatusF(absl::StatusCode::kUnimplemented,
                    "--backend cuda: this binary was built without CUDA; use auto or cpu");
   }
-  if (backend != "auto" && backend != "cpu") {
+  if (backend != "auto" && backend != "cpu" && backend != "cuda") {
     return InvalidArgumentF("--backend '{}': expected auto, cuda or cpu", Printable(backend));
   }
   return absl::OkStatus();
@@ -191,6 +209,10 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
   const absl::StatusOr<uint64_t> budget = ParseByteSize(given.host_budget);
   if (!budget.ok()) return Annotate(budget.status(), "--host_budget");
   options.host_budget_bytes = *budget;
+  const absl::StatusOr<uint64_t> vram_budget = ParseByteSize(given.vram_budget);
+  if (!vram_budget.ok()) return Annotate(vram_budget.status(), "--vram_budget");
+  options.vram_budget_bytes = *vram_budget;
+  options.use_cuda = given.backend == "cuda" || (given.backend == "auto" && HasGpu());
   ASSIGN_OR_RETURN(options.expert_wait, ParseDuration("--expert_wait", given.expert_wait, true));
   ASSIGN_OR_RETURN(options.drain_timeout,
                    ParseDuration("--drain_timeout", given.drain_timeout, true));

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <numeric>
 #include <utility>
 
 #include "common/base/check.h"
-#include "services/trunk/ops/cpu/cpu_backend.h"
+#include "tests/fakes/backends.h"
 
 namespace banyan::test {
 namespace {
@@ -44,11 +45,16 @@ void RecordingObserver::OnRouting(int32_t layer, std::span<const uint16_t> exper
 }
 void RecordingObserver::OnFinalNorm(std::span<const float> hidden) { Append(hidden, &final_norm); }
 
+std::string ModelHarness::DefaultBackend() {
+  const char* const name = std::getenv("BANYAN_TEST_BACKEND");
+  return name != nullptr ? name : "auto";
+}
+
 ModelHarness::ModelHarness(const Options& options)
     : config_(ValueOf(LoadModelConfig(options.directory))),
       checkpoint_(ValueOf(Checkpoint::Open(options.directory))),
       pool_({.num_threads = options.num_threads}),
-      backend_(ValueOf(trunk::CreateCpuBackend({.cpu_tier = options.cpu_tier}, &pool_))),
+      backend_(MakeBackend(options.backend, &pool_)),
       transport_(std::make_unique<LocalTransport>(*checkpoint_, config_)),
       observer_(options.observe ? std::make_unique<RecordingObserver>(config_.num_hidden_layers)
                                 : nullptr),

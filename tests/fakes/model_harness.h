@@ -51,10 +51,13 @@ class RecordingObserver : public trunk::DecoderObserver {
 
 class ModelHarness {
  public:
+  // $BANYAN_TEST_BACKEND, else the best CPU tier: whole suites run once more on another backend.
+  static std::string DefaultBackend();
+
   struct Options {
     std::string directory;
     int num_threads = 1;
-    std::string cpu_tier = "auto";
+    std::string backend = DefaultBackend();  // backends.h
     int32_t max_rows = 512;
     int32_t num_slots = 40;
     int32_t num_pages = 400;

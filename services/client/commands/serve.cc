@@ -46,7 +46,8 @@ struct Options {
   // Handed on as they are.
   std::vector<std::pair<const char*, std::optional<std::string>>> to_trunk = {
       {"--backend", {}},          {"--max_context_tokens", {}},  {"--max_sequences", {}},
-      {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}}};
+      {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}},
+      {"--vram_budget", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}},
                                                                              {"--load_format", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {

@@ -11,6 +11,19 @@
 
 namespace banyan::trunk {
 
+// An array with two sides (SharedBuffer). Stands for its device side.
+template <typename T>
+struct Shared {
+  T* device = nullptr;
+  T* host = nullptr;
+
+  operator T*() const { return device; }  // NOLINT: operations take device pointers
+  SharedCopy First(int64_t elements) const {
+    return {{reinterpret_cast<std::byte*>(device), reinterpret_cast<std::byte*>(host)},
+            static_cast<size_t>(elements) * sizeof(T)};
+  }
+};
+
 struct Activations {
   // All f32 [max_rows, ...]; widths as in ops.h.
   float* hidden = nullptr;       // residual stream
@@ -33,11 +46,11 @@ struct Activations {
   float* v = nullptr;
   float* attention_out = nullptr;
 
-  // MLP. Those marked shared are read or written by the expert transport on the host.
-  float* normed = nullptr;          // [hidden_size], shared: input of mixer and experts
-  uint16_t* expert_ids = nullptr;   // [top_k], shared
-  float* expert_weights = nullptr;  // [top_k], shared
-  float* routed = nullptr;          // [hidden_size], shared
+  // MLP. The expert transport reads and writes the host sides of the shared ones.
+  Shared<float> normed;          // [hidden_size]: input of mixer and experts
+  Shared<uint16_t> expert_ids;   // [top_k]
+  Shared<float> expert_weights;  // [top_k]
+  Shared<float> routed;          // [hidden_size]
   float* router_logits = nullptr;
   float* shared_gate_logit = nullptr;  // [1]
   float* ffn_gate = nullptr;           // [width]: shared expert or dense layer
@@ -50,7 +63,7 @@ struct ActivationLimits {
   int32_t max_logits_rows = 0;
 };
 
-// Bytes that PlaceActivations will allocate.
+// Bytes that PlaceActivations will allocate on the device, those of shared buffers included.
 size_t ActivationBytes(const ModelConfig& config, const ActivationLimits& limits);
 
 // kResourceExhausted.

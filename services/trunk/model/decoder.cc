@@ -114,7 +114,13 @@ class Decoder::Impl {
 
   absl::Status Allocate(const DecoderOptions& options, const Checkpoint& checkpoint) {
     ASSIGN_OR_RETURN(weights_, LoadTrunkWeights(checkpoint, config_, backend_));
-    for (const LayerWeights& layer : weights_.layers) layer_bytes_ += LayerWeightBytes(layer);
+    int32_t linear_layers = 0;
+    int32_t full_layers = 0;
+    for (const LayerWeights& layer : weights_.layers) {
+      layer_bytes_ += LayerWeightBytes(layer);
+      const bool linear = std::holds_alternative<LinearAttentionWeights>(layer.mixer);
+      mixer_index_.push_back(linear ? linear_layers++ : full_layers++);
+    }
     ASSIGN_OR_RETURN(kv_cache_,
                      KvCache::Create(attention_, CountMixers(config_, MixerKind::kFullAttention),
                                      options.num_pages, backend_));
@@ -139,43 +145,13 @@ class Decoder::Impl {
     num_rows_ = plan.num_rows;
     if (num_rows_ == 0) return absl::OkStatus();
     backend_->BeginStep(plan);
-    const Activations& a = activations_;
-    backend_->Embed(weights_.embed_tokens, a.hidden);
-    if (observer_ != nullptr) {
-      ASSIGN_OR_RETURN(const auto hidden, Observe(a.hidden));
-      observer_->OnEmbeddings(hidden);
-    }
-    int32_t linear_layer = 0;
-    int32_t full_layer = 0;
-    for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
-      const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
-      Norm(weights.input_norm, nullptr, a.normed);
-      if (const auto* mixer = std::get_if<LinearAttentionWeights>(&weights.mixer)) {
-        RunGatedDeltaNet(delta_net_, *mixer, recurrent_state_.layer(linear_layer++), num_rows_, a,
-                         backend_);
-      } else {
-        RunGatedAttention(attention_, std::get<FullAttentionWeights>(weights.mixer),
-                          kv_cache_.layer(full_layer++), num_rows_, a, backend_);
-      }
-      Norm(weights.post_attention_norm, a.mixer_out, a.normed);
-      if (observer_ != nullptr) {
-        ASSIGN_OR_RETURN(const auto hidden, Observe(a.hidden));
-        observer_->OnMixer(layer, hidden);
-      }
-      if (const auto* moe = std::get_if<MoeWeights>(&weights.mlp)) {
-        RETURN_IF_ERROR(RunMoeBlock(router_, *moe, step, layer, num_rows_, a, backend_, experts_));
-      } else {
-        RunDenseMlp(std::get<FfnWeights>(weights.mlp), num_rows_, a, backend_);
-      }
-      if (observer_ != nullptr) RETURN_IF_ERROR(ObserveLayer(layer));
-    }
+    const Backend::Recording recording =
+        observer_ == nullptr ? backend_->BeginRecording() : Backend::Recording::kNo;
+    if (recording == Backend::Recording::kRecord) QueueWholeStep();
+    RETURN_IF_ERROR(recording == Backend::Recording::kNo ? RunInterleaved(step)
+                                                         : ServeExperts(step));
     weight_bytes_read_ +=
         layer_bytes_ + RowBytes(weights_.embed_tokens) * static_cast<uint64_t>(num_rows_);
-    Norm(weights_.final_norm, nullptr, a.final_out);
-    if (observer_ != nullptr) {
-      ASSIGN_OR_RETURN(const auto hidden, Observe(a.final_out));
-      observer_->OnFinalNorm(hidden);
-    }
     return backend_->Synchronize();
   }
 
@@ -194,6 +170,100 @@ class Decoder::Impl {
   }
 
  private:
+  const MoeWeights* MoeOf(int32_t layer) const {
+    return std::get_if<MoeWeights>(&weights_.layers[static_cast<size_t>(layer)].mlp);
+  }
+
+  // The layer up to the call of the experts; all of it where the layer is dense.
+  void QueueLayer(int32_t layer) {
+    const Activations& a = activations_;
+    const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+    Norm(weights.input_norm, nullptr, a.normed);
+    if (const auto* mixer = std::get_if<LinearAttentionWeights>(&weights.mixer)) {
+      RunGatedDeltaNet(delta_net_, *mixer,
+                       recurrent_state_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_,
+                       a, backend_);
+    } else {
+      RunGatedAttention(attention_, std::get<FullAttentionWeights>(weights.mixer),
+                        kv_cache_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_, a,
+                        backend_);
+    }
+    Norm(weights.post_attention_norm, a.mixer_out, a.normed);
+    if (const MoeWeights* moe = MoeOf(layer)) {
+      QueueRouting(router_, *moe, num_rows_, a, backend_);
+    } else if (observer_ == nullptr) {
+      RunDenseMlp(std::get<FfnWeights>(weights.mlp), num_rows_, a, backend_);
+    }
+  }
+
+  // Operations in the order of the layers, the host's part after each.
+  absl::Status RunInterleaved(const Step& step) {
+    const Activations& a = activations_;
+    backend_->Embed(weights_.embed_tokens, a.hidden);
+    if (observer_ != nullptr) {
+      ASSIGN_OR_RETURN(const auto hidden, Observe(a.hidden));
+      observer_->OnEmbeddings(hidden);
+    }
+    for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+      QueueLayer(layer);
+      const MoeWeights* const moe = MoeOf(layer);
+      if (observer_ != nullptr) {
+        ASSIGN_OR_RETURN(const auto hidden, Observe(a.hidden));
+        observer_->OnMixer(layer, hidden);
+        if (moe == nullptr) {
+          RunDenseMlp(std::get<FfnWeights>(weights_.layers[static_cast<size_t>(layer)].mlp),
+                      num_rows_, a, backend_);
+        }
+      }
+      if (moe != nullptr) {
+        RETURN_IF_ERROR(DispatchRows(router_, step, layer, num_rows_, a, backend_, experts_));
+        QueueSharedExpert(*moe, num_rows_, a, backend_);
+        RETURN_IF_ERROR(experts_->Combine(a.routed.host));
+        backend_->ReleaseToDevice();
+        QueueCombine(*moe, num_rows_, a, backend_);
+      }
+      if (observer_ != nullptr) RETURN_IF_ERROR(ObserveLayer(layer));
+    }
+    Norm(weights_.final_norm, nullptr, a.final_out);
+    if (observer_ != nullptr) {
+      ASSIGN_OR_RETURN(const auto hidden, Observe(a.final_out));
+      observer_->OnFinalNorm(hidden);
+    }
+    return absl::OkStatus();
+  }
+
+  // The device's part of a whole step, ahead of the host's.
+  void QueueWholeStep() {
+    const Activations& a = activations_;
+    backend_->Embed(weights_.embed_tokens, a.hidden);
+    for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+      QueueLayer(layer);
+      if (const MoeWeights* moe = MoeOf(layer)) {
+        QueueSharedExpert(*moe, num_rows_, a, backend_);
+        QueueCombine(*moe, num_rows_, a, backend_);
+      }
+    }
+    Norm(weights_.final_norm, nullptr, a.final_out);
+    backend_->EndRecording();
+  }
+
+  // The host's part of a step that the device is running.
+  absl::Status ServeExperts(const Step& step) {
+    const Activations& a = activations_;
+    absl::Status status;
+    for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+      if (MoeOf(layer) == nullptr) continue;
+      if (status.ok()) {
+        status = DispatchRows(router_, step, layer, num_rows_, a, backend_, experts_);
+        if (status.ok()) status = experts_->Combine(a.routed.host);
+      }
+      // After a failure the device runs on to the end with whatever lies there.
+      backend_->ReleaseToDevice();
+    }
+    if (!status.ok()) backend_->Synchronize().IgnoreError();
+    return status;
+  }
+
   void Norm(const float* weight, const float* addend, float* out) {
     backend_->RmsNorm(num_rows_, config_.hidden_size, config_.rms_norm_eps, weight, addend,
                       activations_.hidden, out);
@@ -211,8 +281,8 @@ class Decoder::Impl {
     if (config_.mlps[static_cast<size_t>(layer)] == MlpKind::kMoe) {
       const auto count =
           static_cast<size_t>(num_rows_) * static_cast<size_t>(config_.num_experts_per_tok);
-      observer_->OnRouting(layer, {activations_.expert_ids, count},
-                           {activations_.expert_weights, count});
+      observer_->OnRouting(layer, {activations_.expert_ids.host, count},
+                           {activations_.expert_weights.host, count});
     }
     ASSIGN_OR_RETURN(const auto hidden, Observe(activations_.hidden));
     observer_->OnLayer(layer, hidden);
@@ -229,6 +299,7 @@ class Decoder::Impl {
   DecoderObserver* const observer_;
   Limits limits_;
   TrunkWeights weights_;
+  std::vector<int32_t> mixer_index_;  // of each layer among those of its kind
   KvCache kv_cache_;
   RecurrentState recurrent_state_;
   Activations activations_;

@@ -13,11 +13,22 @@
 
 namespace banyan::trunk {
 
-// a.hidden += MoE(a.normed): the routed experts through `experts`, the shared expert here while
-// they compute. Leaves ids and weights in a.expert_ids, a.expert_weights. Errors: the transport's.
-absl::Status RunMoeBlock(const Router::Options& options, const MoeWeights& weights,
-                         const Step& step, int32_t layer, int32_t num_rows, const Activations& a,
-                         Backend* backend, ExpertTransport* experts);
+// a.hidden += MoE(a.normed) in three queued parts and, between the first and the last of them, the
+// call of the experts on the host. The shared expert runs while they compute.
+
+// Ids and weights to a.expert_ids, a.expert_weights; these and the rows to the host.
+void QueueRouting(const Router::Options& options, const MoeWeights& weights, int32_t num_rows,
+                  const Activations& a, Backend* backend);
+void QueueSharedExpert(const MoeWeights& weights, int32_t num_rows, const Activations& a,
+                       Backend* backend);
+// The experts' sums to the device, and into a.hidden with the shared expert's.
+void QueueCombine(const MoeWeights& weights, int32_t num_rows, const Activations& a,
+                  Backend* backend);
+
+// Waits for the rows and sends them. Errors: the transport's, the device's.
+absl::Status DispatchRows(const Router::Options& options, const Step& step, int32_t layer,
+                          int32_t num_rows, const Activations& a, Backend* backend,
+                          ExpertTransport* experts);
 
 // a.hidden += FFN(a.normed).
 void RunDenseMlp(const FfnWeights& weights, int32_t num_rows, const Activations& a,

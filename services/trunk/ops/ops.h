@@ -1,8 +1,8 @@
 // Every operation the forward pass needs, as one table with an implementation per kind of device.
 //
-// Pointers are device pointers: what AllocateDevice, AllocateShared, PlaceMatrix and PlaceVector
-// returned. On the CPU all memory is host memory; elsewhere only AllocateShared's may be touched by
-// the host, and only between Synchronize and the next operation that writes it. Arrays are f32,
+// Pointers are device pointers: what AllocateDevice, PlaceMatrix and PlaceVector returned, and the
+// device sides of AllocateShared. On the CPU all memory is host memory; elsewhere the host sees
+// device memory through the host sides of shared buffers and through copies only. Arrays are f32,
 // row-major, without gaps between rows, 64-byte aligned, borrowed for the call; inputs and outputs
 // do not overlap unless said.
 //
@@ -18,6 +18,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -95,6 +96,22 @@ struct OpLimits {
   DeltaNetShape delta_net;   // num_value_heads 0: no such layer
 };
 
+// Memory with a side for the device and one for the host: the same bytes on the CPU.
+struct SharedBuffer {
+  std::byte* device = nullptr;
+  std::byte* host = nullptr;
+};
+
+// The first `bytes` of a shared buffer.
+struct SharedCopy {
+  SharedBuffer buffer;
+  size_t bytes = 0;
+};
+
+inline constexpr size_t kMaxSharedCopies = 4;  // of one call
+inline constexpr size_t kMaxLinearCalls = 8;   // of one call
+inline constexpr int32_t kMaxExperts = 1024;
+
 struct LinearArgs {
   const float* x = nullptr;  // [num_rows, w->cols]
   const Matrix* w = nullptr;
@@ -149,9 +166,13 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;
 
+  // What the device has free, if its memory is not the host's: for plans, before anything is
+  // allocated.
+  virtual std::optional<uint64_t> FreeDeviceBytes() const { return std::nullopt; }
+
   // Memory, zeroed, 64-byte aligned, freed with the backend. kResourceExhausted.
   virtual absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) = 0;
-  virtual absl::StatusOr<std::byte*> AllocateShared(size_t bytes) = 0;
+  virtual absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) = 0;
   // Weights where operations can read them; the CPU keeps the view, which must outlive the backend.
   virtual absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) = 0;
   virtual absl::StatusOr<const float*> PlaceVector(std::span<const float> values) = 0;
@@ -163,6 +184,27 @@ class Backend {
   virtual void BeginStep(const StepPlan& plan) = 0;
   // Waits until everything queued is done and visible to the host.
   virtual absl::Status Synchronize() = 0;
+
+  // Queued copies between the sides of shared buffers, and the hand-over that goes with each:
+  //   AwaitHost        waits for the oldest CopyToHost that was not yet waited for, and for nothing
+  //                    after it; Synchronize waits for all, and then AwaitHost for none
+  //   ReleaseToDevice  the host sides of the oldest CopyToDevice not yet released are as they
+  //   should
+  //                    be, and stay so until Synchronize. The device waits for it.
+  // On the CPU none of them does anything.
+  virtual void CopyToHost(std::span<const SharedCopy> copies) = 0;
+  virtual void CopyToDevice(std::span<const SharedCopy> copies) = 0;
+  virtual absl::Status AwaitHost() = 0;
+  virtual void ReleaseToDevice() = 0;
+
+  // A device may remember the operations of a step, from one step to the next of the same shape
+  // with the same buffers, and run them without hearing of each again:
+  //   kNo        queue them as ever
+  //   kRecord    queue them all, then EndRecording starts them; the hand-overs come after that
+  //   kReplayed  they are started; only the hand-overs are left to do
+  enum class Recording { kNo, kRecord, kReplayed };
+  virtual Recording BeginRecording() { return Recording::kNo; }
+  virtual void EndRecording() {}
 
   // out [plan rows, table.cols] = rows of the table at the plan's token ids.
   virtual void Embed(const Matrix& table, float* out) = 0;
@@ -213,8 +255,9 @@ class Backend {
   // out [rows.size(), n] = the given rows of x; `rows` is a host array.
   virtual void GatherRows(std::span<const int32_t> rows, int32_t n, const float* x, float* out) = 0;
 
-  // Copies to host memory and waits.
+  // Copies from or to any host memory, after everything queued, and waits.
   virtual absl::Status ReadBack(const void* device, size_t bytes, void* host) = 0;
+  virtual absl::Status Upload(const void* host, size_t bytes, void* device) = 0;
 };
 
 }  // namespace banyan::trunk

@@ -25,8 +25,8 @@
 #include "services/trunk/experts/expert_directory.h"
 #include "services/trunk/experts/grpc_transport.h"
 #include "services/trunk/model/decoder.h"
-#include "services/trunk/ops/cpu/cpu_backend.h"
 #include "services/trunk/server/request_validation.h"
+#include "services/trunk/server/trunk_backend.h"
 #include "services/trunk/server/trunk_load_metrics.h"
 #include "services/trunk/server/trunk_plan.h"
 
@@ -152,14 +152,16 @@ class LoadedTrunk::Impl {
     ASSIGN_OR_RETURN(const CheckpointSummary summary, CheckComplete(*checkpoint_, config_));
     const int num_threads = options_.num_threads > 0 ? options_.num_threads : UsableCpuCount();
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
-    ASSIGN_OR_RETURN(backend_, CreateCpuBackend({.cpu_tier = options_.cpu_tier}, &*pool_));
+    ASSIGN_OR_RETURN(backend_, CreateBackend(options_, &*pool_));
     TrunkPlanInput input;
     input.weight_bytes = static_cast<uint64_t>(summary.trunk_bytes);
     input.max_context_tokens = options_.max_context_tokens;
     input.max_sequences = options_.max_sequences;
     input.max_batch_tokens = options_.max_batch_tokens;
-    input.budget_bytes = options_.host_budget_bytes;
-    input.available_bytes = AvailableHostMemory();
+    const std::optional<uint64_t> vram = backend_->FreeDeviceBytes();
+    input.on_gpu = vram.has_value();
+    input.budget_bytes = vram ? options_.vram_budget_bytes : options_.host_budget_bytes;
+    input.available_bytes = vram ? *vram : AvailableHostMemory();
     ASSIGN_OR_RETURN(const TrunkPlan plan, PlanTrunk(config_, input, *backend_));
     decoder_options_ = plan.decoder;
     LogInfo("plan", {{"model", config_.model_type},
@@ -167,7 +169,7 @@ class LoadedTrunk::Impl {
                      {"trunk_tensors", summary.num_trunk_tensors},
                      {"expert_tensors", summary.num_expert_tensors},
                      {"mtp_tensors_unused", summary.num_mtp_tensors},
-                     {"backend", "cpu"},
+                     {"backend", BackendKind()},
                      {"tier", backend_->name()},
                      {"threads", num_threads},
                      {"max_context_tokens", plan.decoder.max_context_tokens},
@@ -227,6 +229,8 @@ class LoadedTrunk::Impl {
       checkpoint_->Fill(bytes.subspan(first, std::min(kFillBytes, bytes.size() - first)));
     });
   }
+
+  const char* BackendKind() const { return options_.use_cuda ? "cuda" : "cpu"; }
 
   void ReportBytes(uint64_t done, uint64_t total) {
     tracker_->SetBytes(done, total);
@@ -298,12 +302,12 @@ class LoadedTrunk::Impl {
     info.set_max_batch_tokens(options_.max_batch_tokens);
     info.set_has_tokenizer(codec_ != nullptr);
     info.set_has_chat_template(codec_ != nullptr && codec_->has_chat_template());
-    info.set_backend("cpu");
+    info.set_backend(BackendKind());
     metrics_
         ->Gauge("banyan_trunk_model_info", "1; the labels say which model runs and how.",
                 {{"model_type", config_.model_type},
                  {"fingerprint", checkpoint_->fingerprint()},
-                 {"backend", "cpu"},
+                 {"backend", BackendKind()},
                  {"tier", std::string(backend_->name())}})
         .Set(1);
     for (const int32_t id : model_.facts.eos_token_ids) info.add_eos_token_ids(id);

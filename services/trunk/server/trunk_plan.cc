@@ -14,6 +14,7 @@ namespace {
 constexpr int32_t kTypicalRequestTokens = 4096;
 constexpr int32_t kLeastContextTokens = 1024;
 constexpr int32_t kMaxLogitsRows = 32;
+constexpr uint64_t kGpuRoundingBytes = uint64_t{4} << 20;
 
 int64_t Pages(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -27,12 +28,17 @@ absl::StatusOr<TrunkPlan> PlanTrunk(const ModelConfig& config, const TrunkPlanIn
         input.max_context_tokens, config.max_position_embeddings);
   }
   const bool automatic = input.budget_bytes == 0;
-  const uint64_t budget = automatic ? input.available_bytes / 4 * 3 : input.budget_bytes;
-  TrunkPlan plan{.decoder = {},
-                 .memory = MemoryPlan("host memory of the trunk", budget,
-                                      automatic ? fmt::format("3/4 of {} available; --host_budget",
-                                                              FormatByteSize(input.available_bytes))
-                                                : "--host_budget")};
+  const uint64_t share =
+      input.on_gpu ? input.available_bytes / 10 * 9 : input.available_bytes / 4 * 3;
+  const char* const flag = input.on_gpu ? "--vram_budget" : "--host_budget";
+  TrunkPlan plan{
+      .decoder = {},
+      .memory = MemoryPlan(
+          input.on_gpu ? "GPU memory of the trunk" : "host memory of the trunk",
+          automatic ? share : input.budget_bytes,
+          automatic ? fmt::format("{} of {} available; {}", input.on_gpu ? "9/10" : "3/4",
+                                  FormatByteSize(input.available_bytes), flag)
+                    : flag)};
   const int64_t wanted_context =
       input.max_context_tokens > 0 ? input.max_context_tokens : config.max_position_embeddings;
   const int64_t least_context = input.max_context_tokens > 0
@@ -46,7 +52,11 @@ absl::StatusOr<TrunkPlan> PlanTrunk(const ModelConfig& config, const TrunkPlanIn
   plan.decoder.num_pages = 1;
   const DecoderMemory memory = Decoder::Plan(config, plan.decoder, backend);
   const uint64_t page_bytes = memory.kv_cache_bytes;
-  plan.memory.Add("weights", input.weight_bytes, "mapped from the checkpoint");
+  plan.memory.Add("weights", input.weight_bytes,
+                  input.on_gpu ? "copied from the checkpoint" : "mapped from the checkpoint");
+  if (input.on_gpu) {
+    plan.memory.Add("rounding", kGpuRoundingBytes, "tensors to 256 bytes, small ones share blocks");
+  }
   plan.memory.Add(
       "recurrent state", memory.recurrent_state_bytes,
       fmt::format("{} slots of {}", plan.decoder.num_slots,

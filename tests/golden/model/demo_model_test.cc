@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/fakes/model_harness.h"
+#include "tests/fakes/source_dir.h"
 
 namespace banyan::test {
 namespace {
@@ -33,7 +34,7 @@ class DemoModelTest : public testing::Test {
     }
   }
 
-  static std::string Directory() { return std::string(BANYAN_SOURCE_DIR) + "/deploy/models/demo"; }
+  static std::string Directory() { return SourceDir() + "/deploy/models/demo"; }
 
   ModelHarness model_;
   std::vector<Question> questions_;

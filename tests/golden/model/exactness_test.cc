@@ -9,14 +9,15 @@
 #include <vector>
 
 #include "tests/fakes/model_harness.h"
+#include "tests/fakes/source_dir.h"
 
 namespace banyan::test {
 namespace {
 
 constexpr uint64_t kSeed = 20240607;
 
-std::string DemoDirectory() { return std::string(BANYAN_SOURCE_DIR) + "/deploy/models/demo"; }
-std::string TinyDirectory() { return std::string(BANYAN_SOURCE_DIR) + "/tests/data/tiny"; }
+std::string DemoDirectory() { return SourceDir() + "/deploy/models/demo"; }
+std::string TinyDirectory() { return SourceDir() + "/tests/data/tiny"; }
 
 std::vector<int32_t> RandomTokens(std::mt19937_64* random, int32_t count, int32_t vocab) {
   std::vector<int32_t> tokens(static_cast<size_t>(count));

@@ -9,8 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "services/trunk/ops/cpu/cpu_tier.h"
+#include "tests/fakes/backends.h"
 #include "tests/fakes/model_harness.h"
+#include "tests/fakes/source_dir.h"
 #include "tests/golden/model/golden_data.h"
 
 namespace banyan::test {
@@ -25,7 +26,7 @@ enum class Feed { kWhole, kChunks, kTokenByToken };
 struct Case {
   const char* model;
   Feed feed;
-  const char* tier;
+  const char* backend;
 };
 
 // The first place where two arrays differ by more than the tolerance.
@@ -70,9 +71,9 @@ class LayersTest : public testing::TestWithParam<Case> {
 };
 
 TEST_P(LayersTest, AgreesWithTheReference) {
-  const std::string directory = std::string(BANYAN_SOURCE_DIR) + "/tests/data/" + GetParam().model;
+  const std::string directory = SourceDir() + "/tests/data/" + GetParam().model;
   const GoldenData golden = ReadGolden(directory);
-  ModelHarness model({.directory = directory, .cpu_tier = GetParam().tier, .observe = true});
+  ModelHarness model({.directory = directory, .backend = GetParam().backend, .observe = true});
   const ModelConfig& config = model.config();
   const int64_t hidden = config.hidden_size;
   const int64_t top_k = config.num_experts_per_tok;
@@ -133,10 +134,10 @@ TEST_P(LayersTest, AgreesWithTheReference) {
 std::string CaseName(const testing::TestParamInfo<Case>& param) {
   const char* feeds[] = {"Whole", "Chunks", "TokenByToken"};
   return std::string(param.param.model == std::string("tiny") ? "Tiny" : "TinyFused") +
-         feeds[static_cast<size_t>(param.param.feed)] + "_" + param.param.tier;
+         feeds[static_cast<size_t>(param.param.feed)] + "_" + param.param.backend;
 }
 
-// Those of the tiers that this CPU has.
+// Those of the backends that this machine has.
 std::vector<Case> Cases() {
   std::vector<Case> cases = {
       {"tiny", Feed::kWhole, "avx512"},
@@ -148,9 +149,13 @@ std::vector<Case> Cases() {
       {"tiny-fused", Feed::kChunks, "avx2"},
       {"tiny", Feed::kWhole, "scalar"},
       {"tiny-fused", Feed::kTokenByToken, "scalar"},
+      {"tiny", Feed::kWhole, "cuda"},
+      {"tiny", Feed::kChunks, "cuda"},
+      {"tiny", Feed::kTokenByToken, "cuda"},
+      {"tiny-fused", Feed::kWhole, "cuda"},
   };
-  std::erase_if(cases, [tiers = trunk::cpu::AvailableTiers()](const Case& c) {
-    return std::find(tiers.begin(), tiers.end(), c.tier) == tiers.end();
+  std::erase_if(cases, [backends = AvailableBackends()](const Case& c) {
+    return std::find(backends.begin(), backends.end(), c.backend) == backends.end();
   });
   return cases;
 }

@@ -12,6 +12,7 @@
 #include "services/trunk/engine/engine.h"
 #include "tests/fakes/model_harness.h"
 #include "tests/fakes/recording_listener.h"
+#include "tests/fakes/source_dir.h"
 
 namespace banyan::test {
 namespace {
@@ -55,7 +56,7 @@ struct Outcome {
 // `at_once`: all requests submitted together, else one after the other.
 Outcome RunAll(const std::vector<Request>& requests, bool at_once, int num_threads,
                int32_t num_pages) {
-  ModelHarness model({.directory = std::string(BANYAN_SOURCE_DIR) + "/deploy/models/demo",
+  ModelHarness model({.directory = SourceDir() + "/deploy/models/demo",
                       .num_threads = num_threads,
                       .num_slots = kNumRequests,
                       .num_pages = num_pages});

@@ -37,8 +37,9 @@ class CpuBackend : public Backend {
   absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) override {
     return memory_.Allocate(bytes);
   }
-  absl::StatusOr<std::byte*> AllocateShared(size_t bytes) override {
-    return memory_.Allocate(bytes);
+  absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) override {
+    ASSIGN_OR_RETURN(std::byte * memory, memory_.Allocate(bytes));
+    return SharedBuffer{memory, memory};
   }
 
   absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) override {
@@ -79,6 +80,10 @@ class CpuBackend : public Backend {
   }
 
   absl::Status Synchronize() override { return absl::OkStatus(); }
+  void CopyToHost(std::span<const SharedCopy> /*copies*/) override {}
+  void CopyToDevice(std::span<const SharedCopy> /*copies*/) override {}
+  absl::Status AwaitHost() override { return absl::OkStatus(); }
+  void ReleaseToDevice() override {}
 
   void Embed(const Matrix& table, float* out) override {
     const int64_t n = table.cols;
@@ -169,6 +174,10 @@ class CpuBackend : public Backend {
 
   absl::Status ReadBack(const void* device, size_t bytes, void* host) override {
     std::memcpy(host, device, bytes);
+    return absl::OkStatus();
+  }
+  absl::Status Upload(const void* host, size_t bytes, void* device) override {
+    std::memcpy(device, host, bytes);
     return absl::OkStatus();
   }
 

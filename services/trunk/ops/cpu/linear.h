@@ -11,7 +11,6 @@
 namespace banyan::trunk::cpu {
 
 // At most kMaxLinearCalls calls.
-inline constexpr size_t kMaxLinearCalls = 8;
 void Linear(const KernelTable& kernels, const Parallel& parallel, int32_t num_rows,
             std::span<const LinearArgs> calls);
 

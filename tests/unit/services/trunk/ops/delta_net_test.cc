@@ -245,7 +245,7 @@ TEST_P(DeltaNetTest, CutsOnTheGridChangeNoBit) {
   }
 }
 
-BANYAN_FOR_ALL_TIERS(DeltaNetTest);
+BANYAN_FOR_ALL_BACKENDS(DeltaNetTest);
 
 }  // namespace
 }  // namespace banyan::trunk

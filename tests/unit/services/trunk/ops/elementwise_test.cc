@@ -102,7 +102,7 @@ TEST_P(ElementwiseTest, GatherAddEmbed) {
   EXPECT_TRUE(SameBits(embedded, out));
 }
 
-BANYAN_FOR_ALL_TIERS(ElementwiseTest);
+BANYAN_FOR_ALL_BACKENDS(ElementwiseTest);
 
 }  // namespace
 }  // namespace banyan::trunk

@@ -1,4 +1,5 @@
-// A backend of one tier, and random arrays with a printed seed.
+// A backend, and random arrays with a printed seed. Tests give operations their own arrays, also
+// where the device has memory of its own.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -12,9 +13,8 @@
 #include <vector>
 
 #include "common/parallel/worker_pool.h"
-#include "services/trunk/ops/cpu/cpu_backend.h"
-#include "services/trunk/ops/cpu/cpu_tier.h"
 #include "services/trunk/ops/ops.h"
+#include "tests/fakes/backends.h"
 
 namespace banyan::trunk {
 
@@ -23,18 +23,22 @@ inline constexpr double kEps = std::numeric_limits<float>::epsilon();
 class OpsFixture : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    auto backend = CreateCpuBackend({.cpu_tier = GetParam()}, &pool_);
-    ASSERT_TRUE(backend.ok()) << backend.status();
-    backend_ = *std::move(backend);
+    backend_ = test::MakeBackendOnHostArrays(GetParam(), &pool_);
     RecordProperty("seed", static_cast<int>(kSeed));
   }
 
-  // Another backend of the tier with that many threads, which this fixture keeps.
+  // Another one of the kind with that many threads, which this fixture keeps.
   Backend* BackendWithThreads(int num_threads) {
     pools_.push_back(std::make_unique<WorkerPool>(WorkerPool::Options{.num_threads = num_threads}));
-    others_.push_back(*CreateCpuBackend({.cpu_tier = GetParam()}, pools_.back().get()));
+    others_.push_back(test::MakeBackendOnHostArrays(GetParam(), pools_.back().get()));
     return others_.back().get();
   }
+
+  // What a product loses beside the rounding of its sums, relative to the sum of magnitudes: GPUs
+  // split f32 in two bf16 (ops/cuda/device.cuh).
+  static double SplitLoss() { return test::IsCpu(GetParam()) ? 0 : 0x1p-17; }
+  // Roundings for each one that a CPU's sum makes: tensor cores cut off, twice per 16 products.
+  static double Roundings() { return test::IsCpu(GetParam()) ? 1 : 4; }
 
   std::vector<float> Random(size_t count, float scale = 1) {
     std::normal_distribution<float> normal(0, scale);
@@ -61,10 +65,10 @@ inline testing::AssertionResult SameBits(const std::vector<float>& a, const std:
   return testing::AssertionSuccess();
 }
 
-// Every tier that this CPU has; scalar at least.
-#define BANYAN_FOR_ALL_TIERS(Fixture)                           \
-  INSTANTIATE_TEST_SUITE_P(                                     \
-      Tiers, Fixture, testing::ValuesIn(cpu::AvailableTiers()), \
+// Every tier that this CPU has, scalar at least, and the GPU if there is one.
+#define BANYAN_FOR_ALL_BACKENDS(Fixture)                               \
+  INSTANTIATE_TEST_SUITE_P(                                            \
+      Backends, Fixture, testing::ValuesIn(test::AvailableBackends()), \
       [](const testing::TestParamInfo<std::string>& param) { return param.param; })
 
 }  // namespace banyan::trunk

@@ -1,14 +1,12 @@
-#include "services/trunk/ops/cpu/router_topk.h"
-
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cmath>
 #include <random>
 #include <set>
 #include <vector>
 
-namespace banyan::trunk::cpu {
+#include "tests/unit/services/trunk/ops/ops_fixture.h"
+
+namespace banyan::trunk {
 namespace {
 
 struct Result {
@@ -16,24 +14,44 @@ struct Result {
   std::vector<float> weights;
 };
 
-Result TopK(const std::vector<float>& logits, int32_t top_k, bool renormalize) {
-  Result out{std::vector<uint16_t>(static_cast<size_t>(top_k)),
-             std::vector<float>(static_cast<size_t>(top_k))};
-  std::vector<float> scratch(logits.size());
-  RouterTopKRow(logits.data(), static_cast<int32_t>(logits.size()), top_k, renormalize,
-                scratch.data(), out.ids.data(), out.weights.data());
-  return out;
-}
+class RouterTopKTest : public OpsFixture {
+ protected:
+  void SetUp() override {
+    OpsFixture::SetUp();
+    ASSERT_TRUE(backend_
+                    ->Reserve({.max_rows = 4,
+                               .max_segments = 1,
+                               .max_position = 1,
+                               .num_experts = kMaxExperts,
+                               .attention = {},
+                               .delta_net = {}})
+                    .ok());
+  }
 
-TEST(RouterTopKTest, TiesGoToTheLowestId) {
+  // Four equal rows, which must come out equal.
+  Result TopK(const std::vector<float>& logits, int32_t top_k, bool renormalize) {
+    constexpr int32_t kRows = 4;
+    const auto k = static_cast<size_t>(top_k);
+    std::vector<float> rows;
+    for (int32_t i = 0; i < kRows; ++i) rows.insert(rows.end(), logits.begin(), logits.end());
+    std::vector<uint16_t> ids(kRows * k, 0xffff);
+    std::vector<float> weights(kRows * k, NAN);
+    backend_->RouterTopK(kRows, static_cast<int32_t>(logits.size()), top_k, renormalize,
+                         rows.data(), ids.data(), weights.data());
+    for (size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(ids[i], ids[i % k]);
+    return {{ids.end() - top_k, ids.end()}, {weights.end() - top_k, weights.end()}};
+  }
+};
+
+TEST_P(RouterTopKTest, TiesGoToTheLowestId) {
   EXPECT_EQ(TopK({1, 3, 3, 2, 3}, 2, true).ids, (std::vector<uint16_t>{1, 2}));
   EXPECT_EQ(TopK({0, 0, 0, 0}, 3, true).ids, (std::vector<uint16_t>{0, 1, 2}));
   EXPECT_EQ(TopK({0, 0, 0, 0}, 4, true).weights, (std::vector<float>{.25f, .25f, .25f, .25f}));
 }
 
-TEST(RouterTopKTest, AgainstSortingInDoubles) {
+TEST_P(RouterTopKTest, AgainstSortingInDoubles) {
   std::mt19937_64 random(5);
-  for (int32_t experts : {1, 2, 16, 33, 512}) {
+  for (int32_t experts : {1, 2, 16, 33, 129, 512, 1024}) {
     for (int32_t top_k : {1, 2, 10}) {
       if (top_k > experts) continue;
       std::normal_distribution<float> normal(0, 3);
@@ -64,7 +82,7 @@ TEST(RouterTopKTest, AgainstSortingInDoubles) {
   }
 }
 
-TEST(RouterTopKTest, BrokenLogitsStillGiveDistinctIds) {
+TEST_P(RouterTopKTest, BrokenLogitsStillGiveDistinctIds) {
   for (float broken : {static_cast<float>(NAN), static_cast<float>(INFINITY)}) {
     const Result found = TopK({broken, 1, broken, 2, broken}, 4, true);
     EXPECT_EQ(std::set<uint16_t>(found.ids.begin(), found.ids.end()).size(), 4u);
@@ -72,5 +90,7 @@ TEST(RouterTopKTest, BrokenLogitsStillGiveDistinctIds) {
   }
 }
 
+BANYAN_FOR_ALL_BACKENDS(RouterTopKTest);
+
 }  // namespace
-}  // namespace banyan::trunk::cpu
+}  // namespace banyan::trunk

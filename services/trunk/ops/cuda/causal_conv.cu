@@ -1,0 +1,151 @@
+#include "services/trunk/ops/cuda/causal_conv.h"
+#include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
+
+namespace banyan::trunk::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kPerLane = kMaxDeltaHeadDim / kWarp;
+constexpr float kL2NormEps = 1e-6f;  // added to the sum of squares
+
+__device__ float Softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+
+__device__ void Gates(const ConvLaunch& args, int64_t row) {
+  const DeltaShape& s = args.shape;
+  for (int h = static_cast<int>(threadIdx.x); h < s.num_value_heads; h += kThreads) {
+    // Per key head: b of its value heads, then a.
+    const float* group = args.ba + row * 2 * s.num_value_heads + h / s.ratio * 2 * s.ratio;
+    args.beta[row * s.num_value_heads + h] = Sigmoid(group[h % s.ratio]);
+    args.log_decay[row * s.num_value_heads + h] =
+        args.neg_decay_rate[h] * Softplus(group[s.ratio + h % s.ratio] + args.dt_bias[h]);
+  }
+}
+
+// A warp computes one head of one row. That of a segment's first row computes all rows that see the
+// carried state and then moves it on: it alone touches it. The last CTA row computes the gates.
+// kTaps: their number where it is known while compiling, else 0.
+template <int kTaps>
+__global__ void __launch_bounds__(kThreads, 8)
+    ConvKernel(const StepTables step, const ConvLaunch args) {
+  BeginKernel();
+  const DeltaShape& s = args.shape;
+  const int64_t row = blockIdx.x;
+  if (blockIdx.y + 1 == gridDim.y) return Gates(args, row);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int head =
+      static_cast<int>(blockIdx.y) * (kThreads / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
+  if (head >= 2 * s.num_key_heads + s.num_value_heads) return;
+  const Segment segment = step.segments[step.row_segment[row]];
+  const int first = static_cast<int>(row) - segment.first_row;
+  const int history = (kTaps > 0 ? kTaps : s.conv_taps) - 1;
+  if (first > 0 && first < history) return;
+  const bool owner = first == 0;
+  const int last = owner ? min(max(history, 1), segment.num_rows) : first + 1;
+
+  int width = s.value_head_dim;
+  int in_column = 0;
+  int channel = 0;
+  bool normalize = false;
+  float scale = 1;
+  if (head < 2 * s.num_key_heads) {
+    const bool is_key = head >= s.num_key_heads;
+    const int key_head = is_key ? head - s.num_key_heads : head;
+    width = s.key_head_dim;
+    normalize = true;
+    if (!is_key) scale = 1.0f / sqrtf(static_cast<float>(s.key_head_dim));
+    in_column = key_head * s.group_dim + (is_key ? s.key_head_dim : 0);
+    channel = head * s.key_head_dim;
+  } else {
+    const int h = head - 2 * s.num_key_heads;
+    in_column = h / s.ratio * s.group_dim + 2 * s.key_head_dim + h % s.ratio * s.value_head_dim;
+    channel = 2 * s.key_dim + h * s.value_head_dim;
+  }
+  const float* in = args.qkvz + int64_t{segment.first_row} * s.qkvz_dim + in_column;
+  float* state = args.conv_states + int64_t{segment.slot} * history * s.conv_dim + channel;
+  const bool fresh = segment.first_position == 0;
+  // The input of row r of the segment; before it, the carried state, oldest first.
+  const auto column = [&](int r, int i) {
+    if (r >= 0) return in[int64_t{r} * s.qkvz_dim + i];
+    return fresh ? 0.0f : state[int64_t{r + history} * s.conv_dim + i];
+  };
+  for (int r = first; r < last; ++r) {
+    float out[kPerLane];
+    float squares = 0;
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      const int i = j * kWarp + lane;
+      out[j] = 0;
+      if (i >= width) continue;
+      const float* weight = args.weight + channel + i;
+      float acc = 0;
+      if constexpr (kTaps > 0) {
+#pragma unroll
+        for (int tap = 0; tap < kTaps; ++tap) {
+          acc = fmaf(weight[tap * s.conv_dim], column(r - history + tap, i), acc);
+        }
+      } else {
+        for (int tap = 0; tap <= history; ++tap) {
+          acc = fmaf(weight[int64_t{tap} * s.conv_dim], column(r - history + tap, i), acc);
+        }
+      }
+      out[j] = Silu(acc);
+      squares = fmaf(out[j], out[j], squares);
+    }
+    if (normalize) {
+      const float norm = 1.0f / sqrtf(WarpSum(squares) + kL2NormEps) * scale;
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) out[j] *= norm;
+    }
+    float* to = args.qkv + (segment.first_row + int64_t{r}) * s.conv_dim + channel;
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      if (j * kWarp + lane < width) to[j * kWarp + lane] = out[j];
+    }
+  }
+  if (!owner) return;
+  if constexpr (kTaps > 0) {
+    // All columns are read before one is overwritten, so that the loads do not wait for each other.
+    float kept[kPerLane][kTaps];
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      const int i = j * kWarp + lane;
+#pragma unroll
+      for (int tap = 0; tap + 1 < kTaps; ++tap) {
+        kept[j][tap] = i < width ? column(segment.num_rows - history + tap, i) : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      const int i = j * kWarp + lane;
+      if (i >= width) continue;
+#pragma unroll
+      for (int tap = 0; tap + 1 < kTaps; ++tap) state[tap * s.conv_dim + i] = kept[j][tap];
+    }
+  } else {
+    // Ascending: a column that moves within the state comes from a later place.
+    for (int j = 0; j < history; ++j) {
+      for (int i = lane; i < width; i += kWarp) {
+        state[int64_t{j} * s.conv_dim + i] = column(segment.num_rows - history + j, i);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t CausalConv(const StepTables& step, const ConvLaunch& args, cudaStream_t stream) {
+  if (step.num_rows == 0) return cudaSuccess;
+  const int heads = 2 * args.shape.num_key_heads + args.shape.num_value_heads;
+  const int per_cta = kThreads / kWarp;
+  const dim3 grid(static_cast<unsigned>(step.num_rows),
+                  static_cast<unsigned>((heads + per_cta - 1) / per_cta + 1));
+  if (args.shape.conv_taps == 4) {
+    Launch(ConvKernel<4>, grid, kThreads, 0, stream, step, args);
+  } else {
+    Launch(ConvKernel<0>, grid, kThreads, 0, stream, step, args);
+  }
+  return cudaPeekAtLastError();
+}
+
+}  // namespace banyan::trunk::cuda

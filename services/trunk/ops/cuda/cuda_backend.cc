@@ -1,0 +1,536 @@
+#include "services/trunk/ops/cuda/cuda_backend.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "services/trunk/ops/cuda/causal_conv.h"
+#include "services/trunk/ops/cuda/cuda_status.h"
+#include "services/trunk/ops/cuda/delta_net.h"
+#include "services/trunk/ops/cuda/device.h"
+#include "services/trunk/ops/cuda/device_memory.h"
+#include "services/trunk/ops/cuda/elementwise.h"
+#include "services/trunk/ops/cuda/handover.h"
+#include "services/trunk/ops/cuda/linear.h"
+#include "services/trunk/ops/cuda/paged_attention.h"
+#include "services/trunk/ops/cuda/rms_norm.h"
+#include "services/trunk/ops/cuda/router_topk.h"
+#include "services/trunk/ops/cuda/step_upload.h"
+
+namespace banyan::trunk {
+namespace cuda {
+namespace {
+
+static_assert(kMaxLinearCalls <= kMaxMatrices);
+static_assert(kMaxSharedCopies <= kMaxCopies);
+static_assert(kMaxExperts == kMaxRouterExperts);
+
+// Up to here a kernel that touches mapped host memory is faster than the copy engine.
+constexpr size_t kMappedCopyBytes = size_t{128} << 10;
+// Host memory that copies pass through where the caller's is not pinned, two of them in turn.
+constexpr size_t kStagingBytes = size_t{8} << 20;
+constexpr int64_t kMostPartialBytes = int64_t{64} << 20;
+// Steps of up to so many sequences that decode are recorded; shapes remembered at the most.
+constexpr int32_t kMostRecordedRows = 64;
+constexpr size_t kMostRecordings = 64;
+// Looks at a flag before the driver is asked whether the device is well.
+constexpr int kLooksPerQuery = 1 << 16;
+
+DeltaShape ToDeviceShape(const DeltaNetShape& s) {
+  return {.num_key_heads = s.num_key_heads,
+          .num_value_heads = s.num_value_heads,
+          .key_head_dim = s.key_head_dim,
+          .value_head_dim = s.value_head_dim,
+          .conv_taps = s.conv_taps,
+          .eps = s.eps,
+          .ratio = s.ratio(),
+          .key_dim = s.key_dim(),
+          .value_dim = s.value_dim(),
+          .conv_dim = s.conv_dim(),
+          .qkvz_dim = s.qkvz_dim(),
+          .group_dim = 2 * s.key_head_dim + 2 * s.ratio() * s.value_head_dim};
+}
+
+AttentionLaunch ToLaunch(const AttentionArgs& a) {
+  return {.num_heads = a.shape.num_heads,
+          .num_kv_heads = a.shape.num_kv_heads,
+          .group = a.shape.num_heads / a.shape.num_kv_heads,
+          .head_dim = a.shape.head_dim,
+          .rotary_dim = a.shape.rotary_dim,
+          .eps = a.shape.eps,
+          .q_gate = a.q_gate,
+          .k = a.k,
+          .v = a.v,
+          .q_norm = a.q_norm,
+          .k_norm = a.k_norm,
+          .key_pages = a.key_pages,
+          .value_pages = a.value_pages,
+          .out = a.out};
+}
+
+// Pages in parallel need room for what each gives: one tile of the longest context at least.
+int64_t PageBytes(const AttentionShape& shape) {
+  return PartialFloats(shape.head_dim) * shape.num_kv_heads * static_cast<int64_t>(sizeof(float));
+}
+int64_t PartialBytes(const OpLimits& limits) {
+  const AttentionShape& shape = limits.attention;
+  if (shape.num_heads == 0) return 0;
+  const int64_t one = (int64_t{limits.max_position} / kPageTokens + 1) * PageBytes(shape);
+  return std::max(one, std::min(kMostPartialBytes, one * limits.max_segments));
+}
+
+// The next of 1, 2, 3, 4, 6, 8, 12, 16, ...
+int32_t RoundedPages(int32_t pages) {
+  int32_t power = 1;
+  while (power < pages) power *= 2;
+  return pages <= power / 4 * 3 ? power / 4 * 3 : power;
+}
+
+class CudaBackend : public Backend {
+ public:
+  CudaBackend(DeviceFacts facts, const CudaBackendOptions& options)
+      : facts_(std::move(facts)), memory_(options.vram_budget_bytes) {}
+
+  ~CudaBackend() override {
+    if (stream_ != nullptr) {
+      cudaStreamSynchronize(stream_);
+      cudaStreamDestroy(stream_);
+    }
+    for (cudaEvent_t event : staged_) {
+      if (event != nullptr) cudaEventDestroy(event);
+    }
+    for (auto& [shape, recorded] : recordings_) cudaGraphExecDestroy(recorded.graph);
+  }
+
+  absl::Status Open() {
+    RETURN_IF_ERROR(
+        CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
+    ASSIGN_OR_RETURN(std::byte * state, memory_.Allocate(sizeof(HandoverState)));
+    ASSIGN_OR_RETURN(std::byte * flags, memory_.AllocatePinned(sizeof(HandoverFlags)));
+    handover_state_ = reinterpret_cast<HandoverState*>(state);
+    handover_flags_ = reinterpret_cast<HandoverFlags*>(flags);
+    for (int i = 0; i < 2; ++i) {
+      ASSIGN_OR_RETURN(staging_[i], memory_.AllocatePinned(kStagingBytes));
+      RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&staged_[i], cudaEventDisableTiming),
+                                 "cudaEventCreate"));
+    }
+    return absl::OkStatus();
+  }
+
+  std::string_view name() const override { return facts_.name; }
+  std::optional<uint64_t> FreeDeviceBytes() const override { return facts_.free_bytes; }
+
+  absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) override {
+    return memory_.Allocate(bytes);
+  }
+
+  absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) override {
+    SharedBuffer buffer;
+    ASSIGN_OR_RETURN(buffer.device, memory_.Allocate(bytes));
+    ASSIGN_OR_RETURN(buffer.host, memory_.AllocatePinned(bytes));
+    return buffer;
+  }
+
+  absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) override {
+    if (view.dtype != DType::kBF16 && view.dtype != DType::kF32) {
+      return StatusF(absl::StatusCode::kUnimplemented, "matrix of {}: expected BF16 or F32",
+                     DTypeName(view.dtype));
+    }
+    CHECK(view.shape.rank() == 2);
+    ASSIGN_OR_RETURN(std::byte * data, memory_.Allocate(view.size_bytes()));
+    RETURN_IF_ERROR(QueueUpload(view.data, view.size_bytes(), data));
+    return Matrix{view.dtype, static_cast<int32_t>(view.shape.dim(0)),
+                  static_cast<int32_t>(view.shape.dim(1)), data};
+  }
+
+  absl::StatusOr<const float*> PlaceVector(std::span<const float> values) override {
+    ASSIGN_OR_RETURN(std::byte * data, memory_.Allocate(values.size_bytes()));
+    RETURN_IF_ERROR(QueueUpload(values.data(), values.size_bytes(), data));
+    return reinterpret_cast<const float*>(data);
+  }
+
+  size_t ScratchBytes(const OpLimits& limits) const override {
+    return StepUpload::DeviceBytes(limits) + static_cast<size_t>(PartialBytes(limits));
+  }
+
+  absl::Status Reserve(const OpLimits& limits) override {
+    RETURN_IF_ERROR(CheckLimits(limits));
+    RETURN_IF_ERROR(step_.Reserve(limits, &memory_));
+    const int64_t partial_bytes = PartialBytes(limits);
+    ASSIGN_OR_RETURN(std::byte * partials, memory_.Allocate(static_cast<size_t>(partial_bytes)));
+    partials_ = reinterpret_cast<float*>(partials);
+    if (partial_bytes > 0) partial_capacity_ = partial_bytes / PageBytes(limits.attention);
+    return Synchronize();
+  }
+
+  void BeginStep(const StepPlan& plan) override {
+    if (!status_.ok()) return;
+    // The engine's thread is not the one that made the backend.
+    Done(cudaSetDevice(facts_.ordinal), "begin_step", plan.num_rows, 0);
+    Done(step_.Begin(plan, stream_), "begin_step", plan.num_rows, 0);
+  }
+
+  absl::Status Synchronize() override {
+    if (!status_.ok()) return status_;
+    if (cudaError_t error = cudaStreamSynchronize(stream_); error != cudaSuccess) {
+      status_ =
+          CudaStatus(error, fmt::format("GPU {} ({}), last queued: {} [{}, {}]", facts_.ordinal,
+                                        facts_.name, last_op_, last_rows_, last_width_));
+    }
+    awaited_ = handed_to_host_;
+    return status_;
+  }
+
+  void CopyToHost(std::span<const SharedCopy> copies) override {
+    CopyShared(copies, true);
+    ++(recording_ ? recorded_to_host_ : handed_to_host_);
+  }
+  void CopyToDevice(std::span<const SharedCopy> copies) override { CopyShared(copies, false); }
+
+  absl::Status AwaitHost() override {
+    if (!status_.ok()) return status_;
+    if (awaited_ == handed_to_host_) return absl::OkStatus();  // Synchronize waited for it
+    const uint32_t wanted = ++awaited_;
+    for (int looks = 0; static_cast<int32_t>(handover_flags_->to_host - wanted) < 0; ++looks) {
+      if (looks < kLooksPerQuery) continue;
+      looks = 0;
+      const cudaError_t error = cudaStreamQuery(stream_);
+      if (error == cudaErrorNotReady) continue;
+      // Done or broken: what is to come is there by now.
+      RETURN_IF_ERROR(Synchronize());
+      CHECK(static_cast<int32_t>(handover_flags_->to_host - wanted) >= 0);
+    }
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return absl::OkStatus();
+  }
+
+  void ReleaseToDevice() override {
+    std::atomic_thread_fence(std::memory_order_release);
+    handover_flags_->to_device = ++released_;
+  }
+
+  // A step in which every sequence decodes one token. Its kernels' arguments depend on the numbers
+  // of rows and tiles, and grids on the number of pages: that goes up by halves of powers of two.
+  Recording BeginRecording() override {
+    const StepTables& step = step_.tables();
+    if (!status_.ok() || step.num_rows > kMostRecordedRows || step.num_chunked > 0 ||
+        step.num_segments != step.num_rows) {
+      return Recording::kNo;
+    }
+    recorded_partials_ = RoundedPages(step_.num_partials());
+    const std::tuple shape(step.num_rows, step.num_tiles, recorded_partials_);
+    if (const auto found = recordings_.find(shape); found != recordings_.end()) {
+      StartRecording(found->second);
+      return Recording::kReplayed;
+    }
+    if (recordings_.size() >= kMostRecordings || recorded_partials_ > partial_capacity_) {
+      return Recording::kNo;
+    }
+    Done(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin_recording",
+         step.num_rows, step.num_tiles);
+    if (!status_.ok()) return Recording::kNo;
+    recording_ = true;
+    recorded_to_host_ = 0;
+    recorded_shape_ = shape;
+    return Recording::kRecord;
+  }
+
+  void EndRecording() override {
+    CHECK(recording_);
+    recording_ = false;
+    cudaGraph_t graph = nullptr;
+    const int32_t rows = std::get<0>(recorded_shape_);
+    Done(cudaStreamEndCapture(stream_, &graph), "end_recording", rows, 0);
+    if (!status_.ok()) return;
+    Recorded recorded = {nullptr, recorded_to_host_};
+    Done(cudaGraphInstantiate(&recorded.graph, graph, 0), "end_recording", rows, 0);
+    cudaGraphDestroy(graph);
+    if (!status_.ok()) return;
+    recordings_[recorded_shape_] = recorded;
+    StartRecording(recorded);
+  }
+
+  void Embed(const Matrix& table, float* out) override {
+    if (!status_.ok()) return;
+    const StepTables& step = step_.tables();
+    Done(cuda::Embed(table.data, table.dtype == DType::kBF16, table.cols, step.token_ids,
+                     step.num_rows, out, stream_),
+         "embed", step.num_rows, table.cols);
+  }
+
+  void Linear(int32_t num_rows, std::span<const LinearArgs> calls) override {
+    CHECK(calls.size() <= kMaxLinearCalls);
+    if (!status_.ok() || calls.empty()) return;
+    LinearMatrix matrices[kMaxLinearCalls];
+    for (size_t i = 0; i < calls.size(); ++i) {
+      const Matrix& w = *calls[i].w;
+      matrices[i] = {.x = calls[i].x,
+                     .w = w.data,
+                     .y = calls[i].y,
+                     .n = w.rows,
+                     .k = w.cols,
+                     .bf16 = w.dtype == DType::kBF16};
+    }
+    Done(cuda::Linear(matrices, static_cast<int>(calls.size()), num_rows,
+                      {.num_sms = facts_.num_sms}, stream_),
+         "linear", num_rows, calls[0].w->rows);
+  }
+
+  void RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight, const float* addend,
+               float* x, float* out) override {
+    if (!status_.ok()) return;
+    Done(cuda::RmsNorm(num_rows, n, eps, weight, addend, x, out, stream_), "rms_norm", num_rows, n);
+  }
+
+  void CausalConv(const CausalConvArgs& a) override {
+    if (!status_.ok()) return;
+    Done(cuda::CausalConv(step_.tables(),
+                          {.shape = ToDeviceShape(a.shape),
+                           .qkvz = a.qkvz,
+                           .ba = a.ba,
+                           .weight = a.weight,
+                           .neg_decay_rate = a.neg_decay_rate,
+                           .dt_bias = a.dt_bias,
+                           .conv_states = a.conv_states,
+                           .qkv = a.qkv,
+                           .log_decay = a.log_decay,
+                           .beta = a.beta},
+                          stream_),
+         "causal_conv", step_.tables().num_rows, a.shape.conv_dim());
+  }
+
+  void DeltaNet(const DeltaNetArgs& a) override {
+    if (!status_.ok()) return;
+    const DeltaLaunch launch = {.shape = ToDeviceShape(a.shape),
+                                .qkv = a.qkv,
+                                .qkvz = a.qkvz,
+                                .log_decay = a.log_decay,
+                                .beta = a.beta,
+                                .norm_weight = a.norm_weight,
+                                .states = a.states,
+                                .out = a.out};
+    const int32_t rows = step_.tables().num_rows;
+    Done(DeltaNetDecode(step_.tables(), launch, stream_), "delta_net_decode", rows,
+         a.shape.value_dim());
+    Done(DeltaNetPrefill(step_.tables(), launch, stream_), "delta_net_prefill", rows,
+         a.shape.value_dim());
+  }
+
+  void PrepareAttention(const AttentionArgs& args) override {
+    if (!status_.ok()) return;
+    Done(cuda::PrepareAttention(step_.tables(), ToLaunch(args), stream_), "prepare_attention",
+         step_.tables().num_rows, args.shape.num_heads * args.shape.head_dim);
+  }
+
+  void PagedAttention(const AttentionArgs& args) override {
+    if (!status_.ok()) return;
+    const StepTables& step = step_.tables();
+    const int32_t width = args.shape.num_heads * args.shape.head_dim;
+    if (recording_) {
+      const TileRange all = {.num_tiles = step.num_tiles, .num_partials = recorded_partials_};
+      Done(PagedAttentionSplit(step, ToLaunch(args), all, partials_, stream_),
+           "paged_attention_split", step.num_rows, width);
+      return;
+    }
+    // A warp for each of a multiprocessor's quarters.
+    const int64_t enough = int64_t{facts_.num_sms} * 4;
+    if (int64_t{step.num_tiles} * args.shape.num_kv_heads >= enough) {
+      Done(cuda::PagedAttention(step, ToLaunch(args), stream_), "paged_attention", step.num_rows,
+           width);
+      return;
+    }
+    const auto& tiles = step_.tiles();
+    for (size_t first = 0; first < tiles.size();) {
+      TileRange range = {.first_tile = static_cast<int32_t>(first),
+                         .first_partial = tiles[first].first_partial};
+      size_t next = first;
+      while (next < tiles.size() &&
+             range.num_partials + tiles[next].num_pages <= partial_capacity_) {
+        range.num_partials += tiles[next++].num_pages;
+      }
+      CHECK(next > first);
+      range.num_tiles = static_cast<int32_t>(next - first);
+      Done(PagedAttentionSplit(step, ToLaunch(args), range, partials_, stream_),
+           "paged_attention_split", step.num_rows, width);
+      first = next;
+    }
+  }
+
+  void RouterTopK(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
+                  const float* logits, uint16_t* ids, float* weights) override {
+    CHECK(num_experts <= kMaxExperts && top_k <= num_experts);
+    if (!status_.ok()) return;
+    Done(cuda::RouterTopK(num_rows, num_experts, top_k, renormalize, logits, ids, weights, stream_),
+         "router_topk", num_rows, num_experts);
+  }
+
+  void Swiglu(int32_t num_rows, int32_t n, const float* gate, const float* up,
+              float* out) override {
+    if (!status_.ok()) return;
+    Done(cuda::Swiglu(int64_t{num_rows} * n, gate, up, out, stream_), "swiglu", num_rows, n);
+  }
+
+  void MoeCombine(int32_t num_rows, int32_t n, const float* routed, const float* shared,
+                  const float* gate_logit, float* hidden) override {
+    if (!status_.ok()) return;
+    Done(cuda::MoeCombine(num_rows, n, routed, shared, gate_logit, hidden, stream_), "moe_combine",
+         num_rows, n);
+  }
+
+  void AddRows(int32_t num_rows, int32_t n, const float* addend, float* hidden) override {
+    if (!status_.ok()) return;
+    Done(cuda::AddRows(int64_t{num_rows} * n, addend, hidden, stream_), "add_rows", num_rows, n);
+  }
+
+  void GatherRows(std::span<const int32_t> rows, int32_t n, const float* x, float* out) override {
+    if (!status_.ok()) return;
+    const auto count = static_cast<int32_t>(rows.size());
+    Done(cuda::GatherRows(rows.data(), count, n, x, out, stream_), "gather_rows", count, n);
+  }
+
+  absl::Status ReadBack(const void* device, size_t bytes, void* host) override {
+    const auto* from = static_cast<const std::byte*>(device);
+    auto* to = static_cast<std::byte*>(host);
+    for (size_t at = 0; at < bytes; at += kStagingBytes) {
+      const size_t some = std::min(kStagingBytes, bytes - at);
+      if (!status_.ok()) return status_;
+      Done(cudaMemcpyAsync(staging_[0], from + at, some, cudaMemcpyDeviceToHost, stream_),
+           "read_back", 1, 0);
+      RETURN_IF_ERROR(Synchronize());
+      std::memcpy(to + at, staging_[0], some);
+    }
+    return status_;
+  }
+
+  absl::Status Upload(const void* host, size_t bytes, void* device) override {
+    RETURN_IF_ERROR(QueueUpload(host, bytes, device));
+    return Synchronize();
+  }
+
+ private:
+  static absl::Status CheckLimits(const OpLimits& limits) {
+    const auto at_most = [](const char* what, int64_t value, int64_t most) {
+      if (value <= most) return absl::OkStatus();
+      return StatusF(absl::StatusCode::kUnimplemented,
+                     "CUDA backend: {} is {}, at most {} is supported", what, value, most);
+    };
+    RETURN_IF_ERROR(at_most("head_dim", limits.attention.head_dim, kMaxAttentionHeadDim));
+    RETURN_IF_ERROR(
+        at_most("linear_key_head_dim", limits.delta_net.key_head_dim, kMaxDeltaHeadDim));
+    RETURN_IF_ERROR(
+        at_most("linear_value_head_dim", limits.delta_net.value_head_dim, kMaxDeltaHeadDim));
+    return at_most("num_experts", limits.num_experts, kMaxExperts);
+  }
+
+  // The outcome of queueing an operation.
+  void Done(cudaError_t error, const char* op, int32_t rows, int32_t width) {
+    last_op_ = op;
+    last_rows_ = rows;
+    last_width_ = width;
+    if (error == cudaSuccess || !status_.ok()) return;
+    status_ = CudaStatus(error, fmt::format("GPU {} ({}), {} [{}, {}]", facts_.ordinal, facts_.name,
+                                            op, rows, width));
+  }
+
+  struct Recorded {
+    cudaGraphExec_t graph = nullptr;
+    uint32_t to_host = 0;  // hand-overs of one run
+  };
+
+  void StartRecording(const Recorded& recorded) {
+    handed_to_host_ += recorded.to_host;
+    Done(cudaGraphLaunch(recorded.graph, stream_), "recorded_step", step_.tables().num_rows, 0);
+  }
+
+  // Large copies are the copy engine's, small ones go with the flag: after all others to the host,
+  // before all others to the device.
+  void CopyShared(std::span<const SharedCopy> copies, bool to_host) {
+    CHECK(copies.size() <= kMaxSharedCopies);
+    if (!status_.ok()) return;
+    const char* const op = to_host ? "copy_to_host" : "copy_to_device";
+    HandoverLaunch launch;
+    launch.state = handover_state_;
+    launch.flags = handover_flags_;
+    for (const SharedCopy& copy : copies) {
+      if (copy.bytes > kMappedCopyBytes) continue;
+      launch.copies[launch.num_copies++] = {to_host ? copy.buffer.device : copy.buffer.host,
+                                            to_host ? copy.buffer.host : copy.buffer.device,
+                                            static_cast<int64_t>(copy.bytes)};
+    }
+    if (!to_host) Done(TakeFromHost(launch, stream_), op, launch.num_copies, 0);
+    for (const SharedCopy& copy : copies) {
+      if (copy.bytes <= kMappedCopyBytes) continue;
+      Done(cudaMemcpyAsync(to_host ? copy.buffer.host : copy.buffer.device,
+                           to_host ? copy.buffer.device : copy.buffer.host, copy.bytes,
+                           to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, stream_),
+           op, 1, static_cast<int32_t>(copy.bytes));
+    }
+    if (to_host) Done(HandToHost(launch, stream_), op, launch.num_copies, 0);
+  }
+
+  // Through the staging buffers in turn, so that one is filled while the other travels. The host
+  // memory may go when this returns.
+  absl::Status QueueUpload(const void* host, size_t bytes, void* device) {
+    const auto* from = static_cast<const std::byte*>(host);
+    auto* to = static_cast<std::byte*>(device);
+    for (size_t at = 0; at < bytes; at += kStagingBytes) {
+      if (!status_.ok()) return status_;
+      const size_t some = std::min(kStagingBytes, bytes - at);
+      const int turn = staging_turn_;
+      staging_turn_ = 1 - staging_turn_;
+      Done(cudaEventSynchronize(staged_[turn]), "upload", 1, 0);
+      std::memcpy(staging_[turn], from + at, some);
+      Done(cudaMemcpyAsync(to + at, staging_[turn], some, cudaMemcpyHostToDevice, stream_),
+           "upload", 1, 0);
+      Done(cudaEventRecord(staged_[turn], stream_), "upload", 1, 0);
+    }
+    return status_;
+  }
+
+  const DeviceFacts facts_;
+  DeviceMemory memory_;
+  cudaStream_t stream_ = nullptr;
+  std::byte* staging_[2] = {};  // pinned
+  cudaEvent_t staged_[2] = {};
+  int staging_turn_ = 0;
+  StepUpload step_;
+  float* partials_ = nullptr;
+  int64_t partial_capacity_ = 0;             // pages
+  HandoverState* handover_state_ = nullptr;  // device
+  HandoverFlags* handover_flags_ = nullptr;  // pinned
+  uint32_t handed_to_host_ = 0;              // queued CopyToHost, and those waited for
+  uint32_t awaited_ = 0;
+  uint32_t released_ = 0;
+  bool recording_ = false;
+  uint32_t recorded_to_host_ = 0;
+  int32_t recorded_partials_ = 0;
+  std::tuple<int32_t, int32_t, int32_t> recorded_shape_;  // rows, tiles, pages
+  std::map<std::tuple<int32_t, int32_t, int32_t>, Recorded> recordings_;
+  absl::Status status_;  // the first fault, kept
+  const char* last_op_ = "nothing";
+  int32_t last_rows_ = 0;
+  int32_t last_width_ = 0;
+};
+
+}  // namespace
+}  // namespace cuda
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options) {
+  ASSIGN_OR_RETURN(cuda::DeviceFacts facts, cuda::OpenDevice(options.device));
+  auto backend = std::make_unique<cuda::CudaBackend>(std::move(facts), options);
+  RETURN_IF_ERROR(backend->Open());
+  return backend;
+}
+
+bool CudaDevicePresent() { return cuda::HasDevice(); }
+
+}  // namespace banyan::trunk

@@ -1,0 +1,71 @@
+#include "services/trunk/ops/cuda/device_memory.h"
+
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "services/trunk/ops/cuda/cuda_status.h"
+
+namespace banyan::trunk::cuda {
+namespace {
+
+constexpr size_t kAlignment = 256;
+constexpr size_t kBlockBytes = size_t{2} << 20;  // what the driver hands out at the least
+
+size_t Rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+}  // namespace
+
+DeviceMemory::~DeviceMemory() {
+  for (void* block : blocks_) cudaFree(block);
+  for (void* block : pinned_) cudaFreeHost(block);
+}
+
+absl::StatusOr<std::byte*> DeviceMemory::NewBlock(size_t bytes) {
+  if (budget_bytes_ != 0 && allocated_bytes_ + bytes > budget_bytes_) {
+    return StatusF(absl::StatusCode::kResourceExhausted,
+                   "GPU memory: {} bytes wanted beyond {} in use, the budget is {}", bytes,
+                   allocated_bytes_, budget_bytes_);
+  }
+  void* block = nullptr;
+  if (cudaError_t error = cudaMalloc(&block, bytes); error != cudaSuccess) {
+    cudaGetLastError();  // not sticky: the device is well, only full
+    size_t free = 0;
+    size_t total = 0;
+    cudaMemGetInfo(&free, &total);
+    return CudaStatus(
+        error, fmt::format("GPU memory: {} bytes wanted, {} of {} free, {} in use by us", bytes,
+                           free, total, allocated_bytes_));
+  }
+  blocks_.push_back(block);
+  allocated_bytes_ += bytes;
+  RETURN_IF_ERROR(CudaStatus(cudaMemset(block, 0, bytes), "cudaMemset"));
+  return static_cast<std::byte*>(block);
+}
+
+absl::StatusOr<std::byte*> DeviceMemory::Allocate(size_t bytes) {
+  bytes = Rounded(bytes);
+  if (bytes >= kBlockBytes) return NewBlock(bytes);
+  if (bytes > left_) {
+    ASSIGN_OR_RETURN(next_, NewBlock(kBlockBytes));
+    left_ = kBlockBytes;
+  }
+  std::byte* const memory = next_;
+  next_ += bytes;
+  left_ -= bytes;
+  return memory;
+}
+
+absl::StatusOr<std::byte*> DeviceMemory::AllocatePinned(size_t bytes) {
+  bytes = Rounded(bytes);
+  void* block = nullptr;
+  RETURN_IF_ERROR(CudaStatus(cudaHostAlloc(&block, bytes, cudaHostAllocMapped),
+                             fmt::format("pinned host memory: {} bytes wanted", bytes)));
+  pinned_.push_back(block);
+  std::memset(block, 0, bytes);
+  return static_cast<std::byte*>(block);
+}
+
+}  // namespace banyan::trunk::cuda

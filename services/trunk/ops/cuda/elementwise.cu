@@ -1,0 +1,116 @@
+#include <algorithm>
+
+#include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/elementwise.h"
+#include "services/trunk/ops/cuda/launch.cuh"
+
+namespace banyan::trunk::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+unsigned Ctas(int64_t count) {
+  // A grid-stride loop beyond that: enough CTAs to fill any device.
+  return static_cast<unsigned>(std::min<int64_t>((count + kThreads - 1) / kThreads, 4096));
+}
+
+#define BANYAN_GRID_STRIDE(i, count)                             \
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, \
+               step = int64_t{gridDim.x} * kThreads;             \
+       i < (count); i += step)
+
+template <bool kBf16>
+__global__ void __launch_bounds__(kThreads)
+    EmbedKernel(const void* table, int32_t n, const int32_t* token_ids, int64_t count, float* out) {
+  BeginKernel();
+  BANYAN_GRID_STRIDE(i, count) {
+    const int64_t row = i / n;
+    const int64_t at = int64_t{token_ids[row]} * n + i % n;
+    out[i] = kBf16 ? Bf16ToFloat(static_cast<const uint16_t*>(table)[at])
+                   : static_cast<const float*>(table)[at];
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    SwigluKernel(int64_t count, const float* gate, const float* up, float* out) {
+  BeginKernel();
+  BANYAN_GRID_STRIDE(i, count) { out[i] = Silu(gate[i]) * up[i]; }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    CombineKernel(int64_t count, int32_t n, const float* routed, const float* shared,
+                  const float* gate_logit, float* hidden) {
+  BeginKernel();
+  BANYAN_GRID_STRIDE(i, count) {
+    hidden[i] += fmaf(Sigmoid(gate_logit[i / n]), shared[i], routed[i]);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    AddKernel(int64_t count, const float* addend, float* hidden) {
+  BeginKernel();
+  BANYAN_GRID_STRIDE(i, count) { hidden[i] += addend[i]; }
+}
+
+constexpr int kGatheredRows = 256;  // of one launch: they travel as its argument
+struct RowList {
+  int32_t rows[kGatheredRows];
+};
+
+__global__ void __launch_bounds__(kThreads)
+    GatherKernel(const __grid_constant__ RowList list, int64_t count, int32_t n, const float* x,
+                 float* out) {
+  BeginKernel();
+  BANYAN_GRID_STRIDE(i, count) { out[i] = x[int64_t{list.rows[i / n]} * n + i % n]; }
+}
+
+}  // namespace
+
+cudaError_t Embed(const void* table, bool bf16, int32_t n, const int32_t* token_ids,
+                  int32_t num_rows, float* out, cudaStream_t stream) {
+  const int64_t count = int64_t{num_rows} * n;
+  if (count == 0) return cudaSuccess;
+  if (bf16) {
+    Launch(EmbedKernel<true>, Ctas(count), kThreads, 0, stream, table, n, token_ids, count, out);
+  } else {
+    Launch(EmbedKernel<false>, Ctas(count), kThreads, 0, stream, table, n, token_ids, count, out);
+  }
+  return cudaPeekAtLastError();
+}
+
+cudaError_t Swiglu(int64_t count, const float* gate, const float* up, float* out,
+                   cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  Launch(SwigluKernel, Ctas(count), kThreads, 0, stream, count, gate, up, out);
+  return cudaPeekAtLastError();
+}
+
+cudaError_t MoeCombine(int32_t num_rows, int32_t n, const float* routed, const float* shared,
+                       const float* gate_logit, float* hidden, cudaStream_t stream) {
+  const int64_t count = int64_t{num_rows} * n;
+  if (count == 0) return cudaSuccess;
+  Launch(CombineKernel, Ctas(count), kThreads, 0, stream, count, n, routed, shared, gate_logit,
+         hidden);
+  return cudaPeekAtLastError();
+}
+
+cudaError_t AddRows(int64_t count, const float* addend, float* hidden, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  Launch(AddKernel, Ctas(count), kThreads, 0, stream, count, addend, hidden);
+  return cudaPeekAtLastError();
+}
+
+cudaError_t GatherRows(const int32_t* rows, int32_t num_rows, int32_t n, const float* x, float* out,
+                       cudaStream_t stream) {
+  for (int32_t first = 0; first < num_rows; first += kGatheredRows) {
+    const int32_t some = std::min(num_rows - first, kGatheredRows);
+    RowList list = {};
+    std::copy_n(rows + first, some, list.rows);
+    const int64_t count = int64_t{some} * n;
+    Launch(GatherKernel, Ctas(count), kThreads, 0, stream, list, count, n, x,
+           out + int64_t{first} * n);
+  }
+  return cudaPeekAtLastError();
+}
+
+}  // namespace banyan::trunk::cuda

@@ -1,0 +1,79 @@
+#include <algorithm>
+
+#include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/handover.h"
+#include "services/trunk/ops/cuda/launch.cuh"
+
+namespace banyan::trunk::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kPiecesPerThread = 4;  // 16 bytes each
+
+__device__ __forceinline__ void CopyPieces(const Copy& copy) {
+  const auto* from = static_cast<const uint4*>(copy.from);
+  auto* to = static_cast<uint4*>(copy.to);
+  const int64_t pieces = (copy.bytes + 15) / 16;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < pieces;
+       i += int64_t{gridDim.x} * kThreads) {
+    to[i] = __ldcv(from + i);  // never a copy that a cache kept of host memory
+  }
+}
+
+// Whether the calling CTA is the last one of the launch to come here. One thread asks.
+__device__ __forceinline__ bool IsLastCta(HandoverState* state) {
+  const unsigned ctas = gridDim.x * gridDim.y;
+  if (atomicAdd(&state->ctas_done, 1) + 1 != ctas) return false;
+  state->ctas_done = 0;
+  return true;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    HandToHostKernel(const __grid_constant__ HandoverLaunch args) {
+  BeginKernel();
+  if (args.num_copies > 0) CopyPieces(args.copies[blockIdx.y]);
+  __threadfence_system();
+  __syncthreads();
+  if (threadIdx.x != 0 || !IsLastCta(args.state)) return;
+  __threadfence_system();
+  args.flags->to_host = ++args.state->to_host;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    TakeFromHostKernel(const __grid_constant__ HandoverLaunch args) {
+  BeginKernel();
+  if (threadIdx.x == 0) {
+    const uint32_t wanted = args.state->to_device + 1;
+    while (static_cast<int32_t>(args.flags->to_device - wanted) < 0) __nanosleep(50);
+    __threadfence_system();
+  }
+  __syncthreads();
+  if (args.num_copies > 0) CopyPieces(args.copies[blockIdx.y]);
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  __threadfence();
+  if (IsLastCta(args.state)) ++args.state->to_device;
+}
+
+dim3 Grid(const HandoverLaunch& args) {
+  int64_t most = 0;
+  for (int i = 0; i < args.num_copies; ++i) most = std::max(most, args.copies[i].bytes);
+  const int64_t ctas =
+      (most + kThreads * kPiecesPerThread * 16 - 1) / (kThreads * kPiecesPerThread * 16);
+  return dim3(static_cast<unsigned>(std::clamp<int64_t>(ctas, 1, 64)),
+              static_cast<unsigned>(std::max(1, args.num_copies)));
+}
+
+}  // namespace
+
+cudaError_t HandToHost(const HandoverLaunch& args, cudaStream_t stream) {
+  Launch(HandToHostKernel, Grid(args), kThreads, 0, stream, args);
+  return cudaPeekAtLastError();
+}
+
+cudaError_t TakeFromHost(const HandoverLaunch& args, cudaStream_t stream) {
+  Launch(TakeFromHostKernel, Grid(args), kThreads, 0, stream, args);
+  return cudaPeekAtLastError();
+}
+
+}  // namespace banyan::trunk::cuda

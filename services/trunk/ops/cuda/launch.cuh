@@ -1,0 +1,73 @@
+// How our kernels are launched: most may start while the one before it is still running (compute
+// capability 9.0 on), waits before it touches anything that another kernel wrote, and lets the next
+// one start at once. Waits are transitive, since every kernel waits. What does not depend on other
+// kernels, above all weights on their way to the processors, need not wait.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace banyan::trunk::cuda {
+
+// The first statement of kernels that Launch starts.
+__device__ __forceinline__ void LetNextStart() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Before the first access to memory that other kernels or copies write.
+__device__ __forceinline__ void AwaitOthers() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Both, for kernels with nothing to do before.
+__device__ __forceinline__ void BeginKernel() {
+  LetNextStart();
+  AwaitOthers();
+}
+
+inline bool OverlapAllowed() {
+  static const bool allowed = [] {
+    int device = 0;
+    int major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major >= 9;
+  }();
+  return allowed;
+}
+
+// A launch that starts when all before it has ended, for kernels that run long: their CTAs then
+// spread over the whole device instead of filling what the kernel before leaves (delta_net_prefill
+// took a third longer so, H200). Such kernels need not begin with either of the above.
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchAlone(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                        cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                   cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = OverlapAllowed() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+}  // namespace banyan::trunk::cuda

@@ -1,0 +1,55 @@
+// Brings a step's plan to the device: packed into pinned memory, two buffers in turn, and one copy.
+// On the device, the tables of steps of the same numbers of rows, segments and tiles lie in the
+// same places.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "services/trunk/ops/cuda/device_memory.h"
+#include "services/trunk/ops/cuda/paged_attention.h"
+#include "services/trunk/ops/cuda/step_tables.h"
+#include "services/trunk/ops/ops.h"
+
+namespace banyan::trunk::cuda {
+
+class StepUpload {
+ public:
+  StepUpload() = default;
+  ~StepUpload();
+  StepUpload(const StepUpload&) = delete;
+  StepUpload& operator=(const StepUpload&) = delete;
+
+  static size_t DeviceBytes(const OpLimits& limits);
+  absl::Status Reserve(const OpLimits& limits, DeviceMemory* memory);
+
+  // Fills tables() and queues the copy. The plan's arrays may go after that.
+  cudaError_t Begin(const StepPlan& plan, cudaStream_t stream);
+
+  const StepTables& tables() const { return tables_; }
+  int32_t num_partials() const { return num_partials_; }  // pages of all tiles
+  // Of the step's attention tiles; host side of tables().tiles.
+  const std::vector<AttentionTile>& tiles() const { return tiles_; }
+
+ private:
+  static constexpr int kBuffers = 2;
+
+  static size_t Bytes(const OpLimits& limits);
+  void CutTiles(const StepPlan& plan);
+
+  size_t bytes_ = 0;  // of one buffer
+  int32_t group_ = 0;
+  std::byte* host_[kBuffers] = {};
+  std::byte* device_ = nullptr;
+  cudaEvent_t copied_[kBuffers] = {};
+  int turn_ = 0;
+  int32_t num_partials_ = 0;
+  StepTables tables_;
+  std::vector<AttentionTile> tiles_;
+};
+
+}  // namespace banyan::trunk::cuda

@@ -1,0 +1,544 @@
+// The CUDA backend at the full model's geometry beside what this card can do at best: bytes per
+// second of a device-to-device copy (read and written), measured at start.
+//
+//   cuda_bench [ops] [step] [--directory=DIR]
+//     ops    each operation: microseconds, GB/s of what must be read and written, share of the
+//     copy's step   the whole trunk with experts that answer at once with zeros: milliseconds a
+//     decode step by
+//            batch and context, and prefill. Writes 4.7 GB of random weights to DIR (/dev/shm) and
+//            removes them.
+// Times are medians of repetitions, each many calls queued together; weights go round a set larger
+// than the second-level cache.
+#include <cuda_runtime_api.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/base/check.h"
+#include "common/config/model_config.h"
+#include "common/config/tensor_inventory.h"
+#include "common/io/checkpoint.h"
+#include "services/trunk/model/decoder.h"
+#include "services/trunk/model/weights.h"
+#include "services/trunk/ops/cuda/cuda_backend.h"
+#include "services/trunk/ops/cuda/device.h"
+
+namespace banyan::trunk {
+namespace {
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void CheckOk(const absl::Status& status) {
+  if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  CHECK(status.ok());
+}
+
+template <typename T>
+T ValueOf(absl::StatusOr<T> value) {
+  CheckOk(value.status());
+  return *std::move(value);
+}
+
+double copy_gbps = 0;
+
+double MeasureCopy() {
+  constexpr size_t kBytes = size_t{1} << 30;
+  void* from = nullptr;
+  void* to = nullptr;
+  CHECK(cudaMalloc(&from, kBytes) == cudaSuccess && cudaMalloc(&to, kBytes) == cudaSuccess);
+  double best = 0;
+  for (int i = 0; i < 8; ++i) {
+    const double start = Now();
+    for (int j = 0; j < 8; ++j)
+      cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice, nullptr);
+    CHECK(cudaDeviceSynchronize() == cudaSuccess);
+    best = std::max(best, 8 * 2.0 * kBytes / (Now() - start) * 1e-9);
+  }
+  cudaFree(from);
+  cudaFree(to);
+  return best;
+}
+
+// Seconds of one call of `body`, which queues work.
+double MedianSeconds(Backend* backend, int calls, const std::function<void(int)>& body) {
+  std::vector<double> times;
+  for (int repetition = 0; repetition < 7; ++repetition) {
+    CheckOk(backend->Synchronize());
+    const double start = Now();
+    for (int i = 0; i < calls; ++i) body(i);
+    CheckOk(backend->Synchronize());
+    if (repetition > 0) times.push_back((Now() - start) / calls);
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+void Report(const char* name, const std::string& shape, double seconds, double bytes,
+            double flops) {
+  std::printf("%-22s %-26s %9.1f us %8.0f GB/s %5.1f %% of copy %8.1f TFLOP/s\n", name,
+              shape.c_str(), seconds * 1e6, bytes / seconds * 1e-9,
+              bytes / seconds * 1e-9 / copy_gbps * 100, flops / seconds * 1e-12);
+  std::fflush(stdout);
+}
+
+class Ops {
+ public:
+  Ops() : backend_(ValueOf(CreateCudaBackend({}))) {
+    CheckOk(backend_->Reserve({.max_rows = 4096,
+                               .max_segments = 32,
+                               .max_position = 40000,
+                               .num_experts = 512,
+                               .attention = kAttention,
+                               .delta_net = kDeltaNet}));
+  }
+
+  void Run() {
+    Linears();
+    DeltaNets();
+    Attentions();
+    Small();
+  }
+
+ private:
+  static constexpr AttentionShape kAttention = {
+      .num_heads = 16, .num_kv_heads = 2, .head_dim = 256, .rotary_dim = 64, .eps = 1e-6f};
+  static constexpr DeltaNetShape kDeltaNet = {.num_key_heads = 16,
+                                              .num_value_heads = 32,
+                                              .key_head_dim = 128,
+                                              .value_head_dim = 128,
+                                              .conv_taps = 4,
+                                              .eps = 1e-6f};
+
+  float* Floats(int64_t count, float scale = 0.1f) {
+    std::vector<float> block(static_cast<size_t>(std::min<int64_t>(count, 1 << 20)));
+    std::normal_distribution<float> normal(0, scale);
+    for (float& value : block) value = normal(random_);
+    auto* const to = reinterpret_cast<float*>(
+        ValueOf(backend_->AllocateDevice(static_cast<size_t>(count) * sizeof(float))));
+    for (int64_t at = 0; at < count; at += static_cast<int64_t>(block.size())) {
+      const auto some = std::min<int64_t>(static_cast<int64_t>(block.size()), count - at);
+      CheckOk(backend_->Upload(block.data(), static_cast<size_t>(some) * sizeof(float), to + at));
+    }
+    return to;
+  }
+
+  void Linears() {
+    constexpr int64_t kPoolValues = 160 << 20;  // 320 MB of bf16
+    auto* const pool = reinterpret_cast<std::byte*>(Floats(kPoolValues / 2));
+    // As bf16, pairs of these are an odd but finite mixture.
+    float* const x = Floats(int64_t{2048} * 4096);
+    float* const y = Floats(int64_t{2048} * 12352);
+    struct Call {
+      const char* name;
+      std::vector<int32_t> n;
+      int32_t k;
+    };
+    const Call calls[] = {{"qkvz + ba", {12288, 64}, 2048},
+                          {"delta out / o_proj", {2048}, 4096},
+                          {"q + k + v", {8192, 512, 512}, 2048},
+                          {"router + shared gate", {512, 1}, 2048},
+                          {"shared gate + up", {512, 512}, 2048},
+                          {"shared down", {2048}, 512},
+                          {"lm_head", {151936}, 2048}};
+    for (const Call& call : calls) {
+      int64_t outputs = 0;
+      for (int32_t n : call.n) outputs += n;
+      const int64_t values = outputs * call.k;
+      const int copies = static_cast<int>(std::max<int64_t>(1, kPoolValues / values));
+      for (int32_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048}) {
+        if (outputs > 100000 && rows > 32) continue;
+        const int count = std::max(3, rows > 64 ? 6 : 40);
+        const double seconds = MedianSeconds(backend_.get(), count, [&](int i) {
+          std::vector<Matrix> matrices;
+          std::vector<LinearArgs> args;
+          const std::byte* w = pool + (outputs > 100000 ? 0 : i % copies) * values * 2;
+          float* out = y;
+          for (int32_t n : call.n) {
+            matrices.push_back({DType::kBF16, n, call.k, w});
+            w += int64_t{n} * call.k * 2;
+          }
+          for (const Matrix& m : matrices) {
+            args.push_back({.x = x, .w = &m, .y = out});
+            out += (int64_t{rows} * m.rows + 15) / 16 * 16;
+          }
+          backend_->Linear(rows, args);
+        });
+        const double bytes =
+            2.0 * static_cast<double>(values) + 4.0 * rows * static_cast<double>(outputs + call.k);
+        Report(call.name, std::to_string(rows) + " rows", seconds, bytes,
+               2.0 * rows * static_cast<double>(values));
+      }
+    }
+  }
+
+  struct Plan {
+    std::vector<PlanSegment> segments;
+    std::vector<int32_t> token_ids, positions, page_ids;
+    std::vector<float> cos, sin;
+    StepPlan plan;
+  };
+
+  static void MakePlan(int32_t sequences, int32_t rows, int32_t context, bool chunked, Plan* p) {
+    int32_t next_page = 0;
+    for (int32_t s = 0; s < sequences; ++s) {
+      p->segments.push_back({.first_row = s * rows,
+                             .num_rows = rows,
+                             .first_position = context,
+                             .slot = s,
+                             .first_page = static_cast<int32_t>(p->page_ids.size()),
+                             .chunked = chunked});
+      for (int32_t i = 0; i * kOpsPageTokens < context + rows; ++i) {
+        p->page_ids.push_back(next_page++ % 1024);
+      }
+      for (int32_t r = 0; r < rows; ++r) {
+        p->token_ids.push_back(r);
+        p->positions.push_back(context + r);
+        p->cos.insert(p->cos.end(), 32, 0.8f);
+        p->sin.insert(p->sin.end(), 32, 0.6f);
+      }
+    }
+    p->plan = {.num_rows = sequences * rows,
+               .segments = p->segments,
+               .token_ids = p->token_ids,
+               .positions = p->positions,
+               .page_ids = p->page_ids,
+               .rope_cos = p->cos,
+               .rope_sin = p->sin};
+  }
+
+  void DeltaNets() {
+    constexpr int64_t kRows = 4096;
+    float* const qkvz = Floats(kRows * kDeltaNet.qkvz_dim());
+    float* const ba = Floats(kRows * 64);
+    float* const weight = Floats(4 * 8192);
+    float* const rate = Floats(32);
+    float* const norm = Floats(128);
+    float* const conv = Floats(32 * kDeltaNet.conv_state_floats());
+    float* const states = Floats(32 * 6 * kDeltaNet.state_floats());  // six layers in turn
+    float* const qkv = Floats(kRows * 8192);
+    float* const gates = Floats(kRows * 64);
+    float* const out = Floats(kRows * 4096);
+    const auto run = [&](const char* name, int32_t sequences, int32_t rows, bool chunked) {
+      Plan plan;
+      MakePlan(sequences, rows, 64, chunked, &plan);
+      backend_->BeginStep(plan.plan);
+      const double total = static_cast<double>(sequences) * rows;
+      const CausalConvArgs conv_args = {.shape = kDeltaNet,
+                                        .qkvz = qkvz,
+                                        .ba = ba,
+                                        .weight = weight,
+                                        .neg_decay_rate = rate,
+                                        .dt_bias = rate,
+                                        .conv_states = conv,
+                                        .qkv = qkv,
+                                        .log_decay = gates,
+                                        .beta = gates + kRows * 32};
+      const int calls = rows > 1 ? 8 : 60;
+      double seconds =
+          MedianSeconds(backend_.get(), calls, [&](int) { backend_->CausalConv(conv_args); });
+      Report("causal_conv", std::to_string(sequences) + " x " + std::to_string(rows), seconds,
+             4 * total * 2 * 8192, 0);
+      seconds = MedianSeconds(backend_.get(), calls, [&](int i) {
+        backend_->DeltaNet({.shape = kDeltaNet,
+                            .qkv = qkv,
+                            .qkvz = qkvz,
+                            .log_decay = gates,
+                            .beta = gates + kRows * 32,
+                            .norm_weight = norm,
+                            .states = states + i % 6 * 32 * kDeltaNet.state_floats(),
+                            .out = out});
+      });
+      const double state_bytes =
+          2.0 * 4 * sequences * static_cast<double>(kDeltaNet.state_floats());
+      // Chunked: 4.8 million multiply-adds a chunk and head.
+      Report(name, std::to_string(sequences) + " x " + std::to_string(rows), seconds,
+             state_bytes + 4 * total * (8192 + 2 * 4096),
+             chunked ? total / 64 * 32 * 2 * 4.8e6 : total * 32 * 128 * 128 * 8);
+    };
+    for (int32_t sequences : {1, 4, 16, 32}) run("delta_net decode", sequences, 1, false);
+    for (int32_t rows : {64, 512, 2048}) run("delta_net prefill", 1, rows, true);
+    run("delta_net prefill", 4, 512, true);
+  }
+
+  void Attentions() {
+    constexpr int64_t kRows = 2048;
+    float* const q = Floats(kRows * 8192);
+    float* const k = Floats(kRows * 512);
+    float* const v = Floats(kRows * 512);
+    float* const norm = Floats(256);
+    float* const keys = Floats(int64_t{1024} * 2 * 256 * 64);
+    float* const values = Floats(int64_t{1024} * 2 * 256 * 64);
+    float* const out = Floats(kRows * 4096);
+    const AttentionArgs args = {.shape = kAttention,
+                                .q_gate = q,
+                                .k = k,
+                                .v = v,
+                                .q_norm = norm,
+                                .k_norm = norm,
+                                .key_pages = keys,
+                                .value_pages = values,
+                                .out = out};
+    struct Case {
+      int32_t sequences, rows, context;
+    };
+    for (const Case c : {Case{1, 1, 127},
+                         {1, 1, 1023},
+                         {1, 1, 8191},
+                         {1, 1, 32767},
+                         {16, 1, 1023},
+                         {16, 1, 4095},
+                         {1, 64, 1024},
+                         {1, 512, 0},
+                         {1, 2048, 0},
+                         {1, 2048, 30720}}) {
+      Plan plan;
+      MakePlan(c.sequences, c.rows, c.context, false, &plan);
+      backend_->BeginStep(plan.plan);
+      const std::string shape = std::to_string(c.sequences) + " x " + std::to_string(c.rows) +
+                                " at " + std::to_string(c.context);
+      const int calls = c.rows > 1 ? 4 : 30;
+      const double prepare =
+          MedianSeconds(backend_.get(), calls, [&](int) { backend_->PrepareAttention(args); });
+      Report("prepare_attention", shape, prepare, 4.0 * c.sequences * c.rows * 9216, 0);
+      const double seconds =
+          MedianSeconds(backend_.get(), calls, [&](int) { backend_->PagedAttention(args); });
+      const double keys_read = static_cast<double>(c.sequences) * (c.context + c.rows);
+      Report("paged_attention", shape, seconds,
+             4.0 * keys_read * 1024 + 4.0 * c.sequences * c.rows * 12288,
+             4.0 * 16 * 256 * c.sequences * c.rows * (c.context + c.rows / 2.0));
+    }
+  }
+
+  void Small() {
+    constexpr int64_t kRows = 2048;
+    float* const a = Floats(kRows * 2048);
+    float* const b = Floats(kRows * 2048);
+    float* const c = Floats(kRows * 2048);
+    float* const ids = Floats(kRows * 16);
+    const SharedBuffer shared = ValueOf(backend_->AllocateShared(kRows * 2048 * 4));
+    for (int32_t rows : {1, 16, 2048}) {
+      const double n = 4.0 * rows * 2048;
+      const auto run = [&](const char* name, double bytes, const std::function<void()>& body) {
+        Report(name, std::to_string(rows) + " rows",
+               MedianSeconds(backend_.get(), 60, [&](int) { body(); }), bytes, 0);
+      };
+      run("rms_norm + add", 4 * n, [&] { backend_->RmsNorm(rows, 2048, 1e-6f, a, b, c, c); });
+      run("router_topk", n / 4, [&] {
+        backend_->RouterTopK(rows, 512, 10, true, a, reinterpret_cast<uint16_t*>(ids), b);
+      });
+      run("swiglu", n * 3 / 4, [&] { backend_->Swiglu(rows, 512, a, b, c); });
+      run("moe_combine", 4 * n, [&] { backend_->MoeCombine(rows, 2048, a, b, ids, c); });
+      const SharedCopy copies[] = {{shared, static_cast<size_t>(n)}};
+      run("copy_to_host", n, [&] { backend_->CopyToHost(copies); });
+      run("copy_to_device", n, [&] {
+        backend_->ReleaseToDevice();
+        backend_->CopyToDevice(copies);
+      });
+      run("copy_to_host + wait", n, [&] {
+        backend_->CopyToHost(copies);
+        CheckOk(backend_->AwaitHost());
+      });
+    }
+  }
+
+  std::unique_ptr<Backend> backend_;
+  std::mt19937 random_{1};
+};
+
+// Experts that know nothing and answer at once.
+class ZeroExperts : public ExpertTransport {
+ public:
+  absl::Status Dispatch(const Batch&) override { return absl::OkStatus(); }
+  absl::Status Combine(float*) override { return absl::OkStatus(); }
+  absl::Status Ready() const override { return absl::OkStatus(); }
+  absl::Status WaitReady(absl::Time) override { return absl::OkStatus(); }
+};
+
+constexpr const char* kConfig = R"({
+  "architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "dtype": "bfloat16",
+  "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 48, "intermediate_size": 5120,
+  "hidden_act": "silu", "rms_norm_eps": 1e-6, "num_attention_heads": 16, "num_key_value_heads": 2,
+  "head_dim": 256, "partial_rotary_factor": 0.25, "rope_theta": 10000000,
+  "max_position_embeddings": 262144, "full_attention_interval": 4, "linear_num_key_heads": 16,
+  "linear_num_value_heads": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+  "linear_conv_kernel_dim": 4, "num_experts": 512, "num_experts_per_tok": 10,
+  "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "norm_topk_prob": true,
+  "decoder_sparse_step": 1, "mlp_only_layers": [], "tie_word_embeddings": false,
+  "eos_token_id": 151645
+})";
+
+// A checkpoint of the trunk's tensors alone, bf16: small random values.
+void WriteTrunk(const std::string& directory, const ModelConfig& config) {
+  std::string header = "{";
+  uint64_t end = 0;
+  for (const TensorSpec& spec : TrunkTensors(config)) {
+    const uint64_t bytes = static_cast<uint64_t>(spec.shape.num_elements()) * 2;
+    header += "\"" + spec.name + "\":{\"dtype\":\"BF16\",\"shape\":" + spec.shape.ToString() +
+              ",\"data_offsets\":[" + std::to_string(end) + "," + std::to_string(end + bytes) +
+              "]},";
+    end += bytes;
+  }
+  header.back() = '}';
+  while (header.size() % 64 != 56) header += ' ';
+  const std::string path = directory + "/model.safetensors";
+  const int file = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
+  CHECK(file >= 0);
+  const uint64_t length = header.size();
+  CHECK(write(file, &length, 8) == 8);
+  CHECK(write(file, header.data(), header.size()) == static_cast<ssize_t>(header.size()));
+  std::vector<uint16_t> block(4 << 20);
+  std::mt19937 random(3);
+  for (uint16_t& value : block) {
+    // Sign, an exponent of 2^-8 to 2^-5, any mantissa.
+    value = static_cast<uint16_t>((random() & 0x8000u) | ((119 + random() % 4) << 7) |
+                                  (random() & 0x7fu));
+  }
+  for (uint64_t at = 0; at < end;) {
+    const uint64_t some = std::min<uint64_t>(block.size() * 2, end - at);
+    CHECK(write(file, block.data(), some) == static_cast<ssize_t>(some));
+    at += some;
+  }
+  close(file);
+}
+
+void Steps(const std::string& parent) {
+  const std::string directory = parent + "/banyan-cuda-bench-" + std::to_string(getpid());
+  std::filesystem::create_directory(directory);
+  std::ofstream(directory + "/config.json") << kConfig;
+  const ModelConfig config = ValueOf(LoadModelConfig(directory));
+  double start = Now();
+  WriteTrunk(directory, config);
+  std::printf("wrote the trunk in %.1f s\n", Now() - start);
+  {
+    constexpr int32_t kSequences = 16;
+    constexpr int32_t kContext = 32768;
+    const auto checkpoint = ValueOf(Checkpoint::Open(directory));
+    auto backend = ValueOf(CreateCudaBackend({}));
+    ZeroExperts experts;
+    size_t free_before = 0;
+    size_t free_after = 0;
+    size_t total = 0;
+    cudaMemGetInfo(&free_before, &total);
+    start = Now();
+    const auto decoder = ValueOf(Decoder::Create(config,
+                                                 {.max_rows = 2048,
+                                                  .num_slots = kSequences,
+                                                  .num_pages = 1024,
+                                                  .max_logits_rows = kSequences,
+                                                  .max_context_tokens = kContext},
+                                                 *checkpoint, backend.get(), &experts));
+    const double load = Now() - start;
+    cudaMemGetInfo(&free_after, &total);
+    const auto weights = static_cast<double>(TrunkWeightBytes(config, DType::kBF16));
+    std::printf("loaded %.2f GB in %.2f s: %.1f GB/s; %.2f GB of VRAM\n", weights * 1e-9, load,
+                weights / load * 1e-9, static_cast<double>(free_before - free_after) * 1e-9);
+    const double read = weights - 151936.0 * 2048 * 2;  // all but the embedding
+    const auto run = [&](const char* name, int32_t sequences, int32_t rows, int32_t context) {
+      std::vector<int32_t> tokens(static_cast<size_t>(sequences * rows)), wanted;
+      for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 37 % 151936);
+      std::vector<std::vector<int32_t>> pages;
+      std::vector<StepSegment> segments;
+      int32_t next = 0;
+      for (int32_t s = 0; s < sequences; ++s) {
+        pages.emplace_back();
+        for (int32_t p = 0; p * kPageTokens < context + rows; ++p) {
+          pages.back().push_back(next++ % 1024);
+        }
+      }
+      for (int32_t s = 0; s < sequences; ++s) {
+        segments.push_back({.first_row = s * rows,
+                            .num_rows = rows,
+                            .first_position = context,
+                            .slot = s,
+                            .pages = pages[static_cast<size_t>(s)],
+                            .chunked = rows > 1});
+        wanted.push_back((s + 1) * rows - 1);
+      }
+      std::vector<float> logits(wanted.size() * 151936);
+      std::vector<double> times;
+      std::vector<double> heads;
+      for (int i = 0; i < (rows > 1 ? 5 : 25); ++i) {
+        const double begin = Now();
+        CheckOk(decoder->Forward({.step_id = i, .token_ids = tokens, .segments = segments}));
+        const double middle = Now();
+        CheckOk(decoder->ComputeLogits(wanted, logits));
+        times.push_back(Now() - begin);
+        heads.push_back(Now() - middle);
+      }
+      std::sort(times.begin(), times.end());
+      std::sort(heads.begin(), heads.end());
+      const double seconds = times[times.size() / 2];
+      std::printf(
+          "%-8s %2d x %4d at %5d: %8.3f ms a step (%.3f of it logits), %8.0f tokens/s, "
+          "weights %5.0f GB/s\n",
+          name, sequences, rows, context, seconds * 1e3, heads[heads.size() / 2] * 1e3,
+          sequences * rows / seconds, read / seconds * 1e-9);
+      std::fflush(stdout);
+    };
+    for (int32_t sequences : {1, 2, 4, 8, 16}) run("decode", sequences, 1, 128);
+    run("decode", 1, 1, 8191);
+    run("decode", 1, 1, 32767);
+    run("decode", 16, 1, 4095);
+    run("prefill", 1, 64, 0);
+    run("prefill", 1, 512, 0);
+    run("prefill", 1, 2048, 0);
+    run("prefill", 1, 2048, 30720);
+    cudaMemGetInfo(&free_after, &total);
+    std::printf("VRAM after all steps: %.2f GB\n",
+                static_cast<double>(free_before - free_after) * 1e-9);
+  }
+  std::filesystem::remove_all(directory);
+}
+
+int Main(int argc, char** argv) {
+  bool ops = false;
+  bool step = false;
+  std::string directory = "/dev/shm";
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view arg = argv[i];
+    if (arg == "ops") {
+      ops = true;
+    } else if (arg == "step") {
+      step = true;
+    } else if (arg.rfind("--directory=", 0) == 0) {
+      directory = arg.substr(std::strlen("--directory="));
+    } else {
+      std::fprintf(stderr, "cuda_bench: unknown argument %s\n", argv[i]);
+      return 2;
+    }
+  }
+  const absl::StatusOr<cuda::DeviceFacts> facts = cuda::OpenDevice(0);
+  if (!facts.ok()) {
+    std::fprintf(stderr, "%s\n", facts.status().ToString().c_str());
+    return 2;
+  }
+  copy_gbps = MeasureCopy();
+  std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
+              facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
+              copy_gbps);
+  if (ops || !step) Ops().Run();
+  if (step || !ops) Steps(directory);
+  return 0;
+}
+
+}  // namespace
+}  // namespace banyan::trunk
+
+int main(int argc, char** argv) { return banyan::trunk::Main(argc, argv); }

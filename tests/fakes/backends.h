@@ -1,0 +1,24 @@
+// Backends by name, for tests that run on each: "scalar", "avx2", "avx512", and "cuda" where the
+// build and the machine have it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/parallel/worker_pool.h"
+#include "services/trunk/ops/ops.h"
+
+namespace banyan::test {
+
+std::vector<std::string> AvailableBackends();
+bool IsCpu(const std::string& name);
+
+// "auto" is the best CPU tier. `pool` outlives the backend; a GPU does without. Aborts with the
+// status.
+std::unique_ptr<trunk::Backend> MakeBackend(const std::string& name, WorkerPool* pool);
+
+// The same, computing on the test's own arrays whatever the device (host_array_backend.h).
+std::unique_ptr<trunk::Backend> MakeBackendOnHostArrays(const std::string& name, WorkerPool* pool);
+
+}  // namespace banyan::test

@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# All GPU tests and benchmarks in one go, from a bundle (bundle.sh) or from a build:
+#   run.sh [--log_dir DIR] [tests|golden|sanitizer|ops|step ...]     without a list: all of them
+# tests: operations against doubles and against the CPU; golden: the small models layer by layer, demo
+# model, exactness; sanitizer: memcheck and racecheck of some of these; ops, step: cuda_bench.
+# Ends with one line per part and exit code 1 if one failed.
+set -uo pipefail
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+if [[ -d $here/bin ]]; then
+  bin=$here/bin
+  export LD_LIBRARY_PATH=$here/lib
+  if [[ -z ${BANYAN_TEST_SOURCE_DIR:-} ]]; then
+    BANYAN_TEST_SOURCE_DIR=$(mktemp -d)
+    export BANYAN_TEST_SOURCE_DIR
+    trap 'rm -rf "$BANYAN_TEST_SOURCE_DIR"' EXIT
+    tar -C "$BANYAN_TEST_SOURCE_DIR" -xJf "$here/data.tar.xz"
+  fi
+else
+  bin=$here/../../build/release/bin
+fi
+
+log_dir=.
+if [[ ${1:-} == --log_dir ]]; then
+  log_dir=$2
+  shift 2
+fi
+parts=("$@")
+[[ ${#parts[@]} -gt 0 ]] || parts=(tests golden sanitizer ops step)
+
+summary=()
+failed=0
+# run NAME COMMAND...: output to a log, its end shown where it failed.
+run() {
+  local name=$1 begin=$SECONDS status=ok
+  shift
+  if ! "$@" >"$log_dir/$name.log" 2>&1; then
+    status=FAILED
+    failed=1
+    grep -E 'FAILED|Failure|CHECK|========= (Invalid|Error|Race|ERROR)' -A 8 "$log_dir/$name.log" |
+      head -n 80
+    tail -n 5 "$log_dir/$name.log"
+  fi
+  summary+=("$(printf '%-22s %-6s %4d s  %s' "$name" "$status" $((SECONDS - begin)) \
+    "$(grep -E '^\[  (PASSED|FAILED)  \] [0-9]+ test|ERROR SUMMARY|RACECHECK SUMMARY' \
+      "$log_dir/$name.log" | tail -n 2 | tr '\n' ' ')")")
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
+for part in "${parts[@]}"; do
+  case $part in
+    tests)
+      run trunk_ops_test "$bin/trunk_ops_test" --gtest_filter='*cuda*'
+      run cuda_ops_test "$bin/cuda_ops_test"
+      ;;
+    golden)
+      run golden_layers "$bin/golden_model_test" --gtest_filter='*LayersTest*cuda*'
+      BANYAN_TEST_BACKEND=cuda run golden_cuda "$bin/golden_model_test" \
+        --gtest_filter='-*LayersTest*'
+      ;;
+    sanitizer)
+      if ! command -v compute-sanitizer >/dev/null; then
+        summary+=("sanitizer              not run: no compute-sanitizer")
+        continue
+      fi
+      for tool in memcheck racecheck; do
+        run "sanitizer_$tool" timeout 300 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+          "$bin/trunk_ops_test" --gtest_filter='*AgreesWith*cuda:*Elementwise*cuda:*Router*cuda:*CutsOnTheGrid*cuda:*SeveralMatrices*cuda'
+      done
+      ;;
+    ops | step)
+      run "cuda_bench_$part" "$bin/cuda_bench" "$part"
+      cat "$log_dir/cuda_bench_$part.log"
+      ;;
+    *)
+      printf 'run.sh: %s: expected tests, golden, sanitizer, ops or step\n' "$part" >&2
+      exit 2
+      ;;
+  esac
+done
+printf '%s\n' "${summary[@]}"
+exit $failed

@@ -1,0 +1,403 @@
+// The GPU against the CPU at the full model's shapes: lengths around the sizes that kernels work
+// in, several sequences at once, slots and pages in no order. Both take the same arrays.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "common/parallel/topology.h"
+#include "common/parallel/worker_pool.h"
+#include "common/quant/bf16.h"
+#include "services/trunk/ops/cuda/cuda_backend.h"
+#include "tests/fakes/backends.h"
+
+namespace banyan::trunk {
+namespace {
+
+constexpr uint64_t kSeed = 20241125;
+constexpr double kEps = std::numeric_limits<float>::epsilon();
+constexpr double kSplitLoss = 0x1p-17;  // of one factor split in two bf16
+
+struct Sequence {
+  int32_t num_rows;
+  int32_t first_position;
+  bool chunked;
+};
+
+// A step of several sequences with slots and pages in random order.
+struct TestStep {
+  std::vector<PlanSegment> segments;
+  std::vector<int32_t> token_ids, positions, page_ids;
+  std::vector<float> cos, sin;
+  int32_t num_rows = 0;
+  int32_t num_slots = 0;
+  int32_t num_pages = 0;
+
+  StepPlan Plan() const {
+    return {.num_rows = num_rows,
+            .segments = segments,
+            .token_ids = token_ids,
+            .positions = positions,
+            .page_ids = page_ids,
+            .rope_cos = cos,
+            .rope_sin = sin};
+  }
+};
+
+TestStep MakeStep(const std::vector<Sequence>& sequences, int32_t rotary_dim,
+                  std::mt19937_64* random) {
+  TestStep step;
+  step.num_slots = static_cast<int32_t>(sequences.size()) + 3;
+  for (const Sequence& s : sequences) {
+    step.num_pages += (s.first_position + s.num_rows + kOpsPageTokens - 1) / kOpsPageTokens;
+  }
+  std::vector<int32_t> slots(static_cast<size_t>(step.num_slots));
+  std::vector<int32_t> pages(static_cast<size_t>(step.num_pages));
+  std::iota(slots.begin(), slots.end(), 0);
+  std::iota(pages.begin(), pages.end(), 0);
+  std::shuffle(slots.begin(), slots.end(), *random);
+  std::shuffle(pages.begin(), pages.end(), *random);
+  for (const Sequence& s : sequences) {
+    step.segments.push_back({.first_row = step.num_rows,
+                             .num_rows = s.num_rows,
+                             .first_position = s.first_position,
+                             .slot = slots.back(),
+                             .first_page = static_cast<int32_t>(step.page_ids.size()),
+                             .chunked = s.chunked});
+    slots.pop_back();
+    for (int32_t p = 0; p * kOpsPageTokens < s.first_position + s.num_rows; ++p) {
+      step.page_ids.push_back(pages.back());
+      pages.pop_back();
+    }
+    for (int32_t r = 0; r < s.num_rows; ++r) {
+      step.token_ids.push_back(r);
+      step.positions.push_back(s.first_position + r);
+      for (int32_t i = 0; i < rotary_dim / 2; ++i) {
+        const double angle = (s.first_position + r) * std::pow(1e7, -2.0 * i / rotary_dim);
+        step.cos.push_back(static_cast<float>(std::cos(angle)));
+        step.sin.push_back(static_cast<float>(std::sin(angle)));
+      }
+    }
+    step.num_rows += s.num_rows;
+  }
+  return step;
+}
+
+// Lengths around tiles, chunks and pages; a long one; and a mixed step.
+std::vector<std::vector<Sequence>> Steps() {
+  std::vector<std::vector<Sequence>> steps;
+  for (int32_t length : {1, 63, 64, 65, 4095}) steps.push_back({{length, 0, true}});
+  steps.push_back({{1, 4094, false}});
+  steps.push_back({{1, 5, false},
+                   {65, 64, true},
+                   {1, 1000, false},
+                   {3, 126, false},
+                   {200, 0, true},
+                   {1, 63, false},
+                   {1, 64, false},
+                   {1, 0, false}});
+  std::vector<Sequence> decoding;
+  for (int32_t i = 0; i < 17; ++i) decoding.push_back({1, i * 37, false});
+  steps.push_back(decoding);
+  return steps;
+}
+
+std::string Describe(const std::vector<Sequence>& sequences) {
+  std::string text;
+  for (const Sequence& s : sequences) {
+    text += std::to_string(s.num_rows) + "@" + std::to_string(s.first_position) + " ";
+  }
+  return text;
+}
+
+class CudaOpsTest : public testing::TestWithParam<std::string> {
+ protected:
+  CudaOpsTest() : pool_({.num_threads = UsableCpuCount()}) {
+    cpu_ = test::MakeBackend("auto", &pool_);
+    gpu_ = test::MakeBackendOnHostArrays(GetParam(), &pool_);
+    RecordProperty("seed", static_cast<int>(kSeed));
+  }
+
+  std::vector<float> Random(int64_t count, float scale = 1) {
+    std::normal_distribution<float> normal(0, scale);
+    std::vector<float> values(static_cast<size_t>(count));
+    for (float& value : values) value = normal(random_);
+    return values;
+  }
+
+  void Reserve(const OpLimits& limits) {
+    ASSERT_TRUE(cpu_->Reserve(limits).ok());
+    const absl::Status status = gpu_->Reserve(limits);
+    ASSERT_TRUE(status.ok()) << status;
+  }
+
+  WorkerPool pool_;
+  std::unique_ptr<Backend> cpu_;
+  std::unique_ptr<Backend> gpu_;
+  std::mt19937_64 random_{kSeed};
+};
+
+// Rows of `width` values: the difference of each against its norm.
+testing::AssertionResult RowsNear(const std::vector<float>& found,
+                                  const std::vector<float>& expected, int64_t width,
+                                  double relative, double absolute) {
+  double worst = 0;
+  for (size_t row = 0; row * static_cast<size_t>(width) < expected.size(); ++row) {
+    double difference = 0;
+    double norm = 0;
+    for (size_t i = row * static_cast<size_t>(width); i < (row + 1) * static_cast<size_t>(width);
+         ++i) {
+      const double d = static_cast<double>(found[i]) - expected[i];
+      difference += d * d;
+      norm += static_cast<double>(expected[i]) * expected[i];
+    }
+    const double bound = relative * std::sqrt(norm) + absolute;
+    worst = std::max(worst, std::sqrt(difference) / bound);
+    if (!(std::sqrt(difference) <= bound)) {
+      return testing::AssertionFailure()
+             << "row " << row << ": difference " << std::sqrt(difference) << " of norm "
+             << std::sqrt(norm) << ", bound " << bound;
+    }
+  }
+  return testing::AssertionSuccess() << "worst " << worst << " of the bound";
+}
+
+struct MatrixShape {
+  int32_t n;
+  int32_t k;
+};
+
+TEST_P(CudaOpsTest, LinearAtTheModelsShapes) {
+  for (const auto [n, k] : {MatrixShape{12288, 2048},
+                            {64, 2048},
+                            {2048, 4096},
+                            {8192, 2048},
+                            {512, 2048},
+                            {1, 2048},
+                            {2048, 512},
+                            {1001, 96}}) {
+    std::vector<BF16> weights(static_cast<size_t>(n) * static_cast<size_t>(k));
+    std::normal_distribution<float> normal(0, 0.05f);
+    for (BF16& w : weights) w = ToBF16(normal(random_));
+    const Matrix w = {DType::kBF16, n, k, reinterpret_cast<const std::byte*>(weights.data())};
+    for (int32_t rows : {1, 2, 8, 9, 16, 17, 64, 65, 130, 300}) {
+      if (rows > 130 && n > 2048) continue;
+      const std::vector<float> x = Random(int64_t{rows} * k);
+      std::vector<float> expected(static_cast<size_t>(rows) * static_cast<size_t>(n));
+      std::vector<float> found(expected.size(), NAN);
+      const LinearArgs cpu[] = {{.x = x.data(), .w = &w, .y = expected.data()}};
+      const LinearArgs gpu[] = {{.x = x.data(), .w = &w, .y = found.data()}};
+      cpu_->Linear(rows, cpu);
+      gpu_->Linear(rows, gpu);
+      // Against the norm of a row instead of the sum of magnitudes: random signs, so that errors of
+      // k products add up like their square root; eight standard deviations.
+      const double relative = 8 * 4 * kEps * std::sqrt(k / 16.0);
+      ASSERT_TRUE(RowsNear(found, expected, n, relative, relative * 0.05 * std::sqrt(k)))
+          << n << " x " << k << ", " << rows << " rows";
+    }
+  }
+}
+
+TEST_P(CudaOpsTest, DeltaNetOfRaggedSteps) {
+  const DeltaNetShape shape = {.num_key_heads = 16,
+                               .num_value_heads = 32,
+                               .key_head_dim = 128,
+                               .value_head_dim = 128,
+                               .conv_taps = 4,
+                               .eps = 1e-6f};
+  Reserve({.max_rows = 4100,
+           .max_segments = 32,
+           .max_position = 8192,
+           .num_experts = 1,
+           .attention = {},
+           .delta_net = shape});
+  const std::vector<float> weight = Random(4 * shape.conv_dim(), 0.5f);
+  std::vector<float> rate = Random(32);
+  for (float& value : rate) value = -std::exp(value);
+  const std::vector<float> bias = Random(32);
+  const std::vector<float> norm = Random(128);
+  for (const std::vector<Sequence>& sequences : Steps()) {
+    const TestStep step = MakeStep(sequences, 0, &random_);
+    const int64_t rows = step.num_rows;
+    const std::vector<float> qkvz = Random(rows * shape.qkvz_dim());
+    const std::vector<float> ba = Random(rows * 64, 2);
+    // What the slots hold: bounded by what many updates could have left.
+    const std::vector<float> conv_before = Random(step.num_slots * shape.conv_state_floats());
+    const std::vector<float> state_before = Random(step.num_slots * shape.state_floats(), 0.1f);
+    struct Result {
+      std::vector<float> conv, state, qkv, decay, beta, out;
+    };
+    const auto run = [&](Backend* backend) {
+      const auto r = static_cast<size_t>(rows);
+      Result x = {conv_before,
+                  state_before,
+                  std::vector<float>(r * 8192),
+                  std::vector<float>(r * 32),
+                  std::vector<float>(r * 32),
+                  std::vector<float>(r * 4096, NAN)};
+      backend->BeginStep(step.Plan());
+      backend->CausalConv({.shape = shape,
+                           .qkvz = qkvz.data(),
+                           .ba = ba.data(),
+                           .weight = weight.data(),
+                           .neg_decay_rate = rate.data(),
+                           .dt_bias = bias.data(),
+                           .conv_states = x.conv.data(),
+                           .qkv = x.qkv.data(),
+                           .log_decay = x.decay.data(),
+                           .beta = x.beta.data()});
+      backend->DeltaNet({.shape = shape,
+                         .qkv = x.qkv.data(),
+                         .qkvz = qkvz.data(),
+                         .log_decay = x.decay.data(),
+                         .beta = x.beta.data(),
+                         .norm_weight = norm.data(),
+                         .states = x.state.data(),
+                         .out = x.out.data()});
+      return x;
+    };
+    const Result expected = run(cpu_.get());
+    const Result found = run(gpu_.get());
+    SCOPED_TRACE(Describe(sequences));
+    ASSERT_EQ(found.conv, expected.conv);
+    ASSERT_TRUE(RowsNear(found.qkv, expected.qkv, 128, 32 * kEps, 1e-12));
+    ASSERT_TRUE(RowsNear(found.decay, expected.decay, 32, 16 * kEps, 1e-12));
+    ASSERT_TRUE(RowsNear(found.beta, expected.beta, 32, 16 * kEps, 1e-12));
+    // Sums of key_head_dim terms over a chunk's worth of tokens, as in delta_net_test.
+    const double bound = 8 * kEps * (128 + 64);
+    ASSERT_TRUE(RowsNear(found.out, expected.out, 128, bound, 1e-6));
+    ASSERT_TRUE(RowsNear(found.state, expected.state, 128 * 128, bound, 1e-6));
+  }
+}
+
+TEST_P(CudaOpsTest, AttentionOfRaggedSteps) {
+  const AttentionShape shape = {
+      .num_heads = 16, .num_kv_heads = 2, .head_dim = 256, .rotary_dim = 64, .eps = 1e-6f};
+  Reserve({.max_rows = 8192,
+           .max_segments = 32,
+           .max_position = 8192,
+           .num_experts = 1,
+           .attention = shape,
+           .delta_net = {}});
+  const std::vector<float> q_norm = Random(256, 0.1f);
+  const std::vector<float> k_norm = Random(256, 0.1f);
+  for (const std::vector<Sequence>& sequences : Steps()) {
+    const TestStep step = MakeStep(sequences, shape.rotary_dim, &random_);
+    // Layouts of pages differ: what lies before the step is written by a step of its own.
+    TestStep before = step;
+    before.segments.clear();
+    before.token_ids.clear();
+    before.positions.clear();
+    before.cos.clear();
+    before.sin.clear();
+    before.num_rows = 0;
+    for (const PlanSegment& s : step.segments) {
+      if (s.first_position == 0) continue;
+      PlanSegment segment = s;
+      segment.first_row = before.num_rows;
+      segment.num_rows = s.first_position;
+      segment.first_position = 0;
+      before.segments.push_back(segment);
+      before.num_rows += segment.num_rows;
+      for (int32_t p = 0; p < segment.num_rows; ++p) {
+        before.positions.push_back(p);
+        for (int32_t i = 0; i < 32; ++i) {
+          before.cos.push_back(1);
+          before.sin.push_back(0);
+        }
+      }
+    }
+    struct Inputs {
+      std::vector<float> q, k, v;
+    };
+    const auto inputs = [&](int64_t rows) {
+      return Inputs{Random(rows * 8192), Random(rows * 512), Random(rows * 512)};
+    };
+    const Inputs old = inputs(before.num_rows);
+    const Inputs now = inputs(step.num_rows);
+    const auto run = [&](Backend* backend) {
+      AttentionArgs args = {.shape = shape, .q_norm = q_norm.data(), .k_norm = k_norm.data()};
+      const auto floats = static_cast<size_t>(step.num_pages * args.page_floats());
+      std::vector<float> keys(floats, NAN), values(floats, NAN);
+      args.key_pages = keys.data();
+      args.value_pages = values.data();
+      std::vector<float> out;
+      for (const auto& [plan, in] : {std::pair(before.Plan(), &old), {step.Plan(), &now}}) {
+        Inputs copy = *in;
+        out.assign(static_cast<size_t>(plan.num_rows) * 4096, NAN);
+        args.q_gate = copy.q.data();
+        args.k = copy.k.data();
+        args.v = copy.v.data();
+        args.out = out.data();
+        if (plan.num_rows == 0) continue;
+        backend->BeginStep(plan);
+        backend->PrepareAttention(args);
+        if (plan.num_rows == step.num_rows) backend->PagedAttention(args);
+      }
+      return out;
+    };
+    const std::vector<float> expected = run(cpu_.get());
+    const std::vector<float> found = run(gpu_.get());
+    // Scores of size up to sqrt(256) lose twice a split and 256 roundings; values are as large as
+    // the weighted sum of them may be, which is what the output's norm understates: hence the
+    // constant.
+    const double loss = 16 * (4 * kSplitLoss + 16 * kEps) + 2 * kSplitLoss;
+    ASSERT_TRUE(RowsNear(found, expected, 256, loss, loss)) << Describe(sequences);
+  }
+}
+
+// Enough of a device's life to see that nothing is allocated after Reserve and that faults are
+// told.
+TEST_P(CudaOpsTest, LimitsAreChecked) {
+  auto backend = CreateCudaBackend({});
+  ASSERT_TRUE(backend.ok());
+  OpLimits limits = {.max_rows = 8,
+                     .max_segments = 1,
+                     .max_position = 64,
+                     .num_experts = 2000,
+                     .attention = {},
+                     .delta_net = {}};
+  EXPECT_EQ(std::string((*backend)->Reserve(limits).message()),
+            "CUDA backend: num_experts is 2000, at most 1024 is supported");
+  limits.num_experts = 8;
+  limits.delta_net.key_head_dim = 256;
+  EXPECT_EQ((*backend)->Reserve(limits).code(), absl::StatusCode::kUnimplemented);
+}
+
+TEST_P(CudaOpsTest, ABudgetHolds) {
+  auto backend = CreateCudaBackend({.vram_budget_bytes = 8 << 20});
+  ASSERT_TRUE(backend.ok());
+  EXPECT_TRUE((*backend)->AllocateDevice(4 << 20).ok());
+  // A block for small things is in use beside it.
+  const auto more = (*backend)->AllocateDevice(5 << 20);
+  EXPECT_EQ(more.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(std::string(more.status().message()),
+            "GPU memory: 5242880 bytes wanted beyond 6291456 in use, the budget is 8388608");
+}
+
+std::vector<std::string> Devices() {
+  return CudaDevicePresent() ? std::vector<std::string>{"cuda"} : std::vector<std::string>{};
+}
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaOpsTest);
+INSTANTIATE_TEST_SUITE_P(Devices, CudaOpsTest, testing::ValuesIn(Devices()),
+                         [](const testing::TestParamInfo<std::string>& param) {
+                           return param.param;
+                         });
+
+// On every machine: without a GPU the message says so.
+TEST(CudaDeviceTest, SaysWhatIsMissing) {
+  if (CudaDevicePresent()) GTEST_SKIP() << "there is a GPU";
+  const auto backend = CreateCudaBackend({});
+  EXPECT_EQ(backend.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(std::string(backend.status().message()), "no NVIDIA driver on this machine");
+}
+
+}  // namespace
+}  // namespace banyan::trunk
