@@ -3,7 +3,7 @@
 # for the driver when the backend is made, so the same program starts on machines without a GPU.
 set(BANYAN_ENABLE_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO, ON or OFF")
 set(BANYAN_CUDA_ARCHITECTURES "" CACHE STRING
-  "CUDA architectures, such as 90-real for a quick build; empty: 80, 89, 90, 120 as far as nvcc knows them, and PTX")
+  "CUDA architectures, such as 90-real for a quick build; empty: those of the environment's CUDAARCHS, or 80, 89, 90, 120 as far as nvcc knows them, and PTX")
 
 set(BANYAN_CUDA OFF)
 if(BANYAN_ENABLE_CUDA STREQUAL "OFF")
@@ -19,6 +19,9 @@ if(NOT BANYAN_NVCC)
 endif()
 
 set(_architectures ${BANYAN_CUDA_ARCHITECTURES})
+if(NOT _architectures)
+  set(_architectures $ENV{CUDAARCHS})
+endif()
 if(NOT _architectures)
   execute_process(COMMAND ${BANYAN_NVCC} --list-gpu-code OUTPUT_VARIABLE _known ERROR_QUIET)
   # Machine code for each; PTX of 90 and of 120 for what comes after them.
