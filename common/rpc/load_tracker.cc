@@ -43,7 +43,6 @@ void LoadTracker::SetPhase(LoadProgress::Phase phase, std::string detail) {
     phase_start_cpu_seconds_ = ReadProcessUsage().cpu_seconds;
     samples_.assign(1, {now, 0});
     if (on_phase_ != nullptr) on_phase_(phase);
-    if (on_bytes_ != nullptr) on_bytes_(0, 0);
   }
   progress_.set_phase(phase);
   progress_.set_detail(std::move(detail));
@@ -60,7 +59,7 @@ void LoadTracker::SetBytes(uint64_t done, uint64_t total) {
   if (progress_.bytes_done() == done && progress_.bytes_total() == total) return;
   progress_.set_bytes_done(done);
   progress_.set_bytes_total(total);
-  if (on_bytes_ != nullptr) on_bytes_(done, total);
+  if (on_bytes_ != nullptr) on_bytes_(progress_.phase(), done, total);
   ++version_;
   const absl::Time now = absl::Now();
   if (samples_.empty() || now - samples_.back().at >= kSampleEvery) {

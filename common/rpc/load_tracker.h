@@ -19,10 +19,11 @@ namespace banyan {
 // each phase at its end and, every few seconds, how far a long one is.
 class LoadTracker {
  public:
-  // Called with every new phase and every new count, in order, with the tracker locked: they may
-  // not call back.
+  // Called with every new phase, in order, with the tracker locked: it may not call back.
   using PhaseListener = std::function<void(common::v1::LoadProgress::Phase)>;
-  using BytesListener = std::function<void(uint64_t done, uint64_t total)>;
+  // Likewise with the bytes of the phase, done and in all.
+  using BytesListener =
+      std::function<void(common::v1::LoadProgress::Phase, uint64_t done, uint64_t total)>;
   explicit LoadTracker(PhaseListener on_phase = nullptr, BytesListener on_bytes = nullptr);
 
   // READY and FAILED end the load.
