@@ -180,6 +180,8 @@ class InferenceServer::Impl {
                        [this](LoadProgress::Phase phase, uint64_t done, uint64_t total) {
                          load_phase_.SetBytes(phase, done, total);
                        }};
+  std::unique_ptr<LoadedTrunk> trunk_;  // made by the loading thread
+  std::unique_ptr<PromptWorkers> workers_;
   LoadWatchers watchers_;
   InferenceService service_;
   HealthService health_;
