@@ -17,7 +17,7 @@ using ::testing::Pair;
 // Phases whose series is not 0.
 std::map<std::string, double> Set(const MetricsRegistry& registry) {
   std::map<std::string, double> set;
-  for (const auto& family : registry.registry()->Collect()) {
+  for (const auto& family : registry.Collect()) {
     EXPECT_EQ(family.name, "banyan_test_load_phase");
     EXPECT_EQ(family.metric.size(), 9u);
     for (const auto& metric : family.metric) {
