@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <span>
 #include <string>
@@ -20,6 +22,12 @@ namespace {
 constexpr float kTolerance = 1e-3f;        // golden/README: an f32 engine
 constexpr float kDecisiveGap = 0.01f;      // between the reference's two best logits
 constexpr float kWeightTolerance = 1e-4f;  // router weights: sums to 1, logits within the tolerance
+
+// Of the repository, or of the reference data.
+std::string ModelDir(const std::string& model) {
+  const std::string ours = SourceDir() + "/tests/data/" + model;
+  return std::filesystem::exists(ours) ? ours : std::string(BANYAN_REFERENCE_DATA) + "/" + model;
+}
 
 enum class Feed { kWhole, kChunks, kTokenByToken };
 
@@ -71,7 +79,7 @@ class LayersTest : public testing::TestWithParam<Case> {
 };
 
 TEST_P(LayersTest, AgreesWithTheReference) {
-  const std::string directory = SourceDir() + "/tests/data/" + GetParam().model;
+  const std::string directory = ModelDir(GetParam().model);
   const GoldenData golden = ReadGolden(directory);
   ModelHarness model({.directory = directory, .backend = GetParam().backend, .observe = true});
   const ModelConfig& config = model.config();
@@ -133,8 +141,13 @@ TEST_P(LayersTest, AgreesWithTheReference) {
 
 std::string CaseName(const testing::TestParamInfo<Case>& param) {
   const char* feeds[] = {"Whole", "Chunks", "TokenByToken"};
-  return std::string(param.param.model == std::string("tiny") ? "Tiny" : "TinyFused") +
-         feeds[static_cast<size_t>(param.param.feed)] + "_" + param.param.backend;
+  std::string name;
+  bool first = true;  // letter of a word
+  for (const char c : std::string(param.param.model)) {
+    if (c != '-') name += first ? static_cast<char>(std::toupper(c)) : c;
+    first = c == '-';
+  }
+  return name + feeds[static_cast<size_t>(param.param.feed)] + "_" + param.param.backend;
 }
 
 // Those of the backends that this machine has.
@@ -154,8 +167,15 @@ std::vector<Case> Cases() {
       {"tiny", Feed::kTokenByToken, "cuda"},
       {"tiny-fused", Feed::kWhole, "cuda"},
   };
+  for (const char* model : {"tiny-nf4", "tiny-nf4-single", "tiny-int8", "tiny-fp8"}) {
+    cases.push_back({model, Feed::kWhole, "avx512"});
+    cases.push_back({model, Feed::kTokenByToken, "avx2"});
+    cases.push_back({model, Feed::kChunks, "scalar"});
+    cases.push_back({model, Feed::kWhole, "cuda"});
+  }
   std::erase_if(cases, [backends = AvailableBackends()](const Case& c) {
-    return std::find(backends.begin(), backends.end(), c.backend) == backends.end();
+    return std::find(backends.begin(), backends.end(), c.backend) == backends.end() ||
+           !std::filesystem::exists(ModelDir(c.model));
   });
   return cases;
 }
