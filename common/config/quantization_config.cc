@@ -82,6 +82,11 @@ absl::StatusOr<std::optional<QuantizationConfig>> ReadQuantizationConfig(const J
     config.text = fmt::format("{}: {}", key, config.text);
     return std::optional(std::move(config));
   }
+  if (const nlohmann::json* const mlx = root.Find("quantization")) {
+    return StatusF(absl::StatusCode::kUnimplemented,
+                   "{}: quantization is {} (MLX), which is not supported (supported: {})",
+                   root.place(), Describe(*mlx), kSupportedWeights);
+  }
   return std::optional<QuantizationConfig>();
 }
 

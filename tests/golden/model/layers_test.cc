@@ -5,7 +5,6 @@
 #include <cctype>
 #include <cmath>
 #include <cstdint>
-#include <filesystem>
 #include <functional>
 #include <span>
 #include <string>
@@ -22,12 +21,6 @@ namespace {
 constexpr float kTolerance = 1e-3f;        // golden/README: an f32 engine
 constexpr float kDecisiveGap = 0.01f;      // between the reference's two best logits
 constexpr float kWeightTolerance = 1e-4f;  // router weights: sums to 1, logits within the tolerance
-
-// Of the repository, or of the reference data.
-std::string ModelDir(const std::string& model) {
-  const std::string ours = SourceDir() + "/tests/data/" + model;
-  return std::filesystem::exists(ours) ? ours : std::string(BANYAN_REFERENCE_DATA) + "/" + model;
-}
 
 enum class Feed { kWhole, kChunks, kTokenByToken };
 
@@ -79,7 +72,7 @@ class LayersTest : public testing::TestWithParam<Case> {
 };
 
 TEST_P(LayersTest, AgreesWithTheReference) {
-  const std::string directory = ModelDir(GetParam().model);
+  const std::string directory = SourceDir() + "/tests/data/" + GetParam().model;
   const GoldenData golden = ReadGolden(directory);
   ModelHarness model({.directory = directory, .backend = GetParam().backend, .observe = true});
   const ModelConfig& config = model.config();
@@ -174,8 +167,7 @@ std::vector<Case> Cases() {
     cases.push_back({model, Feed::kWhole, "cuda"});
   }
   std::erase_if(cases, [backends = AvailableBackends()](const Case& c) {
-    return std::find(backends.begin(), backends.end(), c.backend) == backends.end() ||
-           !std::filesystem::exists(ModelDir(c.model));
+    return std::find(backends.begin(), backends.end(), c.backend) == backends.end();
   });
   return cases;
 }
