@@ -178,6 +178,12 @@ std::vector<Damage> Damages() {
 constexpr char kUp[] = "model.layers.2.mlp.experts.7.up_proj";
 constexpr char kOut[] = "model.layers.1.linear_attn.out_proj";
 
+constexpr char kState[] = ".quant_state.bitsandbytes__nf4";
+
+std::string Weight(const char* module, const char* suffix) {
+  return std::string(module) + ".weight" + suffix;
+}
+
 std::function<void(TestCheckpoint&)> Without(std::string name) {
   return [name](TestCheckpoint& model) { model.Remove(name); };
 }
@@ -206,12 +212,7 @@ std::function<void(TestCheckpoint&)> Poke(std::string name, size_t at, std::stri
 const std::string kNaN32("\0\0\xc0\x7f", 4);
 const std::string kNaN16("\xc0\x7f", 2);
 
-std::string Weight(const char* module, const char* suffix) {
-  return std::string(module) + ".weight" + suffix;
-}
-
 std::vector<Damage> QuantisedDamages() {
-  constexpr char kState[] = ".quant_state.bitsandbytes__nf4";
   std::vector<Damage> damages;
   const auto both = [&](const char* name, const char* model,
                         std::function<void(TestCheckpoint&)> apply,
@@ -287,26 +288,26 @@ std::vector<Damage> QuantisedDamages() {
   state("StateOfAnotherType", "\"nf4\"", "\"fp4\"", {"quant_type is \"fp4\", expected \"nf4\""});
   state("StateWithoutOffset", "\"nested_offset\"", "\"nested_onset\"",
         {"unknown key 'nested_onset'"});
-  both("NoOffset", "tiny-nf4",
-       [](TestCheckpoint& model) {
-         TestTensor* const tensor = model.Find(Weight(kOut, kState));
-         const size_t at = tensor->bytes.find(", \"nested_offset\"");
-         ASSERT_NE(at, std::string::npos);
-         tensor->bytes = tensor->bytes.substr(0, at) + "}";
-         tensor->shape = {static_cast<int64_t>(tensor->bytes.size())};
-       },
-       {Weight(kOut, kState), "nested_offset is missing", ".safetensors"});
-  both("NoNestedKeys", "tiny-nf4",
-       [](TestCheckpoint& model) {
-         TestTensor* const tensor = model.Find(Weight(kOut, kState));
-         const size_t at = tensor->bytes.find(", \"nested_blocksize\"");
-         ASSERT_NE(at, std::string::npos);
-         tensor->bytes = tensor->bytes.substr(0, at) + "}";
-         tensor->shape = {static_cast<int64_t>(tensor->bytes.size())};
-       },
-       {Weight(kOut, kState), "nested_offset is missing", Weight(kOut, ".absmax")});
-  state("StateWithHalfTheScales", "\"blocksize\": 64", "\"blocksize\": 32",
-        {".absmax: shape [", "one for each 32 weights"});
+  // The JSON text ends before a key.
+  const auto cut = [&](const char* name, std::string key, std::vector<std::string> expected) {
+    expected.push_back(Weight(kOut, kState));
+    both(
+        name, "tiny-nf4",
+        [key](TestCheckpoint& model) {
+          TestTensor* const tensor = model.Find(Weight(kOut, kState));
+          const size_t at = tensor->bytes.find(", \"" + key);
+          ASSERT_NE(at, std::string::npos);
+          tensor->bytes = tensor->bytes.substr(0, at) + "}";
+          tensor->shape = {static_cast<int64_t>(tensor->bytes.size())};
+        },
+        expected);
+  };
+  cut("NoOffset", "nested_offset", {"nested_offset is missing, although other nested keys are"});
+  cut("NoNestedKeys", "nested_blocksize",
+      {"nested_offset is missing, although", Weight(kOut, ".absmax")});
+  both("HalfTheScales", "tiny-nf4-single",
+       InQuantState(kOut, "\"blocksize\": 64", "\"blocksize\": 32"),
+       {Weight(kOut, ".absmax"), "shape [256], expected [512]: one for each 32 weights"});
 
   // Numbers.
   const auto poke = [](std::string suffix, size_t at, std::string bytes) {
@@ -335,8 +336,10 @@ std::vector<Damage> QuantisedDamages() {
 
   // config.json against the tensors, and what is not supported.
   both("ConfigSaysInt8", "tiny-nf4",
-       InConfig("\"load_in_4bit\": true", "\"load_in_4bit\": false, \"load_in_8bit\": true"),
-       {"quantization_config", "load_in_8bit"});
+       InConfig("\"load_in_4bit\": true,\n  \"load_in_8bit\": false",
+                "\"load_in_4bit\": false, \"load_in_8bit\": true"),
+       {"quantization_config: bitsandbytes, load_in_8bit, but model.layers.", "is nf4",
+        ".safetensors"});
   both("ConfigSaysFp4", "tiny-nf4", InConfig("\"nf4\"", "\"fp4\""),
        {"quantization_config: bitsandbytes, fp4", "is nf4"});
   for (const char* method : {"gptq", "awq", "auto-round", "quark", "mxfp4"}) {
