@@ -26,6 +26,7 @@ COMMON = {
     "metrics": {"base", "tensor", "io"},
     "tokenizer": {"base", "tensor", "io"},
     "pool": {"base", "tensor", "quant", "io", "config", "parallel"},
+    "synth": {"base", "tensor", "quant", "io", "config", "parallel"},
     "rpc": {"base", "tensor", "quant", "io", "config", "parallel", "metrics"},
 }
 

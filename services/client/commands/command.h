@@ -36,6 +36,7 @@ void AddTop(CLI::App& app, Action& action);
 void AddBench(CLI::App& app, Action& action);
 void AddPack(CLI::App& app, Action& action);
 void AddVerify(CLI::App& app, Action& action);
+void AddSynth(CLI::App& app, Action& action);
 void AddCompletion(CLI::App& app, Action& action);
 
 }  // namespace banyan::client

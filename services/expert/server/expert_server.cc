@@ -286,7 +286,10 @@ class ExpertServer::Impl {
   MetricsRegistry metrics_;
   LoadMetrics load_metrics_;
   LoadPhaseGauge load_phase_{"expert", &metrics_};
-  LoadTracker tracker_{[this](LoadProgress::Phase phase) { load_phase_.Set(phase); }};
+  LoadTracker tracker_{[this](LoadProgress::Phase phase) { load_phase_.Set(phase); },
+                       [this](LoadProgress::Phase phase, uint64_t done, uint64_t total) {
+                         load_phase_.SetBytes(phase, done, total);
+                       }};
   LoadWatchers watchers_;
   ExpertService service_;
   HealthService health_{{v1::Experts::service_full_name()}};
