@@ -39,6 +39,9 @@ function(banyan_test NAME)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
+  if(BANYAN_SANITIZER)  # five to fifteen times slower
+    math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * 8")
+  endif()
   add_test(NAME ${NAME} COMMAND ${NAME} ${ARG_ARGS})
   set_tests_properties(${NAME} PROPERTIES
     LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${BANYAN_TEST_ENVIRONMENT}")

@@ -14,7 +14,7 @@ set -euo pipefail
 expected=(
   'run.sh demo'            'The capital of Japan is Tokyo'
   'banyan status'          'serving'
-  'banyan top --once'      'tokens/s'
+  'banyan top --once'      'tokens .*/s out'
   'Spell the word river'   'r-i-v-e-r|r i v e r|R-I-V-E-R'
   'bench --concurrency 8'  'tokens'
   'bench --eval'           '214 of 214'

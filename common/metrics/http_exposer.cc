@@ -128,7 +128,7 @@ int ServeRoot(mg_connection* connection, void* /*self*/) {
 }  // namespace
 
 HttpExposer::HttpExposer(const std::string& binary, MetricsRegistry* registry)
-    : registry_(registry->registry()),
+    : registry_(registry),
       scrapes_(registry->Counter("banyan_metrics_scrapes_total", "Answers to GET /metrics")) {
   RegisterBuildInfo(binary, registry);
 }

@@ -38,7 +38,7 @@ class HttpExposer {
   static int KeepFirstError(const mg_connection* connection, const char* message);
   HttpExposer(const std::string& binary, MetricsRegistry* registry);
 
-  std::shared_ptr<prometheus::Registry> registry_;
+  const MetricsRegistry* const registry_;
   std::string address_;
   absl::Mutex log_mutex_;
   std::string first_error_ ABSL_GUARDED_BY(log_mutex_);  // of the HTTP library

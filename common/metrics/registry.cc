@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <string_view>
 #include <utility>
 
@@ -33,9 +34,34 @@ std::vector<std::string> CheckedNames(const MetricLabels& labels) {
   return names;
 }
 
+void CheckBounds(const std::vector<double>& bounds) {
+  CHECK(!bounds.empty());
+  CHECK(std::adjacent_find(bounds.begin(), bounds.end(), std::greater_equal<double>()) ==
+        bounds.end());
+}
+
+prometheus::ClientMetric Labelled(const MetricLabels& labels) {
+  prometheus::ClientMetric metric;
+  for (const auto& [name, value] : labels) metric.label.push_back({name, value});
+  return metric;
+}
+
+prometheus::ClientMetric::Histogram ToHistogram(const HotHistogram& histogram,
+                                                const std::vector<double>& bounds) {
+  const HotHistogram::Reading reading = histogram.Read();
+  prometheus::ClientMetric::Histogram out;
+  for (size_t i = 0; i < reading.counts.size(); ++i) {
+    out.sample_count += reading.counts[i];
+    out.bucket.push_back({out.sample_count,
+                          i < bounds.size() ? bounds[i] : std::numeric_limits<double>::infinity()});
+  }
+  out.sample_sum = reading.sum;
+  return out;
+}
+
 }  // namespace
 
-MetricsRegistry::MetricsRegistry() : registry_(std::make_shared<prometheus::Registry>()) {}
+MetricsRegistry::MetricsRegistry() : registry_(std::make_unique<prometheus::Registry>()) {}
 
 void MetricsRegistry::Declare(const std::string& name, Declared declared) {
   CHECK(IsName(name, /*colon=*/true));
@@ -69,15 +95,62 @@ prometheus::Gauge& MetricsRegistry::Gauge(const std::string& name, const std::st
 prometheus::Histogram& MetricsRegistry::Histogram(const std::string& name, const std::string& help,
                                                   const std::vector<double>& bounds,
                                                   const MetricLabels& labels) {
-  CHECK(!bounds.empty());
-  CHECK(std::adjacent_find(bounds.begin(), bounds.end(), std::greater_equal<double>()) ==
-        bounds.end());
+  CheckBounds(bounds);
   Declare(name, {Type::kHistogram, help, bounds, CheckedNames(labels)});
   return prometheus::BuildHistogram()
       .Name(name)
       .Help(help)
       .Register(*registry_)
       .Add(labels, bounds);
+}
+
+HotCounter& MetricsRegistry::HotCounter(const std::string& name, const std::string& help,
+                                        const MetricLabels& labels) {
+  Declare(name, {Type::kHotCounter, help, {}, CheckedNames(labels)});
+  absl::MutexLock lock(&mutex_);
+  banyan::HotCounter*& metric = hot_counter_families_[name][labels];
+  if (metric == nullptr) metric = &hot_counters_.emplace_back();
+  return *metric;
+}
+
+HotHistogram& MetricsRegistry::HotHistogram(const std::string& name, const std::string& help,
+                                            const std::vector<double>& bounds,
+                                            const MetricLabels& labels) {
+  CheckBounds(bounds);
+  Declare(name, {Type::kHotHistogram, help, bounds, CheckedNames(labels)});
+  absl::MutexLock lock(&mutex_);
+  banyan::HotHistogram*& metric = hot_histogram_families_[name][labels];
+  if (metric == nullptr) metric = &hot_histograms_.emplace_back(declared_.at(name).bounds);
+  return *metric;
+}
+
+std::vector<prometheus::MetricFamily> MetricsRegistry::Collect() const {
+  std::vector<prometheus::MetricFamily> families = registry_->Collect();
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [name, metrics] : hot_counter_families_) {
+    auto& family = families.emplace_back();
+    family.name = name;
+    family.help = declared_.at(name).help;
+    family.type = prometheus::MetricType::Counter;
+    for (const auto& [labels, counter] : metrics) {
+      family.metric.push_back(Labelled(labels));
+      family.metric.back().counter.value = counter->Value();
+    }
+  }
+  for (const auto& [name, metrics] : hot_histogram_families_) {
+    const Declared& declared = declared_.at(name);
+    auto& family = families.emplace_back();
+    family.name = name;
+    family.help = declared.help;
+    family.type = prometheus::MetricType::Histogram;
+    for (const auto& [labels, histogram] : metrics) {
+      family.metric.push_back(Labelled(labels));
+      family.metric.back().histogram = ToHistogram(*histogram, declared.bounds);
+    }
+  }
+  std::sort(families.begin(), families.end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
+  return families;
 }
 
 const std::vector<double>& LatencyBuckets() {

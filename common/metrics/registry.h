@@ -5,8 +5,10 @@
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
+#include <prometheus/metric_family.h>
 #include <prometheus/registry.h>
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -14,6 +16,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "common/metrics/hot_metrics.h"
 
 namespace banyan {
 
@@ -36,10 +39,19 @@ class MetricsRegistry {
                                    const std::vector<double>& bounds,
                                    const MetricLabels& labels = {});
 
-  const std::shared_ptr<prometheus::Registry>& registry() const { return registry_; }
+  // The same for the expert call, with one writer at a time: hot_metrics.h. Metrics made one after
+  // the other lie side by side.
+  banyan::HotCounter& HotCounter(const std::string& name, const std::string& help,
+                                 const MetricLabels& labels = {});
+  banyan::HotHistogram& HotHistogram(const std::string& name, const std::string& help,
+                                     const std::vector<double>& bounds,
+                                     const MetricLabels& labels = {});
+
+  // Every family with the values of now, sorted by name.
+  std::vector<prometheus::MetricFamily> Collect() const;
 
  private:
-  enum class Type { kCounter, kGauge, kHistogram };
+  enum class Type { kCounter, kGauge, kHistogram, kHotCounter, kHotHistogram };
   struct Declared {
     Type type;
     std::string help;
@@ -47,10 +59,16 @@ class MetricsRegistry {
     std::vector<std::string> label_names;  // sorted
   };
   void Declare(const std::string& name, Declared declared) ABSL_LOCKS_EXCLUDED(mutex_);
+  template <typename Metric>
+  using HotFamilies = std::map<std::string, std::map<MetricLabels, Metric*>>;
 
-  std::shared_ptr<prometheus::Registry> registry_;
-  absl::Mutex mutex_;
+  const std::unique_ptr<prometheus::Registry> registry_;
+  mutable absl::Mutex mutex_;
   std::map<std::string, Declared> declared_ ABSL_GUARDED_BY(mutex_);
+  std::deque<banyan::HotCounter> hot_counters_ ABSL_GUARDED_BY(mutex_);
+  std::deque<banyan::HotHistogram> hot_histograms_ ABSL_GUARDED_BY(mutex_);
+  HotFamilies<banyan::HotCounter> hot_counter_families_ ABSL_GUARDED_BY(mutex_);
+  HotFamilies<banyan::HotHistogram> hot_histogram_families_ ABSL_GUARDED_BY(mutex_);
 };
 
 // 50 us .. 100 s, about three bounds a decade: for calls, steps and requests.

@@ -1,6 +1,7 @@
 """`docker compose up` from images built here to an answer, a lost expert and nothing left.
 
-Usage: compose_test.py --docker PATH --compose "docker-compose" --bin_dir DIR --source DIR
+Usage: compose_test.py --docker PATH --compose "docker-compose" --bin_dir DIR --source DIR --cache DIR
+Where --compose is version 1, version 2 starts the same images afterwards.
 Talks to the services as a user of the machine would: through the published ports.
 """
 
@@ -17,6 +18,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+import compose_v2
 import image_checks
 from engine import Engine, Project, wait_for
 
@@ -203,7 +205,26 @@ def check_nothing_left(project):
     print("down -v left nothing", flush=True)
 
 
-def run(project, bin_dir, source):
+def check_version_2(project, bin_dir, cache):
+    """The same files and images under Compose v2."""
+    command = project.engine.compose
+    version = project.compose("version", "--short")
+    if not version.startswith("1."):
+        print(f"Compose {version} did all of this", flush=True)
+        return
+    found = compose_v2.fetch(cache)
+    if found is None:
+        return
+    project.engine.compose = found
+    project.compose("config", files=("docker-compose.yml", "docker-compose.gpu.yml"))
+    start(project, bin_dir)
+    check_confinement(project)
+    check_nothing_left(project)
+    print(f"Compose {project.compose('version', '--short')} does the same", flush=True)
+    project.engine.compose = command
+
+
+def run(project, bin_dir, source, cache):
     # The override for GPUs cannot be started here; it has to make sense beside the main file.
     project.compose("config", files=("docker-compose.yml", "docker-compose.gpu.yml"))
     grant_locked_memory(project)
@@ -217,6 +238,7 @@ def run(project, bin_dir, source):
     check_lost_expert(project, client, prometheus)
     check_other_model(project, bin_dir, source)
     check_nothing_left(project)
+    check_version_2(project, bin_dir, cache)
 
 
 def main():
@@ -225,6 +247,7 @@ def main():
     parser.add_argument("--compose", required=True)
     parser.add_argument("--bin_dir", required=True)
     parser.add_argument("--source", required=True)
+    parser.add_argument("--cache", required=True, help="folder for Compose v2")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, interrupt)
@@ -235,7 +258,7 @@ def main():
     project.environment["PROMETHEUS_IMAGE"] = f"banyan-test-prometheus:{project.name}"
     code = 1
     try:
-        run(project, options.bin_dir, options.source)
+        run(project, options.bin_dir, options.source, options.cache)
         code = 0
     except (Exception, KeyboardInterrupt):  # told below, with the logs that explain it
         traceback.print_exc()

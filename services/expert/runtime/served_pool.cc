@@ -6,6 +6,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/config/tensor_inventory.h"
+#include "common/pool/own_format.h"
 #include "common/pool/pack_path.h"
 #include "services/expert/kernels/kernel_table.h"
 #include "services/expert/kernels/packed_ffn.h"
@@ -69,11 +70,9 @@ class PackedPool final : public ServedPool {
              const PackedKernelPair& kernels)
       : options_(options), elementwise_(elementwise), kernels_(kernels) {}
 
-  absl::Status Open(PoolFormat format) {
-    ASSIGN_OR_RETURN(OpenedModel opened, OpenModel(options_.model_dir, options_.load_format));
+  absl::Status Open(OpenedModel opened, PoolFormat format) {
     checkpoint_ = std::move(opened.checkpoint);
     config_ = std::move(opened.config);
-    RETURN_IF_ERROR(CheckComplete(*checkpoint_, config_).status());
     request_ = {checkpoint_.get(), &config_, options_.shard, format, options_.pool_dir};
     ASSIGN_OR_RETURN(const ExpertPackHeader header, WantedPackHeader(request_));
     ASSIGN_OR_RETURN(table_.geometry,
@@ -167,7 +166,7 @@ class PackedPool final : public ServedPool {
 };
 
 absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(const ServedPoolOptions& options,
-                                                       PoolFormat format,
+                                                       OpenedModel model, PoolFormat format,
                                                        const FfnKernels& elementwise,
                                                        const CpuFeatures& features) {
   if (options.pool_dir.empty()) {
@@ -183,7 +182,7 @@ absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(const ServedPoolOptions& 
                    tier);
   }
   auto pool = std::make_unique<PackedPool>(options, elementwise, kernels);
-  RETURN_IF_ERROR(pool->Open(format));
+  RETURN_IF_ERROR(pool->Open(std::move(model), format));
   return pool;
 }
 
@@ -196,16 +195,25 @@ absl::Status CheckCpuTier(const std::string& tier, const CpuFeatures& features) 
 absl::StatusOr<std::unique_ptr<ServedPool>> ServedPool::Open(const ServedPoolOptions& options,
                                                              const CpuFeatures& features) {
   ASSIGN_OR_RETURN(const FfnKernels* const kernels, PlainKernels(options.cpu_tier, features));
-  if (options.pool_format != "auto" && options.pool_format != "bf16") {
-    ASSIGN_OR_RETURN(const PoolFormat format, ParsePoolFormatFlag(options.pool_format));
-    return OpenPacked(options, format, *kernels, features);
+  std::optional<PoolFormat> format;
+  if (options.pool_format != "auto") {
+    ASSIGN_OR_RETURN(format, ParsePoolFormatFlag(options.pool_format));
+  }
+  ASSIGN_OR_RETURN(OpenedModel model, OpenModel(options.model_dir, options.load_format));
+  ASSIGN_OR_RETURN(const CheckpointSummary summary, CheckComplete(*model.checkpoint, model.config));
+  ASSIGN_OR_RETURN(const std::optional<PoolFormat> own,
+                   OwnPoolFormat(*model.checkpoint, model.config, summary));
+  if (!format.has_value()) format = own;
+  // Experts that are all bf16 need no pack of it.
+  const auto is_f32 = [](const TensorClassSummary& row) {
+    return row.tensor_class == TensorClass::kRoutedExperts && row.format == StoredFormat::kF32;
+  };
+  const bool any_f32 = std::any_of(summary.classes.begin(), summary.classes.end(), is_f32);
+  if (format.has_value() && (*format != PoolFormat::kBF16 || own.has_value() || any_f32)) {
+    return OpenPacked(options, std::move(model), *format, *kernels, features);
   }
   ASSIGN_OR_RETURN(std::unique_ptr<ExpertStore> store,
-                   ExpertStore::Open(options.model_dir, options.shard, options.load_format));
-  if (options.pool_format == "bf16" && store->description().format != "bf16") {
-    store.reset();
-    return OpenPacked(options, PoolFormat::kBF16, *kernels, features);
-  }
+                   ExpertStore::FromModel(std::move(model), options.shard));
   if (options.memory.mode != PoolMemoryMode::kMap || options.memory.lock) {
     return FailedPreconditionF(
         "--pool_memory {}{}: is for packs; --pool_format {} serves the experts of {} where they "

@@ -43,32 +43,32 @@ double Seconds(SteadyClock::duration duration) {
 
 struct Metrics {
   explicit Metrics(MetricsRegistry& registry)
-      : calls(registry.Counter("banyan_expert_calls_total", "Expert calls answered.")),
-        rows(registry.Counter("banyan_expert_rows_total", "Rows of the calls answered.")),
-        received_bytes(registry.Counter("banyan_expert_received_bytes_total",
-                                        "Bytes of the requests received on Forward streams.")),
-        sent_bytes(registry.Counter("banyan_expert_sent_bytes_total",
-                                    "Bytes of the replies sent on Forward streams.")),
+      : calls(registry.HotCounter("banyan_expert_calls_total", "Expert calls answered.")),
+        rows(registry.HotCounter("banyan_expert_rows_total", "Rows of the calls answered.")),
+        received_bytes(registry.HotCounter("banyan_expert_received_bytes_total",
+                                           "Bytes of the requests received on Forward streams.")),
+        sent_bytes(registry.HotCounter("banyan_expert_sent_bytes_total",
+                                       "Bytes of the replies sent on Forward streams.")),
         refused(registry.Counter("banyan_expert_frames_refused_total",
                                  "Frames that broke a rule and ended their stream.")),
         streams_total(
             registry.Counter("banyan_expert_streams_opened_total", "Forward streams taken.")),
         streams(registry.Gauge("banyan_expert_streams", "Forward streams open.")),
-        queue(registry.Histogram("banyan_expert_call_queue_seconds",
-                                 "From a frame's arrival to the start of its computation.",
-                                 LatencyBuckets())),
-        compute(registry.Histogram("banyan_expert_call_compute_seconds",
-                                   "Computation of one expert call.", LatencyBuckets())) {}
+        queue(registry.HotHistogram("banyan_expert_call_queue_seconds",
+                                    "From a frame's arrival to the start of its computation.",
+                                    LatencyBuckets())),
+        compute(registry.HotHistogram("banyan_expert_call_compute_seconds",
+                                      "Computation of one expert call.", LatencyBuckets())) {}
 
-  prometheus::Counter& calls;
-  prometheus::Counter& rows;
-  prometheus::Counter& received_bytes;
-  prometheus::Counter& sent_bytes;
+  HotCounter& calls;
+  HotCounter& rows;
+  HotCounter& received_bytes;
+  HotCounter& sent_bytes;
   prometheus::Counter& refused;
   prometheus::Counter& streams_total;
   prometheus::Gauge& streams;
-  prometheus::Histogram& queue;
-  prometheus::Histogram& compute;
+  HotHistogram& queue;
+  HotHistogram& compute;
 };
 
 // One Forward stream. An operation in flight is a bit of `pending`; the object dies when none is

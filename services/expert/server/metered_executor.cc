@@ -6,12 +6,13 @@ namespace banyan::expert {
 
 MeteredExecutor::MeteredExecutor(GroupedExecutor& executor, MetricsRegistry& metrics)
     : executor_(executor),
-      pairs_(metrics.Counter("banyan_expert_row_expert_pairs_total",
-                             "Expert evaluations: (row, expert) pairs of the calls answered.")),
-      experts_(metrics.Counter("banyan_expert_experts_read_total",
-                               "Distinct experts whose weights a call read, summed over calls.")),
-      weight_bytes_(metrics.Counter("banyan_expert_weight_bytes_total",
-                                    "Bytes of weights read for the calls answered.")),
+      pairs_(metrics.HotCounter("banyan_expert_row_expert_pairs_total",
+                                "Expert evaluations: (row, expert) pairs of the calls answered.")),
+      experts_(
+          metrics.HotCounter("banyan_expert_experts_read_total",
+                             "Distinct experts whose weights a call read, summed over calls.")),
+      weight_bytes_(metrics.HotCounter("banyan_expert_weight_bytes_total",
+                                       "Bytes of weights read for the calls answered.")),
       errors_(metrics.Counter("banyan_expert_call_errors_total",
                               "Calls refused for what they asked: layer, ids, weights, sizes.")) {}
 

@@ -16,9 +16,9 @@ class MeteredExecutor final : public ExpertExecutor {
 
  private:
   GroupedExecutor& executor_;
-  prometheus::Counter& pairs_;
-  prometheus::Counter& experts_;
-  prometheus::Counter& weight_bytes_;
+  HotCounter& pairs_;
+  HotCounter& experts_;
+  HotCounter& weight_bytes_;
   prometheus::Counter& errors_;
 };
 

@@ -31,13 +31,13 @@ struct ShardMetrics {
   ShardMetrics(MetricsRegistry& registry, int32_t shard)
       : ShardMetrics(registry, MetricLabels{{"shard", std::to_string(shard)}}) {}
 
-  prometheus::Histogram& total;
-  prometheus::Histogram& queue;
-  prometheus::Histogram& compute;
-  prometheus::Histogram& transport;
-  prometheus::Counter& rows;
-  prometheus::Counter& sent_bytes;
-  prometheus::Counter& received_bytes;
+  HotHistogram& total;
+  HotHistogram& queue;
+  HotHistogram& compute;
+  HotHistogram& transport;
+  HotCounter& rows;
+  HotCounter& sent_bytes;
+  HotCounter& received_bytes;
   prometheus::Counter& failures;
   prometheus::Counter& resends_lost;
   prometheus::Counter& resends_late;
@@ -49,11 +49,12 @@ struct ShardMetrics {
         queue(Phase(registry, labels, "queue")),
         compute(Phase(registry, labels, "compute")),
         transport(Phase(registry, labels, "transport")),
-        rows(registry.Counter("banyan_trunk_expert_rows_total", "Rows sent to experts.", labels)),
-        sent_bytes(registry.Counter("banyan_trunk_expert_sent_bytes_total",
-                                    "Bytes of expert calls sent.", labels)),
-        received_bytes(registry.Counter("banyan_trunk_expert_received_bytes_total",
-                                        "Bytes of expert replies received.", labels)),
+        rows(
+            registry.HotCounter("banyan_trunk_expert_rows_total", "Rows sent to experts.", labels)),
+        sent_bytes(registry.HotCounter("banyan_trunk_expert_sent_bytes_total",
+                                       "Bytes of expert calls sent.", labels)),
+        received_bytes(registry.HotCounter("banyan_trunk_expert_received_bytes_total",
+                                           "Bytes of expert replies received.", labels)),
         failures(registry.Counter("banyan_trunk_expert_call_failures_total",
                                   "Expert calls that no replica answered.", labels)),
         resends_lost(Resends(registry, labels, "lost")),
@@ -61,13 +62,12 @@ struct ShardMetrics {
         late_replies(registry.Counter("banyan_trunk_expert_late_replies_total",
                                       "Replies dropped because the call was over.", labels)) {}
 
-  static prometheus::Histogram& Phase(MetricsRegistry& registry, MetricLabels labels,
-                                      const char* phase) {
+  static HotHistogram& Phase(MetricsRegistry& registry, MetricLabels labels, const char* phase) {
     labels["phase"] = phase;
-    return registry.Histogram("banyan_trunk_expert_call_seconds",
-                              "Expert calls: total, and of that in the host's queue, in its "
-                              "computation, and in between (transport).",
-                              LatencyBuckets(), labels);
+    return registry.HotHistogram("banyan_trunk_expert_call_seconds",
+                                 "Expert calls: total, and of that in the host's queue, in its "
+                                 "computation, and in between (transport).",
+                                 LatencyBuckets(), labels);
   }
   static prometheus::Counter& Resends(MetricsRegistry& registry, MetricLabels labels,
                                       const char* reason) {

@@ -154,7 +154,7 @@ class LoadedTrunk::Impl {
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
     ASSIGN_OR_RETURN(backend_, CreateBackend(options_, &*pool_));
     TrunkPlanInput input;
-    input.weight_bytes = static_cast<uint64_t>(summary.trunk_bytes);
+    input.weight_bytes = static_cast<uint64_t>(summary.trunk_resident_bytes);
     input.max_context_tokens = options_.max_context_tokens;
     input.max_sequences = options_.max_sequences;
     input.max_batch_tokens = options_.max_batch_tokens;
@@ -193,11 +193,17 @@ class LoadedTrunk::Impl {
     std::vector<std::span<const std::byte>> tensors;
     uint64_t total = 0;
     for (const TensorSpec& spec : TrunkTensors(config_)) {
-      ASSIGN_OR_RETURN(const TensorView view,
-                       checkpoint_->Get(spec.name, spec.shape, kWeightDTypes));
-      checkpoint_->Prefetch(view);
-      tensors.push_back({view.data, view.size_bytes()});
-      total += view.size_bytes();
+      ASSIGN_OR_RETURN(const StoredMatrix stored,
+                       FindStoredMatrix(*checkpoint_, spec.name, spec.shape));
+      std::vector<TensorView> views = {stored.weight};
+      for (const Checkpoint::Entry* companion : stored.companions()) {
+        views.push_back(companion->view);
+      }
+      for (const TensorView& view : views) {
+        checkpoint_->Prefetch(view);
+        tensors.push_back({view.data, view.size_bytes()});
+        total += view.size_bytes();
+      }
     }
     load_metrics_.model_bytes.Set(static_cast<double>(total));
     uint64_t filled = 0;

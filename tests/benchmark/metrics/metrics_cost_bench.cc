@@ -153,8 +153,16 @@ double Nanoseconds(Update update) {
   return best;
 }
 
-void Report(trunk::Engine* engine, int num_sequences, double seconds, double counter_ns,
-            double gauge_ns, double histogram_ns) {
+// Nanoseconds of one update of each kind.
+struct Costs {
+  double counter = 0;
+  double gauge = 0;
+  double histogram = 0;
+  double hot_counter = 0;
+  double hot_histogram = 0;
+};
+
+void Report(trunk::Engine* engine, int num_sequences, double seconds, const Costs& ns) {
   Decode(engine, num_sequences, std::nullopt);  // warms up
   metrics_switch::StartCounting();
   Decode(engine, num_sequences, std::nullopt);
@@ -189,15 +197,20 @@ void Report(trunk::Engine* engine, int num_sequences, double seconds, double cou
   const double steps =
       kSlicesPerRequest * kStepsPerSlice;  // the prompts' few are counted as theirs
   const double step_us = Median(off) * 1e6 / kStepsPerSlice;
-  const double cost_us = (static_cast<double>(updates.counters) * counter_ns +
-                          static_cast<double>(updates.gauges) * gauge_ns +
-                          static_cast<double>(updates.histograms) * histogram_ns) /
+  const double cost_us = (static_cast<double>(updates.counters) * ns.counter +
+                          static_cast<double>(updates.gauges) * ns.gauge +
+                          static_cast<double>(updates.histograms) * ns.histogram +
+                          static_cast<double>(updates.hot_counters) * ns.hot_counter +
+                          static_cast<double>(updates.hot_histograms) * ns.hot_histogram) /
                          steps * 1e-3;
   std::printf(
-      "  updates a step: %.1f counters, %.1f gauges, %.1f histograms = %.2f us of %.0f us: %.3f "
-      "%%\n",
+      "  updates a step: %.1f counters, %.1f gauges, %.1f histograms, %.1f hot counters, %.1f hot "
+      "histograms = %.2f us of %.0f us: %.3f %%\n",
       static_cast<double>(updates.counters) / steps, static_cast<double>(updates.gauges) / steps,
-      static_cast<double>(updates.histograms) / steps, cost_us, step_us, 100 * cost_us / step_us);
+      static_cast<double>(updates.histograms) / steps,
+      static_cast<double>(updates.hot_counters) / steps,
+      static_cast<double>(updates.hot_histograms) / steps, cost_us, step_us,
+      100 * cost_us / step_us);
 }
 
 int Main(int argc, char** argv) {
@@ -224,11 +237,18 @@ int Main(int argc, char** argv) {
   auto& counter = tried.Counter("banyan_bench_total", "Tried");
   auto& gauge = tried.Gauge("banyan_bench_rows", "Tried");
   auto& histogram = tried.Histogram("banyan_bench_seconds", "Tried", LatencyBuckets());
-  const double counter_ns = Nanoseconds([&](int) { counter.Increment(3); });
-  const double gauge_ns = Nanoseconds([&](int i) { gauge.Set(i); });
-  const double histogram_ns = Nanoseconds([&](int i) { histogram.Observe(1e-6 * (i % 65536)); });
-  std::printf("one update: counter %.1f ns, gauge %.1f ns, histogram %.1f ns\n", counter_ns,
-              gauge_ns, histogram_ns);
+  auto& hot_counter = tried.HotCounter("banyan_bench_hot_total", "Tried");
+  auto& hot_histogram = tried.HotHistogram("banyan_bench_hot_seconds", "Tried", LatencyBuckets());
+  Costs ns;
+  ns.counter = Nanoseconds([&](int) { counter.Increment(3); });
+  ns.gauge = Nanoseconds([&](int i) { gauge.Set(i); });
+  ns.histogram = Nanoseconds([&](int i) { histogram.Observe(1e-6 * (i % 65536)); });
+  ns.hot_counter = Nanoseconds([&](int) { hot_counter.Increment(3); });
+  ns.hot_histogram = Nanoseconds([&](int i) { hot_histogram.Observe(1e-6 * (i % 65536)); });
+  std::printf(
+      "one update: counter %.1f ns, gauge %.1f ns, histogram %.1f ns, hot counter %.1f ns, hot "
+      "histogram %.1f ns\n",
+      ns.counter, ns.gauge, ns.histogram, ns.hot_counter, ns.hot_histogram);
 
   auto exposer = HttpExposer::Create("127.0.0.1:0", "metrics_cost_bench", &registry);
   CHECK(exposer.ok());
@@ -242,7 +262,7 @@ int Main(int argc, char** argv) {
               Since(start) * 1e3 / kScrapes, bytes);
 
   for (const int num_sequences : {1, 8}) {
-    Report((*loaded)->model().engine, num_sequences, seconds, counter_ns, gauge_ns, histogram_ns);
+    Report((*loaded)->model().engine, num_sequences, seconds, ns);
   }
   (*loaded)->model().engine->Drain(absl::InfiniteFuture());
   return 0;

@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "common/base/check.h"
+#include "common/metrics/hot_metrics.h"
 
 namespace banyan::metrics_switch {
 namespace {
@@ -17,6 +18,8 @@ std::atomic<int> state{kOn};
 std::atomic<int64_t> num_counters{0};
 std::atomic<int64_t> num_gauges{0};
 std::atomic<int64_t> num_histograms{0};
+std::atomic<int64_t> num_hot_counters{0};
+std::atomic<int64_t> num_hot_histograms{0};
 thread_local int depth = 0;
 
 // The library's own functions, found when the program starts. A member function is called as one
@@ -53,12 +56,14 @@ void StartCounting() {
   num_counters = 0;
   num_gauges = 0;
   num_histograms = 0;
+  num_hot_counters = 0;
+  num_hot_histograms = 0;
   state = kCounting;
 }
 
 Updates StopCounting() {
   state = kOn;
-  return {num_counters, num_gauges, num_histograms};
+  return {num_counters, num_gauges, num_histograms, num_hot_counters, num_hot_histograms};
 }
 
 }  // namespace banyan::metrics_switch
@@ -87,3 +92,22 @@ void Histogram::Observe(double value) {
 }
 
 }  // namespace prometheus
+
+// Our own metrics: the linker gives the callers these (--wrap in CMakeLists.txt).
+extern "C" {
+// NOLINTBEGIN(bugprone-reserved-identifier)
+void __real__ZN6banyan10HotCounter9IncrementEd(banyan::HotCounter*, double);
+void __real__ZN6banyan12HotHistogram7ObserveEd(banyan::HotHistogram*, double);
+
+void __wrap__ZN6banyan10HotCounter9IncrementEd(banyan::HotCounter* counter, double amount) {
+  banyan::metrics_switch::Pass(banyan::metrics_switch::num_hot_counters,
+                               [&] { __real__ZN6banyan10HotCounter9IncrementEd(counter, amount); });
+}
+
+void __wrap__ZN6banyan12HotHistogram7ObserveEd(banyan::HotHistogram* histogram, double value) {
+  banyan::metrics_switch::Pass(banyan::metrics_switch::num_hot_histograms, [&] {
+    __real__ZN6banyan12HotHistogram7ObserveEd(histogram, value);
+  });
+}
+// NOLINTEND(bugprone-reserved-identifier)
+}

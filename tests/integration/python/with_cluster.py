@@ -63,6 +63,11 @@ class Process:
                 raise RuntimeError(f"no line with {pattern!r}; log:\n{''.join(self._lines)}")
         return found
 
+    def log(self):
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended, START_TIMEOUT_S)
+            return "".join(self._lines)
+
     def stop(self):
         self._child.terminate()
         return self._child.wait(timeout=START_TIMEOUT_S)
@@ -108,7 +113,7 @@ def main():
         metrics = [p.await_match(r"metrics_listening address=(\S+)") for p in [trunk, *experts]]
         code = subprocess.call([sys.executable, options.script, address, *metrics, *options.args])
         if code == 0 and trunk.stop() != 0:
-            print("the trunk did not end with 0 after SIGTERM", file=sys.stderr)
+            print(f"the trunk did not end with 0 after SIGTERM; log:\n{trunk.log()}", file=sys.stderr)
             code = 1
     finally:
         for process in processes:

@@ -15,7 +15,7 @@ using ::testing::HasSubstr;
 TEST(OpenMetricsTextTest, EveryKindOfFamily) {
   MetricsRegistry registry;
   registry.Counter("banyan_test_calls_total", "Calls", {{"shard", "1"}}).Increment(1.5);
-  EXPECT_EQ(OpenMetricsText(registry.registry()->Collect()),
+  EXPECT_EQ(OpenMetricsText(registry.Collect()),
             "# TYPE banyan_test_calls counter\n"
             "# HELP banyan_test_calls Calls\n"
             "banyan_test_calls_total{shard=\"1\"} 1.5\n"
@@ -23,7 +23,7 @@ TEST(OpenMetricsTextTest, EveryKindOfFamily) {
 
   MetricsRegistry gauges;
   gauges.Gauge("banyan_test_bytes", "Bytes").Set(3e18);
-  EXPECT_EQ(OpenMetricsText(gauges.registry()->Collect()),
+  EXPECT_EQ(OpenMetricsText(gauges.Collect()),
             "# TYPE banyan_test_bytes gauge\n"
             "# HELP banyan_test_bytes Bytes\n"
             "banyan_test_bytes 3e+18\n"
@@ -33,7 +33,7 @@ TEST(OpenMetricsTextTest, EveryKindOfFamily) {
   auto& histogram = histograms.Histogram("banyan_test_seconds", "Time", {5e-5, 1}, {{"a", "b"}});
   histogram.Observe(0.25);
   histogram.Observe(7);
-  EXPECT_EQ(OpenMetricsText(histograms.registry()->Collect()),
+  EXPECT_EQ(OpenMetricsText(histograms.Collect()),
             "# TYPE banyan_test_seconds histogram\n"
             "# HELP banyan_test_seconds Time\n"
             "banyan_test_seconds_bucket{a=\"b\",le=\"5e-05\"} 0\n"
@@ -47,7 +47,7 @@ TEST(OpenMetricsTextTest, EveryKindOfFamily) {
 TEST(OpenMetricsTextTest, EscapesLabelsAndHelp) {
   MetricsRegistry registry;
   registry.Gauge("banyan_test", "A \"b\"\\\n", {{"path", "c:\\\n\""}}).Set(-1);
-  const std::string text = OpenMetricsText(registry.registry()->Collect());
+  const std::string text = OpenMetricsText(registry.Collect());
   EXPECT_THAT(text, HasSubstr("# HELP banyan_test A \\\"b\\\"\\\\\\n\n"));
   EXPECT_THAT(text, HasSubstr("banyan_test{path=\"c:\\\\\\n\\\"\"} -1.0\n"));
 }
@@ -57,7 +57,7 @@ TEST(OpenMetricsTextTest, NumbersThatAreNone) {
   auto& gauge = registry.Gauge("banyan_test", "Test");
   const auto text = [&](double value) {
     gauge.Set(value);
-    return OpenMetricsText(registry.registry()->Collect());
+    return OpenMetricsText(registry.Collect());
   };
   EXPECT_THAT(text(std::numeric_limits<double>::infinity()), HasSubstr("\nbanyan_test +Inf\n"));
   EXPECT_THAT(text(-std::numeric_limits<double>::infinity()), HasSubstr("\nbanyan_test -Inf\n"));
@@ -67,7 +67,7 @@ TEST(OpenMetricsTextTest, NumbersThatAreNone) {
 TEST(OpenMetricsTextDeathTest, CounterWithoutTotalIsOurBug) {
   MetricsRegistry registry;
   registry.Counter("banyan_test_calls", "Calls");
-  EXPECT_DEATH(OpenMetricsText(registry.registry()->Collect()), "CHECK failed");
+  EXPECT_DEATH(OpenMetricsText(registry.Collect()), "CHECK failed");
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ TEST(ProcessMetricsTest, FollowTheProcess) {
 TEST(ProcessMetricsTest, BuildInfoNamesTheBinary) {
   MetricsRegistry registry;
   RegisterBuildInfo("banyan-test", &registry);
-  const std::vector<prometheus::MetricFamily> families = registry.registry()->Collect();
+  const std::vector<prometheus::MetricFamily> families = registry.Collect();
   ASSERT_EQ(families.size(), 1u);
   EXPECT_EQ(families[0].name, "banyan_build_info");
   ASSERT_EQ(families[0].metric.size(), 1u);

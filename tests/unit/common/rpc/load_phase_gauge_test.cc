@@ -18,7 +18,7 @@ using ::testing::Pair;
 std::map<std::string, double> Set(const MetricsRegistry& registry,
                                   const std::string& name = "banyan_test_load_phase") {
   std::map<std::string, double> set;
-  for (const auto& family : registry.registry()->Collect()) {
+  for (const auto& family : registry.Collect()) {
     EXPECT_EQ(family.metric.size(), 9u);
     if (family.name != name) continue;
     for (const auto& metric : family.metric) {

@@ -55,7 +55,7 @@ struct Harness {
   }
 
   double Counter(const std::string& name, const MetricLabels& labels = {}) {
-    for (const auto& family : metrics.registry()->Collect()) {
+    for (const auto& family : metrics.Collect()) {
       if (family.name != name) continue;
       for (const auto& metric : family.metric) {
         MetricLabels found;

@@ -152,19 +152,19 @@ TEST(GrpcTransportTest, CountsWhatItSends) {
   for (const char* shard : {"0", "1"}) {
     const MetricLabels labels = {{"shard", shard}};
     EXPECT_EQ(
-        trunk.metrics.Counter("banyan_trunk_expert_rows_total", "Rows sent to experts.", labels)
+        trunk.metrics.HotCounter("banyan_trunk_expert_rows_total", "Rows sent to experts.", labels)
             .Value(),
         12);
-    const double sent =
-        trunk.metrics
-            .Counter("banyan_trunk_expert_sent_bytes_total", "Bytes of expert calls sent.", labels)
-            .Value();
+    const double sent = trunk.metrics
+                            .HotCounter("banyan_trunk_expert_sent_bytes_total",
+                                        "Bytes of expert calls sent.", labels)
+                            .Value();
     EXPECT_GT(sent, 3 * 4 * kHidden * 4);
     EXPECT_LT(sent, 3 * (4 * (kHidden * 4 + kTopK * 6) + 128));
   }
   EXPECT_EQ(cluster.host(0)
                 .metrics()
-                .Counter("banyan_expert_calls_total", "Expert calls answered.")
+                .HotCounter("banyan_expert_calls_total", "Expert calls answered.")
                 .Value(),
             3);
 }
