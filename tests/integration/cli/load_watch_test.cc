@@ -70,8 +70,8 @@ TEST_F(LoadWatch, FollowsTheTrunkAndEveryShardUntilItServes) {
   StartTrunk();
   ASSERT_TRUE(watch.WaitForLine("expert 1: starting", kTimeout).ok());
   ASSERT_TRUE(watch.WaitForLine("trunk: wait", kTimeout).ok());
-  Process lines({BinaryPath("banyan"), "status", "--server", TrunkAddress(), "--watch", "--output",
-                 "json"});
+  Process lines(
+      {BinaryPath("banyan"), "status", "--server", TrunkAddress(), "--watch", "--output", "json"});
   StartExpert(0);
   ASSERT_TRUE(watch.WaitForLine("expert 0: ready", kTimeout).ok()) << experts_[0]->Log();
   StartExpert(1);
@@ -105,7 +105,8 @@ TEST_F(LoadWatch, FollowsTheTrunkAndEveryShardUntilItServes) {
 
 TEST_F(LoadWatch, ATerminalShowsALineForEachServiceAndCtrlCEndsIt) {
   StartTrunk();
-  TerminalProcess watch({BinaryPath("banyan"), "status", "--server", TrunkAddress(), "--watch"});
+  TerminalProcess watch({BinaryPath("banyan"), "status", "--server", TrunkAddress(), "--watch"},
+                        temp_.path());
   for (const char* line : {"trunk      wait", "expert 0   starting", "expert 1   starting"}) {
     const absl::Status shown = watch.Await(line, kTimeout);
     ASSERT_TRUE(shown.ok()) << shown;
