@@ -80,7 +80,8 @@ struct MatrixPart {
 
 // `part` as f32, [num_rows][num_cols]. `row` holds one row of the matrix. kDataLoss names a value
 // that is not finite.
-absl::Status Widen(const MatrixPart& part, const std::byte* raw, float* row, float* out) {
+absl::Status Widen(const Checkpoint& checkpoint, const MatrixPart& part, const std::byte* raw,
+                   float* row, float* out) {
   const int64_t row_cols = part.matrix.matrix().cols;
   const bool whole = part.num_cols == row_cols;
   if (whole) part.matrix.DecodeRows(part.first_row, part.num_rows, raw, out);
@@ -99,8 +100,9 @@ absl::Status Widen(const MatrixPart& part, const std::byte* raw, float* row, flo
     if (not_finite == 0) continue;
     for (int64_t c = 0; c < part.num_cols; ++c) {
       if ((std::bit_cast<uint32_t>(to[c]) & 0x7f800000u) != 0x7f800000u) continue;
-      return DataLossF("{}[{}, {}] is {}, expected a finite number", part.name(),
-                       part.first_row + r, part.first_col + c, to[c]);
+      return DataLossF("{}[{}, {}] is {}, expected a finite number ({})", part.name(),
+                       part.first_row + r, part.first_col + c, to[c],
+                       checkpoint.FileOf(*part.matrix.matrix().entry));
     }
   }
   return absl::OkStatus();
@@ -285,7 +287,8 @@ class Builder {
       return KeepNF4(part, raw, out);
     }
     auto* const values = reinterpret_cast<float*>(worker.values->data());
-    RETURN_IF_ERROR(Widen(part, raw, reinterpret_cast<float*>(worker.row->data()), values));
+    auto* const row = reinterpret_cast<float*>(worker.row->data());
+    RETURN_IF_ERROR(Widen(*request_.checkpoint, part, raw, row, values));
     PackMatrix(header_.format, {values, part.num_rows, part.num_cols, part.num_cols}, out);
     return absl::OkStatus();
   }

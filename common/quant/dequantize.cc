@@ -46,9 +46,9 @@ void DequantizeBnb4(const Bnb4Codes& matrix, int64_t first, int64_t count, float
     const int64_t block = at / matrix.block_size;
     const int64_t stop = std::min(end, (block + 1) * matrix.block_size);
     float values[16];  // of the block's scale
-    for (int i = 0; i < 16; ++i) {
-      values[i] = RoundTo(matrix.dtype, matrix.table[i] * matrix.absmax[block]);
-    }
+    const float absmax = matrix.absmax[block];
+    for (int i = 0; i < 16; ++i) values[i] = matrix.table[i] * absmax;
+    RoundAll(matrix.dtype, values);
     const auto pair_of = [&](int64_t i) {
       return static_cast<uint8_t>(matrix.codes[(i - matrix.first_code) / 2]);
     };

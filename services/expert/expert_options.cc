@@ -62,8 +62,9 @@ absl::StatusOr<std::optional<ExpertOptions>> ParseExpertOptions(int argc, const 
       ->capture_default_str();
   app.add_option(
          "--pool_format", options.pool_format,
-         "auto (the checkpoint's own precision, in place), bf16, int8, nf4 or int4; the same "
-         "on all shards. A format that the checkpoint does not have is packed once")
+         "auto (the checkpoint's own precision: bf16 and f32 in place, NF4 as nf4, other quantised "
+         "weights as bf16), bf16, int8, nf4 or int4; the same on all shards. What is not served "
+         "in place is packed once")
       ->capture_default_str();
   app.add_option("--pool_dir", options.pool_dir,
                  "Where packs are kept (default: /var/lib/banyan/packs where /var/lib/banyan is "

@@ -1,5 +1,5 @@
-// The pool of a host from its files to an executor: in the checkpoint's own precision, used where
-// it is mapped, or in a pool format, through a pack that is made where there is none.
+// The pool of a host from its files to an executor: bf16 and f32 experts are used where they are
+// mapped, others and other pool formats through a pack that is made where there is none.
 #pragma once
 
 #include <cstdint>
