@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "common/base/byte_size.h"
+#include "common/base/logging.h"
 #include "common/base/strings.h"
 
 namespace banyan {
@@ -99,6 +100,15 @@ absl::Status MemoryPlan::Check() const {
   return StatusF(absl::StatusCode::kResourceExhausted, "{}: {} needed, {} granted ({})\n{}",
                  memory_, FormatByteSize(total_bytes()), FormatByteSize(budget_bytes_),
                  budget_source_, Table());
+}
+
+void LogMemoryPlan(const MemoryPlan& plan) {
+  for (const MemoryPlan::Item& item : plan.items()) {
+    LogInfo("plan_memory",
+            {{"item", item.name}, {"bytes", item.bytes}, {"note", LogValue::NonEmpty(item.note)}});
+  }
+  LogInfo("plan_memory_total",
+          {{"bytes", plan.total_bytes()}, {"budget_bytes", plan.budget_bytes()}});
 }
 
 std::optional<uint64_t> CgroupMemoryLeft(const std::string& proc_cgroup_file,

@@ -44,6 +44,9 @@ class MemoryPlan {
   std::vector<Item> items_;
 };
 
+// One plan_memory line in the log for each item, then plan_memory_total.
+void LogMemoryPlan(const MemoryPlan& plan);
+
 // Bytes that the memory limits of the process's cgroup (version 2) and of its parents still grant:
 // the smallest; nullopt without a limit. The arguments are /proc/self/cgroup and /sys/fs/cgroup,
 // except in tests.

@@ -114,7 +114,8 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string
   std::unique_ptr<ExpertStore> store(new ExpertStore);
   store->description_.shard = shard;
   ASSIGN_OR_RETURN(OpenedModel opened, OpenModel(directory, load_format));
-  const ModelConfig& config = opened.config;
+  store->config_ = std::move(opened.config);
+  const ModelConfig& config = store->config_;
   store->checkpoint_ = std::move(opened.checkpoint);
   const Checkpoint& checkpoint = *store->checkpoint_;
   RETURN_IF_ERROR(CheckComplete(checkpoint, config).status());

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/config/tensor_inventory.h"
+#include "common/memory/memory_plan.h"
+#include "common/plan/shard_plan.h"
 #include "common/pool/pack_path.h"
 #include "services/expert/kernels/kernel_table.h"
 #include "services/expert/kernels/packed_ffn.h"
@@ -34,12 +37,31 @@ absl::StatusOr<const FfnKernels*> PlainKernels(const std::string& tier,
   return choice.kernels;
 }
 
+// What the shard takes, against what there is. The plan sees the same pool as this program.
+absl::StatusOr<ShardPlan> PlanMemory(const ServedPoolOptions& options, const Checkpoint& checkpoint,
+                                     const ModelConfig& config, const PoolDescription& pool) {
+  ASSIGN_OR_RETURN(ShardPlan plan,
+                   PlanShard({.checkpoint = &checkpoint,
+                              .config = &config,
+                              .shard = options.shard,
+                              .pool_format = options.pool_format,
+                              .memory = options.memory.mode,
+                              .weights_generated = options.load_format == LoadFormat::kDummy,
+                              .budget_bytes = options.memory.budget_bytes,
+                              .total_bytes = TotalHostMemory(),
+                              .available_bytes = AvailableHostMemory(),
+                              .there_already_bytes = SegmentBytesThere(pool, options.memory)}));
+  CHECK(plan.pool.pool_bytes == pool.pool_bytes && plan.pool.format == pool.format);
+  return plan;
+}
+
 class CheckpointPool final : public ServedPool {
  public:
-  CheckpointPool(std::unique_ptr<ExpertStore> store, const FfnKernels& kernels)
-      : store_(std::move(store)), kernels_(kernels) {}
+  CheckpointPool(std::unique_ptr<ExpertStore> store, MemoryPlan memory, const FfnKernels& kernels)
+      : store_(std::move(store)), memory_plan_(std::move(memory)), kernels_(kernels) {}
 
   const PoolDescription& description() const override { return store_->description(); }
+  const MemoryPlan& memory_plan() const override { return memory_plan_; }
   const char* tier() const override { return kernels_.name; }
 
   absl::StatusOr<PoolLoadReport> Load(WorkerPool& pool, PoolProgressFn progress) override {
@@ -60,6 +82,7 @@ class CheckpointPool final : public ServedPool {
 
  private:
   const std::unique_ptr<ExpertStore> store_;
+  const MemoryPlan memory_plan_;
   const FfnKernels& kernels_;
 };
 
@@ -94,10 +117,13 @@ class PackedPool final : public ServedPool {
                     std::string(PoolFormatName(format)),
                     static_cast<uint64_t>(layout.file_bytes - layout.payload_offset),
                     header.fingerprint};
-    return CheckPoolFits(description_, options_.memory);
+    ASSIGN_OR_RETURN(ShardPlan plan, PlanMemory(options_, *checkpoint_, config_, description_));
+    memory_plan_ = std::move(plan.memory);
+    return absl::OkStatus();
   }
 
   const PoolDescription& description() const override { return description_; }
+  const MemoryPlan& memory_plan() const override { return *memory_plan_; }
   const char* tier() const override { return kernels_.exact->tier; }
 
   absl::StatusOr<PoolLoadReport> Load(WorkerPool& pool, PoolProgressFn progress) override {
@@ -162,6 +188,7 @@ class PackedPool final : public ServedPool {
   ModelConfig config_;
   PackRequest request_;
   PoolDescription description_;
+  std::optional<MemoryPlan> memory_plan_;
   std::unique_ptr<PoolMemory> memory_;
   PackedTable table_;
 };
@@ -214,8 +241,9 @@ absl::StatusOr<std::unique_ptr<ServedPool>> ServedPool::Open(const ServedPoolOpt
         PoolMemoryName(options.memory.mode), options.memory.lock ? " --mlock" : "",
         options.pool_format, options.model_dir);
   }
-  RETURN_IF_ERROR(CheckPoolFits(store->description(), options.memory));
-  return std::make_unique<CheckpointPool>(std::move(store), *kernels);
+  ASSIGN_OR_RETURN(ShardPlan plan,
+                   PlanMemory(options, store->checkpoint(), store->config(), store->description()));
+  return std::make_unique<CheckpointPool>(std::move(store), std::move(plan.memory), *kernels);
 }
 
 }  // namespace banyan::expert

@@ -13,6 +13,7 @@
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/memory/memory_plan.h"
 #include "common/metrics/http_exposer.h"
 #include "common/metrics/registry.h"
 #include "common/parallel/memory_bandwidth.h"
@@ -157,6 +158,7 @@ class ExpertServer::Impl {
                                                features));
     const PoolDescription& pool = served_->description();
     load_metrics_.pool_bytes.Set(static_cast<double>(pool.pool_bytes));
+    LogPlan(pool, served_->memory_plan());
     service_.SetPool(pool, served_->tier());
     const int num_threads = options_.num_threads > 0 ? options_.num_threads : UsableCpuCount();
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
@@ -209,6 +211,17 @@ class ExpertServer::Impl {
     }
     tracker_.SetPhase(LoadProgress::READY);
     return absl::OkStatus();
+  }
+
+  void LogPlan(const PoolDescription& pool, const MemoryPlan& plan) const {
+    LogInfo("plan", {{"shard", options_.shard.index},
+                     {"num_shards", options_.shard.num_shards},
+                     {"split", std::string(ShardSplitName(options_.shard.split))},
+                     {"pool_format", pool.format},
+                     {"num_experts", pool.geometry.num_shard_experts},
+                     {"width", pool.geometry.num_shard_width},
+                     {"fingerprint", pool.fingerprint}});
+    LogMemoryPlan(plan);
   }
 
   absl::StatusOr<PoolLoadReport> LoadPool() {

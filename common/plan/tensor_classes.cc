@@ -1,0 +1,142 @@
+#include "common/plan/tensor_classes.h"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <map>
+#include <numeric>
+
+#include "common/config/tensor_inventory.h"
+#include "common/tensor/dtype.h"
+
+namespace banyan {
+namespace {
+
+// Of a tree node with its string, per tensor.
+constexpr uint64_t kAllocationBytes = 32;
+
+struct ClassInfo {
+  const char* name;
+  const char* destination;
+};
+enum Class : size_t {
+  kEmbedding,
+  kNorms,
+  kDeltaNet,
+  kAttention,
+  kRouter,
+  kSharedExpert,
+  kDenseMlp,
+  kHead,
+  kRoutedExperts,
+  kMtp,
+  kTiedHead,
+  kNumClasses
+};
+constexpr std::array<ClassInfo, kNumClasses> kClasses = {{
+    {"embedding", "trunk"},
+    {"norms", "trunk"},
+    {"delta-net", "trunk"},
+    {"attention", "trunk"},
+    {"router", "trunk"},
+    {"shared expert", "trunk"},
+    {"dense MLP", "trunk"},
+    {"head", "trunk"},
+    {"routed experts", "experts"},
+    {"multi-token prediction", "unused: multi-token prediction is not run"},
+    {"head", "unused: the word embeddings are tied"},
+}};
+
+bool Has(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
+
+Class ClassOf(std::string_view name, const ModelConfig& config) {
+  if (name.starts_with("mtp.")) return kMtp;
+  if (name.starts_with("lm_head.")) return config.tie_word_embeddings ? kTiedHead : kHead;
+  if (name.starts_with("model.embed_tokens.")) return kEmbedding;
+  if (Has(name, ".mlp.experts.")) return kRoutedExperts;
+  if (Has(name, ".mlp.shared_expert")) return kSharedExpert;  // and its gate
+  if (Has(name, ".mlp.gate.")) return kRouter;
+  if (Has(name, ".linear_attn.")) return kDeltaNet;
+  if (Has(name, ".self_attn.")) return kAttention;
+  if (Has(name, ".mlp.")) return kDenseMlp;
+  return kNorms;
+}
+
+std::string LowerName(DType dtype) {
+  std::string name(DTypeName(dtype));
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
+}
+
+}  // namespace
+
+std::vector<TensorClass> ClassifyTensors(const Checkpoint& checkpoint, const ModelConfig& config) {
+  std::array<TensorClass, kNumClasses> found;
+  std::array<std::map<std::string, uint64_t>, kNumClasses> formats;
+  for (const Checkpoint::Entry& entry : checkpoint.entries()) {
+    const Class index = ClassOf(entry.name, config);
+    TensorClass& tensors = found[index];
+    const uint64_t bytes = entry.view.size_bytes();
+    ++tensors.count;
+    tensors.bytes += bytes;
+    formats[index][LowerName(entry.view.dtype)] += bytes;
+  }
+  std::vector<TensorClass> out;
+  for (size_t i = 0; i < kNumClasses; ++i) {
+    if (found[i].count == 0) continue;
+    found[i].name = kClasses[i].name;
+    found[i].destination = kClasses[i].destination;
+    std::vector<std::pair<std::string, uint64_t>> order(formats[i].begin(), formats[i].end());
+    std::stable_sort(order.begin(), order.end(),
+                     [](const auto& a, const auto& b) { return a.second > b.second; });
+    for (const auto& [format, bytes] : order) {
+      found[i].formats += (found[i].formats.empty() ? "" : ", ") + format;
+    }
+    out.push_back(std::move(found[i]));
+  }
+  return out;
+}
+
+uint64_t TrunkWeightSizes::matrix_bytes() const {
+  return std::accumulate(matrices.begin(), matrices.end(), uint64_t{0});
+}
+
+uint64_t TrunkWeightSizes::vector_bytes() const {
+  return std::accumulate(vectors.begin(), vectors.end(), uint64_t{0});
+}
+
+TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelConfig& config) {
+  TrunkWeightSizes out;
+  uint64_t embedding = 0;
+  for (const TensorSpec& spec : TrunkTensors(config)) {
+    const Checkpoint::Entry* const entry = checkpoint.Find(spec.name);
+    if (entry == nullptr) continue;  // CheckComplete has spoken
+    const uint64_t bytes = entry->view.size_bytes();
+    out.file_bytes += bytes;
+    if (spec.shape.rank() != 2) {
+      out.vectors.push_back(static_cast<uint64_t>(spec.shape.num_elements()) * sizeof(float));
+      continue;
+    }
+    out.matrices.push_back(bytes);
+    if (ClassOf(spec.name, config) == kEmbedding) {
+      embedding = bytes;
+      out.bytes_per_token += bytes / static_cast<uint64_t>(spec.shape.dim(0));
+    } else {
+      out.bytes_per_token += bytes;
+    }
+  }
+  if (config.tie_word_embeddings) out.bytes_per_token += embedding;
+  return out;
+}
+
+uint64_t TensorIndexBytes(const Checkpoint& checkpoint) {
+  uint64_t bytes = 0;
+  for (const Checkpoint::Entry& entry : checkpoint.entries()) {
+    bytes += sizeof(entry) + entry.name.capacity() + kAllocationBytes;
+  }
+  return bytes;
+}
+
+}  // namespace banyan

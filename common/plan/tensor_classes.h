@@ -1,0 +1,42 @@
+// What each tensor of a checkpoint is for and where it goes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/config/model_config.h"
+#include "common/io/checkpoint.h"
+
+namespace banyan {
+
+struct TensorClass {
+  std::string name;         // "delta-net", "routed experts", ...
+  std::string destination;  // "trunk", "experts", or "unused: " and why
+  std::string formats;      // element types as stored, most bytes first: "bf16, f32"
+  int64_t count = 0;
+  uint64_t bytes = 0;
+};
+
+// The classes that a checkpoint has, in the order of a token's way through the model. Every tensor
+// is in exactly one; the checkpoint has passed CheckComplete.
+std::vector<TensorClass> ClassifyTensors(const Checkpoint& checkpoint, const ModelConfig& config);
+
+// The trunk's tensors as they are kept.
+struct TrunkWeightSizes {
+  uint64_t file_bytes = 0;         // in the checkpoint
+  std::vector<uint64_t> matrices;  // in the checkpoint's precision
+  std::vector<uint64_t> vectors;   // and convolutions: always copied, as f32
+  // Read for one token: every matrix of the layers, the head, one row of the embedding.
+  uint64_t bytes_per_token = 0;
+
+  uint64_t matrix_bytes() const;
+  uint64_t vector_bytes() const;
+};
+TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelConfig& config);
+
+// Host memory of a checkpoint's table of tensors.
+uint64_t TensorIndexBytes(const Checkpoint& checkpoint);
+
+}  // namespace banyan

@@ -1,0 +1,42 @@
+#include "common/plan/tensor_classes.h"
+
+#include <gtest/gtest.h>
+
+#include "common/config/open_checkpoint.h"
+#include "common/config/tensor_inventory.h"
+
+namespace banyan {
+namespace {
+
+TEST(TensorClassesTest, EveryTensorOfTheDemoModelIsInOneClass) {
+  const auto model = OpenModel(BANYAN_SOURCE_DIR "/deploy/models/demo", LoadFormat::kAuto);
+  ASSERT_TRUE(model.ok()) << model.status();
+  const auto summary = CheckComplete(*model->checkpoint, model->config);
+  ASSERT_TRUE(summary.ok());
+  int64_t count = 0;
+  uint64_t bytes = 0;
+  uint64_t trunk = 0;
+  uint64_t experts = 0;
+  uint64_t unused = 0;
+  for (const TensorClass& tensors : ClassifyTensors(*model->checkpoint, model->config)) {
+    EXPECT_FALSE(tensors.name.empty() || tensors.formats.empty());
+    count += tensors.count;
+    bytes += tensors.bytes;
+    if (tensors.destination == "trunk") trunk += tensors.bytes;
+    if (tensors.destination == "experts") experts += tensors.bytes;
+    if (tensors.destination.rfind("unused: ", 0) == 0) unused += tensors.bytes;
+  }
+  EXPECT_EQ(count, static_cast<int64_t>(model->checkpoint->entries().size()));
+  EXPECT_EQ(bytes, trunk + experts + unused);
+  EXPECT_EQ(trunk, static_cast<uint64_t>(summary->trunk_bytes));
+  EXPECT_EQ(experts, static_cast<uint64_t>(summary->expert_bytes));
+  EXPECT_EQ(unused, static_cast<uint64_t>(summary->mtp_bytes + summary->unused_bytes));
+
+  const TrunkWeightSizes sizes = TrunkWeightSizesOf(*model->checkpoint, model->config);
+  EXPECT_EQ(sizes.file_bytes, trunk);
+  EXPECT_LT(sizes.bytes_per_token, trunk);
+  EXPECT_GT(sizes.bytes_per_token, trunk / 2);
+}
+
+}  // namespace
+}  // namespace banyan
