@@ -55,8 +55,9 @@ CLIENT = {
     "connection": {"terminal"},
     "load": {"connection", "terminal"},
     "overview": {"connection", "terminal"},
+    "plan": {"terminal"},
     "supervisor": {"connection", "terminal"},
-    "commands": {"chat", "connection", "load", "overview", "supervisor", "terminal"},
+    "commands": {"chat", "connection", "load", "overview", "plan", "supervisor", "terminal"},
 }
 SERVICES = {"expert": EXPERT, "trunk": TRUNK, "client": CLIENT}
 

@@ -183,6 +183,7 @@ class Planner {
         config_, options,
         input_.on_gpu ? CudaScratchBytes(limits) : CpuScratchBytes(limits, input_.num_threads));
     Items out;
+    if (input_.others_bytes > 0) out.Add("others", input_.others_bytes, input_.others);
     const uint64_t weights =
         input_.on_gpu ? input_.weights.matrix_bytes() : input_.weights.file_bytes;
     out.Add("weights", weights,
@@ -203,7 +204,7 @@ class Planner {
                         FormatByteSize(memory.kv_cache_bytes /
                                        static_cast<uint64_t>(std::max(1, options.num_pages)))));
     if (input_.on_gpu) {
-      out.Add("rounding", BlockBytes(options, limits) - out.total,
+      out.Add("rounding", BlockBytes(options, limits) - (out.total - input_.others_bytes),
               "blocks of 2 MiB, shared by small tensors");
       out.Add("graphs", kGpuGraphBytes, "recorded steps, the driver's own");
     } else {

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -42,6 +43,9 @@ struct TrunkPlanInput {
   uint64_t available_bytes = 0;  // 0: not known; then budget_bytes decides alone
   bool on_gpu = false;
   int num_threads = 1;  // of the CPU's operations
+  // Of the same memory and budget: what other services of this machine take of it.
+  uint64_t others_bytes = 0;
+  std::string others;
 };
 
 struct TrunkPlan {
