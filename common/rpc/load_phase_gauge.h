@@ -1,6 +1,7 @@
 // The phase of a service's load for Prometheus.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 
@@ -9,17 +10,23 @@
 
 namespace banyan {
 
-// banyan_<part>_load_phase{phase}: one series for each phase of LoadProgress, of which one is 1.
-// Thread-safe.
+// banyan_<part>_load_phase{phase}: one series for each phase of LoadProgress, of which one is 1;
+// and for each how many bytes it has gone through, of how many. Thread-safe.
 class LoadPhaseGauge {
  public:
   // `part`: "trunk" or "expert".
   LoadPhaseGauge(const std::string& part, MetricsRegistry* registry);
 
   void Set(common::v1::LoadProgress::Phase phase);
+  void SetBytes(common::v1::LoadProgress::Phase phase, uint64_t done, uint64_t total);
 
  private:
-  std::map<common::v1::LoadProgress::Phase, prometheus::Gauge*> gauges_;
+  struct Gauges {
+    prometheus::Gauge* current;
+    prometheus::Gauge* bytes;
+    prometheus::Gauge* expected_bytes;
+  };
+  std::map<common::v1::LoadProgress::Phase, Gauges> gauges_;
 };
 
 }  // namespace banyan

@@ -6,8 +6,8 @@
 
 namespace banyan {
 
-LoadTracker::LoadTracker(PhaseListener on_phase)
-    : on_phase_(std::move(on_phase)), start_(absl::Now()) {}
+LoadTracker::LoadTracker(PhaseListener on_phase, BytesListener on_bytes)
+    : on_phase_(std::move(on_phase)), on_bytes_(std::move(on_bytes)), start_(absl::Now()) {}
 
 void LoadTracker::SetPhase(common::v1::LoadProgress::Phase phase, std::string detail) {
   absl::MutexLock lock(&mutex_);
@@ -32,6 +32,7 @@ void LoadTracker::SetBytes(uint64_t done, uint64_t total) {
   if (progress_.bytes_done() == done && progress_.bytes_total() == total) return;
   progress_.set_bytes_done(done);
   progress_.set_bytes_total(total);
+  if (on_bytes_ != nullptr) on_bytes_(progress_.phase(), done, total);
   ++version_;
 }
 

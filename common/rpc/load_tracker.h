@@ -18,7 +18,10 @@ class LoadTracker {
  public:
   // Called with every new phase, in order, with the tracker locked: it may not call back.
   using PhaseListener = std::function<void(common::v1::LoadProgress::Phase)>;
-  explicit LoadTracker(PhaseListener on_phase = nullptr);
+  // Likewise with the bytes of the phase, done and in all.
+  using BytesListener =
+      std::function<void(common::v1::LoadProgress::Phase, uint64_t done, uint64_t total)>;
+  explicit LoadTracker(PhaseListener on_phase = nullptr, BytesListener on_bytes = nullptr);
 
   // READY and FAILED end the load.
   static bool IsLast(common::v1::LoadProgress::Phase phase) {
@@ -37,6 +40,7 @@ class LoadTracker {
 
  private:
   const PhaseListener on_phase_;
+  const BytesListener on_bytes_;
   mutable absl::Mutex mutex_;
   common::v1::LoadProgress progress_ ABSL_GUARDED_BY(mutex_);
   uint64_t version_ ABSL_GUARDED_BY(mutex_) = 1;

@@ -105,6 +105,9 @@ std::string PlanText(const ClusterPlan& plan, const Bandwidth& bandwidth) {
   std::string text = ModelLine(plan) + TensorTable(plan);
   text += fmt::format("trunk: {}\n{}{}", plan.on_gpu ? "GPU memory" : "host memory",
                       plan.trunk.memory.Table(), FitsLine(plan.trunk));
+  if (plan.trunk_budget_bytes() > 0) {
+    text += fmt::format("  its part: banyan-trunk --host_budget {}\n", plan.trunk_budget_bytes());
+  }
   for (size_t i = 0; i < plan.shards.size(); ++i) {
     text += ShardTitle(plan, plan.shards[i], i) + plan.shards[i].memory.Table();
   }

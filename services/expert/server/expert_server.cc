@@ -48,6 +48,8 @@ constexpr absl::Duration kBandwidthTime = absl::Milliseconds(50);
 struct LoadMetrics {
   explicit LoadMetrics(MetricsRegistry& metrics)
       : pool_bytes(metrics.Gauge("banyan_expert_pool_bytes", "Bytes of weights of this shard.")),
+        planned_bytes(metrics.Gauge("banyan_expert_planned_bytes",
+                                    "Memory that the plan made at the start counts with.")),
         loaded_bytes(metrics.Gauge("banyan_expert_loaded_bytes",
                                    "Bytes of this shard brought into memory so far.")),
         seconds(metrics.Gauge("banyan_expert_load_seconds",
@@ -63,6 +65,7 @@ struct LoadMetrics {
             "Packs that were found damaged or of something else, and were packed again.")),
         ready(metrics.Gauge("banyan_expert_ready", "1 while calls are taken, else 0.")) {}
   prometheus::Gauge& pool_bytes;
+  prometheus::Gauge& planned_bytes;
   prometheus::Gauge& loaded_bytes;
   prometheus::Gauge& seconds;
   prometheus::Gauge& bandwidth;
@@ -159,6 +162,7 @@ class ExpertServer::Impl {
     const PoolDescription& pool = served_->description();
     load_metrics_.pool_bytes.Set(static_cast<double>(pool.pool_bytes));
     LogPlan(pool, served_->memory_plan());
+    load_metrics_.planned_bytes.Set(static_cast<double>(served_->memory_plan().total_bytes()));
     service_.SetPool(pool, served_->tier());
     const int num_threads = options_.num_threads > 0 ? options_.num_threads : UsableCpuCount();
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
@@ -299,7 +303,10 @@ class ExpertServer::Impl {
   MetricsRegistry metrics_;
   LoadMetrics load_metrics_;
   LoadPhaseGauge load_phase_{"expert", &metrics_};
-  LoadTracker tracker_{[this](LoadProgress::Phase phase) { load_phase_.Set(phase); }};
+  LoadTracker tracker_{[this](LoadProgress::Phase phase) { load_phase_.Set(phase); },
+                       [this](LoadProgress::Phase phase, uint64_t done, uint64_t total) {
+                         load_phase_.SetBytes(phase, done, total);
+                       }};
   LoadWatchers watchers_;
   ExpertService service_;
   HealthService health_{{v1::Experts::service_full_name()}};

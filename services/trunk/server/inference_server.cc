@@ -169,7 +169,10 @@ class InferenceServer::Impl {
   MetricsRegistry metrics_;
   RequestMetrics request_metrics_;
   LoadPhaseGauge load_phase_{"trunk", &metrics_};
-  LoadTracker tracker_{[this](LoadProgress::Phase phase) { load_phase_.Set(phase); }};
+  LoadTracker tracker_{[this](LoadProgress::Phase phase) { load_phase_.Set(phase); },
+                       [this](LoadProgress::Phase phase, uint64_t done, uint64_t total) {
+                         load_phase_.SetBytes(phase, done, total);
+                       }};
   std::unique_ptr<LoadedTrunk> trunk_;  // made by the loading thread
   std::unique_ptr<PromptWorkers> workers_;
   LoadWatchers watchers_;

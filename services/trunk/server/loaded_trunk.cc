@@ -183,6 +183,7 @@ class LoadedTrunk::Impl {
                      {"pages", plan.decoder.num_pages},
                      {"fingerprint", checkpoint_->fingerprint()}});
     LogMemoryPlan(plan.memory);
+    load_metrics_.planned_bytes.Set(static_cast<double>(plan.memory.total_bytes()));
     return stopping_() ? Stopping() : absl::OkStatus();
   }
 
