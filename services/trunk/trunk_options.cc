@@ -64,9 +64,11 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
   app.add_option("--max_context_tokens", options.max_context_tokens,
                  "Prompt and answer of one request; 0: what model and memory allow")
       ->capture_default_str();
-  app.add_option("--max_sequences", options.max_sequences, "Requests that run at the same time; 0: 32, or fewer where memory is short")
+  app.add_option("--max_sequences", options.max_sequences,
+                 "Requests that run at the same time; 0: 32, or fewer where memory is short")
       ->capture_default_str();
-  app.add_option("--max_batch_tokens", options.max_batch_tokens, "Rows of one step; 0: 512, or fewer where memory is short")
+  app.add_option("--max_batch_tokens", options.max_batch_tokens,
+                 "Rows of one step; 0: 512, or fewer where memory is short")
       ->capture_default_str();
   app.add_option("--max_queued_requests", options.max_queued_requests,
                  "Requests that may wait; more are refused with RESOURCE_EXHAUSTED")

@@ -87,9 +87,9 @@ class Decoder::Impl {
         recurrent_state_,
         RecurrentState::Create(delta_net_, CountMixers(config_, MixerKind::kLinearAttention),
                                options.num_slots, backend_));
-    RETURN_IF_ERROR(PlaceActivations(
-        ActivationSizesOf(config_, options.max_rows, options.max_logits_rows), backend_,
-        &activations_));
+    RETURN_IF_ERROR(
+        PlaceActivations(ActivationSizesOf(config_, options.max_rows, options.max_logits_rows),
+                         backend_, &activations_));
     if (observer_ != nullptr) {
       observed_.resize(static_cast<size_t>(options.max_rows) *
                        static_cast<size_t>(config_.hidden_size));
