@@ -72,18 +72,19 @@ std::string LowerName(DType dtype) {
 
 }  // namespace
 
-std::vector<TensorClass> ClassifyTensors(const Checkpoint& checkpoint, const ModelConfig& config) {
-  std::array<TensorClass, kNumClasses> found;
+std::vector<PlannedTensors> ClassifyTensors(const Checkpoint& checkpoint,
+                                            const ModelConfig& config) {
+  std::array<PlannedTensors, kNumClasses> found;
   std::array<std::map<std::string, uint64_t>, kNumClasses> formats;
   for (const Checkpoint::Entry& entry : checkpoint.entries()) {
     const Class index = ClassOf(entry.name, config);
-    TensorClass& tensors = found[index];
+    PlannedTensors& tensors = found[index];
     const uint64_t bytes = entry.view.size_bytes();
     ++tensors.count;
     tensors.bytes += bytes;
     formats[index][LowerName(entry.view.dtype)] += bytes;
   }
-  std::vector<TensorClass> out;
+  std::vector<PlannedTensors> out;
   for (size_t i = 0; i < kNumClasses; ++i) {
     if (found[i].count == 0) continue;
     found[i].name = kClasses[i].name;

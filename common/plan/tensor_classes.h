@@ -11,7 +11,7 @@
 
 namespace banyan {
 
-struct TensorClass {
+struct PlannedTensors {
   std::string name;         // "delta-net", "routed experts", ...
   std::string destination;  // "trunk", "experts", or "unused: " and why
   std::string formats;      // element types as stored, most bytes first: "bf16, f32"
@@ -21,7 +21,8 @@ struct TensorClass {
 
 // The classes that a checkpoint has, in the order of a token's way through the model. Every tensor
 // is in exactly one; the checkpoint has passed CheckComplete.
-std::vector<TensorClass> ClassifyTensors(const Checkpoint& checkpoint, const ModelConfig& config);
+std::vector<PlannedTensors> ClassifyTensors(const Checkpoint& checkpoint,
+                                            const ModelConfig& config);
 
 // The trunk's tensors as they are kept.
 struct TrunkWeightSizes {

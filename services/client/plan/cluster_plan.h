@@ -37,7 +37,7 @@ struct ClusterPlan {
   ModelConfig config;
   std::string directory;
   std::string fingerprint;
-  std::vector<TensorClass> tensors;
+  std::vector<PlannedTensors> tensors;
   bool on_gpu = false;
   TrunkPlan trunk;
   std::vector<ShardPlan> shards;

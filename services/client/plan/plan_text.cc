@@ -22,7 +22,7 @@ std::string TensorTable(const ClusterPlan& plan) {
   // The longest texts to the left, numbers to the right.
   size_t name_width = 0;
   size_t format_width = 0;
-  for (const TensorClass& tensors : plan.tensors) {
+  for (const PlannedTensors& tensors : plan.tensors) {
     name_width = std::max(name_width, tensors.name.size());
     format_width = std::max(format_width, tensors.formats.size());
   }
@@ -36,7 +36,7 @@ std::string TensorTable(const ClusterPlan& plan) {
     line.erase(line.find_last_not_of(' ') + 1);
     text += line + "\n";
   };
-  for (const TensorClass& tensors : plan.tensors) {
+  for (const PlannedTensors& tensors : plan.tensors) {
     row(tensors.name, tensors.count, tensors.formats, tensors.bytes, tensors.destination);
     count += tensors.count;
     bytes += tensors.bytes;
@@ -133,7 +133,7 @@ nlohmann::ordered_json PlanJson(const ClusterPlan& plan, const Bandwidth& bandwi
       {"fingerprint", plan.fingerprint}, {"layers", c.num_hidden_layers},
       {"num_experts", c.num_experts},    {"num_experts_per_tok", c.num_experts_per_tok}};
   out["tensors"] = nlohmann::ordered_json::array();
-  for (const TensorClass& tensors : plan.tensors) {
+  for (const PlannedTensors& tensors : plan.tensors) {
     out["tensors"].push_back({{"class", tensors.name},
                               {"count", tensors.count},
                               {"formats", tensors.formats},

@@ -18,7 +18,7 @@ TEST(TensorClassesTest, EveryTensorOfTheDemoModelIsInOneClass) {
   uint64_t trunk = 0;
   uint64_t experts = 0;
   uint64_t unused = 0;
-  for (const TensorClass& tensors : ClassifyTensors(*model->checkpoint, model->config)) {
+  for (const PlannedTensors& tensors : ClassifyTensors(*model->checkpoint, model->config)) {
     EXPECT_FALSE(tensors.name.empty() || tensors.formats.empty());
     count += tensors.count;
     bytes += tensors.bytes;
