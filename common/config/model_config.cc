@@ -37,7 +37,7 @@ absl::Status ReadInt32(const JsonObject& object, std::string_view key, int64_t m
   return absl::OkStatus();
 }
 
-// What would need another forward pass or another weight format.
+// What would need another forward pass.
 absl::Status CheckSupported(const JsonObject& root) {
   if (const nlohmann::json* architectures = root.Find("architectures")) {
     if (!architectures->is_array()) {
@@ -54,14 +54,6 @@ absl::Status CheckSupported(const JsonObject& root) {
   if (model_type == nullptr) return root.Error("model_type", "is missing");
   if (*model_type != "qwen3_next") {
     return Unimplemented(root, "model_type", *model_type, "supported: qwen3_next");
-  }
-  for (const char* key : {"quantization_config", "compression_config"}) {
-    const nlohmann::json* const quantization = root.Find(key);
-    if (quantization == nullptr) continue;
-    const bool named = quantization->is_object() && quantization->contains("quant_method");
-    return Unimplemented(root, named ? fmt::format("{}.quant_method", key) : std::string(key),
-                         named ? quantization->at("quant_method") : *quantization,
-                         "supported: unquantised bf16 and f32 weights");
   }
   if (const auto* act = root.Find("hidden_act"); act != nullptr && *act != "silu") {
     return Unimplemented(root, "hidden_act", *act, "supported: silu");
@@ -241,6 +233,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json, std::string_
   RETURN_IF_ERROR(CheckSupported(root));
 
   ModelConfig config;
+  ASSIGN_OR_RETURN(config.quantization, ReadQuantizationConfig(root));
   ASSIGN_OR_RETURN(config.model_type, root.String("model_type"));
   RETURN_IF_ERROR(ReadInt32(root, "vocab_size", 1, kMaxVocabSize, &config.vocab_size));
   RETURN_IF_ERROR(ReadInt32(root, "hidden_size", 1, kMaxWidth, &config.hidden_size));

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/config/quantization_config.h"
 
 namespace banyan {
 
@@ -52,6 +54,8 @@ struct ModelConfig {
   std::vector<MlpKind> mlps;      // [num_hidden_layers]
 
   std::vector<int32_t> eos_token_ids;  // of config.json; generation_config.json adds to them
+
+  std::optional<QuantizationConfig> quantization;  // compared with the tensors, decides nothing
 
   int32_t linear_key_dim() const { return linear_num_key_heads * linear_key_head_dim; }
   int32_t linear_value_dim() const { return linear_num_value_heads * linear_value_head_dim; }

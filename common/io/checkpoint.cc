@@ -66,6 +66,7 @@ struct DirectoryListing {
   bool has_index = false;
   bool has_single = false;
   std::vector<std::string> shards;  // model-*-of-*.safetensors, sorted
+  std::string gguf;                 // a file of that format
 };
 
 absl::StatusOr<DirectoryListing> ListDirectory(const std::string& directory) {
@@ -76,6 +77,7 @@ absl::StatusOr<DirectoryListing> ListDirectory(const std::string& directory) {
     std::string name = it->path().filename().string();
     listing.has_index |= name == kIndexName;
     listing.has_single |= name == kSingleName;
+    if (name.ends_with(".gguf")) listing.gguf = name;
     if (IsShardName(name)) listing.shards.push_back(std::move(name));
   }
   if (error) {
@@ -175,6 +177,11 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   } else if (!listing.shards.empty()) {
     return StatusF(absl::StatusCode::kNotFound, "{}: no {}, although shard file(s) are there: {}",
                    directory, kIndexName, NameSome(listing.shards));
+  } else if (!listing.gguf.empty()) {
+    return StatusF(absl::StatusCode::kUnimplemented,
+                   "{}/{} is in the format GGUF, which is not supported (supported: safetensors "
+                   "files as {} or listed in {})",
+                   directory, Printable(listing.gguf), kSingleName, kIndexName);
   } else {
     return StatusF(absl::StatusCode::kNotFound, "{}: no weights: neither {} nor {}", directory,
                    kSingleName, kIndexName);

@@ -10,6 +10,7 @@
 #include "common/io/expert_pack.h"
 #include "common/plan/decoder_memory.h"
 #include "common/plan/tensor_classes.h"
+#include "common/pool/own_format.h"
 #include "common/pool/pack_builder.h"
 #include "common/pool/pack_path.h"
 
@@ -87,7 +88,8 @@ absl::StatusOr<MemoryPlan> MemoryOf(const ShardPlanInput& input, const ShardPool
 
 // Of the plan with one thing changed.
 bool Fits(const ShardPlanInput& input) {
-  const auto pool = ShardPoolOf(*input.checkpoint, *input.config, input.shard, input.pool_format);
+  const auto pool =
+      ShardPoolOf(*input.checkpoint, *input.config, *input.summary, input.shard, input.pool_format);
   if (!pool.ok()) return false;
   const auto memory = MemoryOf(input, *pool);
   return memory.ok() && memory->Check().ok();
@@ -157,8 +159,28 @@ uint64_t MappedPoolBytes(const Checkpoint& checkpoint, const ModelConfig& config
   return bytes;
 }
 
+absl::StatusOr<std::optional<PoolFormat>> ResolvePoolFormat(const Checkpoint& checkpoint,
+                                                            const ModelConfig& config,
+                                                            const CheckpointSummary& summary,
+                                                            const std::string& pool_format) {
+  std::optional<PoolFormat> format;
+  if (pool_format != "auto") {
+    ASSIGN_OR_RETURN(format, ParsePoolFormatFlag(pool_format));
+  }
+  ASSIGN_OR_RETURN(const std::optional<PoolFormat> own, OwnPoolFormat(checkpoint, config, summary));
+  if (!format.has_value()) format = own;
+  // Experts that are all bf16 need no pack of it.
+  const bool any_f32 =
+      std::any_of(summary.classes.begin(), summary.classes.end(), [](const auto& row) {
+        return row.tensor_class == TensorClass::kRoutedExperts && row.format == StoredFormat::kF32;
+      });
+  if (format == PoolFormat::kBF16 && !own.has_value() && !any_f32) format.reset();
+  return format;
+}
+
 absl::StatusOr<ShardPool> ShardPoolOf(const Checkpoint& checkpoint, const ModelConfig& config,
-                                      const ShardSpec& shard, const std::string& pool_format) {
+                                      const CheckpointSummary& summary, const ShardSpec& shard,
+                                      const std::string& pool_format) {
   ShardPool out;
   out.num_moe_layers = CountMlps(config, MlpKind::kMoe);
   if (out.num_moe_layers == 0) {
@@ -166,11 +188,13 @@ absl::StatusOr<ShardPool> ShardPoolOf(const Checkpoint& checkpoint, const ModelC
                                checkpoint.directory());
   }
   ASSIGN_OR_RETURN(out.geometry, MakeShardGeometry(config, shard));
-  out.format = MappedFormat(checkpoint, out.geometry);
-  if (pool_format == "auto" || pool_format == out.format) {
+  ASSIGN_OR_RETURN(const std::optional<PoolFormat> pack,
+                   ResolvePoolFormat(checkpoint, config, summary, pool_format));
+  if (!pack.has_value()) {
+    out.format = MappedFormat(checkpoint, out.geometry);
     out.pool_bytes = MappedPoolBytes(checkpoint, config, out.geometry);
   } else {
-    ASSIGN_OR_RETURN(const PoolFormat format, ParsePoolFormatFlag(pool_format));
+    const PoolFormat format = *pack;
     const PackRequest request = {&checkpoint, &config, shard, format, ""};
     ASSIGN_OR_RETURN(const ExpertPackHeader header, WantedPackHeader(request));
     ASSIGN_OR_RETURN(out.geometry, MakeShardGeometry(config, shard, PoolFormatGroup(format)));
@@ -186,8 +210,8 @@ absl::StatusOr<ShardPool> ShardPoolOf(const Checkpoint& checkpoint, const ModelC
 }
 
 absl::StatusOr<ShardPlan> PlanShard(const ShardPlanInput& input, std::vector<PlanChange>* changes) {
-  ASSIGN_OR_RETURN(ShardPool pool,
-                   ShardPoolOf(*input.checkpoint, *input.config, input.shard, input.pool_format));
+  ASSIGN_OR_RETURN(ShardPool pool, ShardPoolOf(*input.checkpoint, *input.config, *input.summary,
+                                               input.shard, input.pool_format));
   ASSIGN_OR_RETURN(MemoryPlan memory, MemoryOf(input, pool));
   if (const absl::Status fits = memory.Check(); !fits.ok()) {
     const std::vector<PlanChange> fitting = ChangesThatFit(input, memory);

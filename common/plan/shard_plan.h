@@ -3,16 +3,19 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/config/model_config.h"
+#include "common/config/tensor_inventory.h"
 #include "common/io/checkpoint.h"
 #include "common/memory/memory_plan.h"
 #include "common/plan/plan_change.h"
 #include "common/pool/shard.h"
+#include "common/quant/pool_format.h"
 
 namespace banyan {
 
@@ -43,11 +46,20 @@ uint64_t MappedPoolBytes(const Checkpoint& checkpoint, const ModelConfig& config
 // `pool_format` as --pool_format. kInvalidArgument: an unknown one, or a shard that gets nothing;
 // kFailedPrecondition: the model has no routed experts.
 absl::StatusOr<ShardPool> ShardPoolOf(const Checkpoint& checkpoint, const ModelConfig& config,
-                                      const ShardSpec& shard, const std::string& pool_format);
+                                      const CheckpointSummary& summary, const ShardSpec& shard,
+                                      const std::string& pool_format);
+
+// The format of the pack that --pool_format asks for: nullopt where the experts are served as they
+// are mapped. kInvalidArgument; errors of OwnPoolFormat.
+absl::StatusOr<std::optional<PoolFormat>> ResolvePoolFormat(const Checkpoint& checkpoint,
+                                                            const ModelConfig& config,
+                                                            const CheckpointSummary& summary,
+                                                            const std::string& pool_format);
 
 struct ShardPlanInput {
   const Checkpoint* checkpoint = nullptr;
   const ModelConfig* config = nullptr;
+  const CheckpointSummary* summary = nullptr;  // what CheckComplete gave
   ShardSpec shard;
   std::string pool_format = "auto";
   PoolMemoryMode memory = PoolMemoryMode::kMap;

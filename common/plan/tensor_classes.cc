@@ -18,6 +18,7 @@ constexpr uint64_t kAllocationBytes = 32;
 struct ClassInfo {
   const char* name;
   const char* destination;
+  TensorClass tensor_class;
 };
 enum Class : size_t {
   kEmbedding,
@@ -34,17 +35,17 @@ enum Class : size_t {
   kNumClasses
 };
 constexpr std::array<ClassInfo, kNumClasses> kClasses = {{
-    {"embedding", "trunk"},
-    {"norms", "trunk"},
-    {"delta-net", "trunk"},
-    {"attention", "trunk"},
-    {"router", "trunk"},
-    {"shared expert", "trunk"},
-    {"dense MLP", "trunk"},
-    {"head", "trunk"},
-    {"routed experts", "experts"},
-    {"multi-token prediction", "unused: multi-token prediction is not run"},
-    {"head", "unused: the word embeddings are tied"},
+    {"embedding", "trunk", TensorClass::kEmbeddings},
+    {"norms", "trunk", TensorClass::kNorms},
+    {"delta-net", "trunk", TensorClass::kLinearAttention},
+    {"attention", "trunk", TensorClass::kFullAttention},
+    {"router", "trunk", TensorClass::kRouter},
+    {"shared expert", "trunk", TensorClass::kSharedExpert},
+    {"dense MLP", "trunk", TensorClass::kDenseMlp},
+    {"head", "trunk", TensorClass::kHead},
+    {"routed experts", "experts", TensorClass::kRoutedExperts},
+    {"multi-token prediction", "unused: multi-token prediction is not run", TensorClass::kMtp},
+    {"head", "unused: the word embeddings are tied", TensorClass::kUnused},
 }};
 
 bool Has(std::string_view text, std::string_view part) {
@@ -56,8 +57,8 @@ Class ClassOf(std::string_view name, const ModelConfig& config) {
   if (name.starts_with("lm_head.")) return config.tie_word_embeddings ? kTiedHead : kHead;
   if (name.starts_with("model.embed_tokens.")) return kEmbedding;
   if (Has(name, ".mlp.experts.")) return kRoutedExperts;
-  if (Has(name, ".mlp.shared_expert")) return kSharedExpert;  // and its gate
-  if (Has(name, ".mlp.gate.")) return kRouter;
+  if (Has(name, ".mlp.gate.") || Has(name, ".mlp.shared_expert_gate.")) return kRouter;
+  if (Has(name, ".mlp.shared_expert.")) return kSharedExpert;
   if (Has(name, ".linear_attn.")) return kDeltaNet;
   if (Has(name, ".self_attn.")) return kAttention;
   if (Has(name, ".mlp.")) return kDenseMlp;
@@ -72,23 +73,29 @@ std::string LowerName(DType dtype) {
 
 }  // namespace
 
-std::vector<PlannedTensors> ClassifyTensors(const Checkpoint& checkpoint,
-                                            const ModelConfig& config) {
+std::vector<PlannedTensors> ClassifyTensors(const Checkpoint& checkpoint, const ModelConfig& config,
+                                            const CheckpointSummary& summary) {
   std::array<PlannedTensors, kNumClasses> found;
   std::array<std::map<std::string, uint64_t>, kNumClasses> formats;
   for (const Checkpoint::Entry& entry : checkpoint.entries()) {
     const Class index = ClassOf(entry.name, config);
-    PlannedTensors& tensors = found[index];
-    const uint64_t bytes = entry.view.size_bytes();
-    ++tensors.count;
-    tensors.bytes += bytes;
-    formats[index][LowerName(entry.view.dtype)] += bytes;
+    ++found[index].count;
+    found[index].bytes += entry.view.size_bytes();
+    // What is not used is not looked at either: its element types.
+    if (index == kMtp || index == kTiedHead) {
+      formats[index][LowerName(entry.view.dtype)] += entry.view.size_bytes();
+    }
   }
   std::vector<PlannedTensors> out;
   for (size_t i = 0; i < kNumClasses; ++i) {
     if (found[i].count == 0) continue;
     found[i].name = kClasses[i].name;
     found[i].destination = kClasses[i].destination;
+    for (const TensorClassSummary& row : summary.classes) {
+      if (row.tensor_class != kClasses[i].tensor_class || i == kMtp || i == kTiedHead) continue;
+      formats[i][std::string(StoredFormatName(row.format))] +=
+          static_cast<uint64_t>(row.stored_bytes);
+    }
     std::vector<std::pair<std::string, uint64_t>> order(formats[i].begin(), formats[i].end());
     std::stable_sort(order.begin(), order.end(),
                      [](const auto& a, const auto& b) { return a.second > b.second; });
@@ -112,16 +119,20 @@ TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelCon
   TrunkWeightSizes out;
   uint64_t embedding = 0;
   for (const TensorSpec& spec : TrunkTensors(config)) {
-    const Checkpoint::Entry* const entry = checkpoint.Find(spec.name);
-    if (entry == nullptr) continue;  // CheckComplete has spoken
-    const uint64_t bytes = entry->view.size_bytes();
-    out.file_bytes += bytes;
+    const auto stored = FindStoredMatrix(checkpoint, spec.name, spec.shape);
+    if (!stored.ok()) continue;  // CheckComplete has spoken
+    const auto elements = static_cast<uint64_t>(spec.shape.num_elements());
     if (spec.shape.rank() != 2) {
-      out.vectors.push_back(static_cast<uint64_t>(spec.shape.num_elements()) * sizeof(float));
+      out.file_bytes += stored->weight.size_bytes();
+      out.vectors.push_back(elements * sizeof(float));
       continue;
     }
+    const auto dtype = DequantizedDType(checkpoint, *stored);
+    const DType resident = dtype.ok() ? ResidentDType(*dtype) : DType::kF32;
+    const uint64_t bytes = elements * DTypeSizeBytes(resident);
+    (stored->weight.dtype == resident ? out.file_bytes : out.decoded_bytes) += bytes;
     out.matrices.push_back(bytes);
-    if (ClassOf(spec.name, config) == kEmbedding) {
+    if (spec.tensor_class == TensorClass::kEmbeddings) {
       embedding = bytes;
       out.bytes_per_token += bytes / static_cast<uint64_t>(spec.shape.dim(0));
     } else {

@@ -190,6 +190,9 @@ class Planner {
             input_.on_gpu              ? "copied from the checkpoint"
             : input_.weights_generated ? "generated"
                                        : "mapped from the checkpoint");
+    if (!input_.on_gpu && input_.weights.decoded_bytes > 0) {
+      out.Add("decoded weights", input_.weights.decoded_bytes, "quantised matrices as bf16 or f32");
+    }
     out.Add("vectors", input_.weights.vector_bytes(), "norms, convolutions, decays as f32");
     out.Add("recurrent state", memory.recurrent_state_bytes,
             fmt::format("{} slots of {}", options.num_slots,

@@ -25,9 +25,10 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/config/stored_matrix.h"
 #include "common/config/tensor_inventory.h"
 #include "common/pool/pack_path.h"
-#include "common/quant/bf16.h"
+#include "common/quant/nf4.h"
 #include "common/quant/packed_matrix.h"
 
 namespace banyan {
@@ -196,50 +197,61 @@ class FirstError {
 // A part of a checkpoint's matrix: `num_rows` whole rows, of which the columns [first_col,
 // first_col + num_cols) are wanted.
 struct MatrixPart {
-  std::string_view name;
-  std::span<const std::byte> bytes;  // of the whole rows
-  DType dtype = DType::kBF16;
+  MatrixDecoder matrix;
+  int64_t first_row = 0;
   int64_t num_rows = 0;
-  int64_t row_cols = 0;
   int64_t first_col = 0;
   int64_t num_cols = 0;
-  int64_t first_row = 0;  // of the tensor, for messages
+
+  std::span<const std::byte> bytes() const { return matrix.RowBytes(first_row, num_rows); }
+  const std::string& name() const { return matrix.matrix().name; }
 };
 
-MatrixPart PartOf(std::string_view name, const TensorView& view, int64_t first_row,
-                  int64_t num_rows, int64_t first_col, int64_t num_cols) {
-  CHECK(view.dtype == DType::kBF16 || view.dtype == DType::kF32);
-  const int64_t row_cols = view.shape.dim(1);
-  const int64_t row_bytes = row_cols * static_cast<int64_t>(DTypeSizeBytes(view.dtype));
-  return {
-      name,       {view.data + first_row * row_bytes, static_cast<size_t>(num_rows * row_bytes)},
-      view.dtype, num_rows,
-      row_cols,   first_col,
-      num_cols,   first_row};
-}
-
-// `part` as f32, [num_rows][num_cols]. kDataLoss names a value that is not finite.
-absl::Status Widen(const MatrixPart& part, const std::byte* raw, float* out) {
-  uint32_t not_finite = 0;
+// `part` as f32, [num_rows][num_cols]. `row` holds one row of the matrix. kDataLoss names a value
+// that is not finite.
+absl::Status Widen(const MatrixPart& part, const std::byte* raw, float* row, float* out) {
+  const int64_t row_cols = part.matrix.matrix().cols;
+  const bool whole = part.num_cols == row_cols;
+  if (whole) part.matrix.DecodeRows(part.first_row, part.num_rows, raw, out);
   for (int64_t r = 0; r < part.num_rows; ++r) {
     float* const to = out + r * part.num_cols;
-    const int64_t at = r * part.row_cols + part.first_col;
-    if (part.dtype == DType::kBF16) {
-      const auto* const from = reinterpret_cast<const BF16*>(raw) + at;
-      for (int64_t c = 0; c < part.num_cols; ++c) to[c] = ToFloat(from[c]);
-    } else {
-      std::memcpy(to, raw + at * 4, static_cast<size_t>(part.num_cols) * 4);
+    if (!whole) {
+      const std::byte* const from =
+          raw + (part.matrix.RowBytes(part.first_row + r, 1).data() - part.bytes().data());
+      part.matrix.DecodeRows(part.first_row + r, 1, from, row);
+      std::memcpy(to, row + part.first_col, static_cast<size_t>(part.num_cols) * sizeof(float));
     }
+    uint32_t not_finite = 0;
     for (int64_t c = 0; c < part.num_cols; ++c) {
       not_finite |= (std::bit_cast<uint32_t>(to[c]) & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
     }
     if (not_finite == 0) continue;
     for (int64_t c = 0; c < part.num_cols; ++c) {
       if ((std::bit_cast<uint32_t>(to[c]) & 0x7f800000u) != 0x7f800000u) continue;
-      return DataLossF("{}[{}, {}] is {}, expected a finite number", part.name, part.first_row + r,
-                       part.first_col + c, to[c]);
+      return DataLossF("{}[{}, {}] is {}, expected a finite number", part.name(),
+                       part.first_row + r, part.first_col + c, to[c]);
     }
   }
+  return absl::OkStatus();
+}
+
+// The pool keeps codes and scales as the checkpoint has them.
+absl::Status KeepNF4(const MatrixPart& part, const std::byte* raw, std::byte* out) {
+  std::string difference;
+  if (!part.matrix.IsPoolNF4(&difference)) {
+    return StatusF(absl::StatusCode::kUnimplemented,
+                   "{} cannot be kept in an nf4 pool: {}; use --pool_format bf16", part.name(),
+                   difference);
+  }
+  const int64_t cols = part.matrix.matrix().cols;
+  const auto first_block = static_cast<size_t>(part.first_row * cols / kNF4BlockSize);
+  PackNF4Codes({.codes = raw,
+                .absmax = part.matrix.absmax().subspan(first_block).data(),
+                .num_outputs = part.num_rows,
+                .k = part.num_cols,
+                .row_codes = cols,
+                .code_offset = part.first_col},
+               out);
   return absl::OkStatus();
 }
 
@@ -291,20 +303,44 @@ class Builder {
   struct Worker {
     std::optional<AlignedBytes> raw;     // a matrix as the checkpoint has it
     std::optional<AlignedBytes> values;  // the same in f32
+    std::optional<AlignedBytes> row;     // one row of it in f32
     std::optional<AlignedBytes> packed;  // the expert
     double read_seconds = 0;
     double convert_seconds = 0;
     double write_seconds = 0;
   };
 
+  // What is wanted of an expert and where it goes.
+  struct Parts {
+    MatrixPart matrices[3];
+    int64_t at[3];
+  };
+  absl::StatusOr<Parts> PartsOf(int32_t layer, int32_t expert) const {
+    ASSIGN_OR_RETURN(ExpertTensors tensors,
+                     GetExpertTensors(*request_.checkpoint, *request_.config, layer, expert));
+    const Checkpoint& checkpoint = *request_.checkpoint;
+    ASSIGN_OR_RETURN(MatrixDecoder gate,
+                     MatrixDecoder::Create(checkpoint, std::move(tensors.gate_proj)));
+    ASSIGN_OR_RETURN(MatrixDecoder up,
+                     MatrixDecoder::Create(checkpoint, std::move(tensors.up_proj)));
+    ASSIGN_OR_RETURN(MatrixDecoder down,
+                     MatrixDecoder::Create(checkpoint, std::move(tensors.down_proj)));
+    const int64_t first = header_.first_width;
+    const int64_t width = header_.num_shard_width;
+    const int64_t hidden = header_.hidden_size;
+    return Parts{{{std::move(gate), first, width, 0, hidden},
+                  {std::move(up), first, width, 0, hidden},
+                  {std::move(down), 0, hidden, first, width}},
+                 {0, layout_.gate_bytes, 2 * layout_.gate_bytes}};
+  }
+
   // Bytes of the checkpoint that are read for all experts, if they are all of one type.
   uint64_t TotalSourceBytes() const {
-    const int64_t width_bytes = int64_t{header_.num_shard_width} * header_.hidden_size * 2;
-    const int64_t down_bytes = int64_t{header_.moe_intermediate_size} * header_.hidden_size;
-    const auto first = GetExpertTensors(*request_.checkpoint, *request_.config,
-                                        header_.moe_layers.front(), header_.first_expert);
-    const size_t size = first.ok() ? DTypeSizeBytes(first->gate_proj.dtype) : 2;
-    return static_cast<uint64_t>((width_bytes + down_bytes) * header_.num_packed_experts()) * size;
+    const absl::StatusOr<Parts> first = PartsOf(header_.moe_layers.front(), header_.first_expert);
+    if (!first.ok()) return 0;
+    uint64_t bytes = 0;
+    for (const MatrixPart& part : first->matrices) bytes += part.bytes().size();
+    return bytes * static_cast<uint64_t>(header_.num_packed_experts());
   }
 
   absl::Status WriteExperts(const TemporaryFile& file, PackProgressFn progress) {
@@ -336,39 +372,31 @@ class Builder {
     const auto expert =
         static_cast<int32_t>(header_.first_expert + idx % header_.num_shard_experts);
     const std::string name = fmt::format("layer {} expert {}", layer, expert);
-    ASSIGN_OR_RETURN(const ExpertTensors tensors,
-                     GetExpertTensors(*request_.checkpoint, *request_.config, layer, expert));
+    const std::string place = fmt::format("{}: {}", request_.checkpoint->directory(), name);
+    absl::StatusOr<Parts> parts = PartsOf(layer, expert);
+    if (!parts.ok()) return Annotate(parts.status(), place);
     if (!worker.packed) {
       const int64_t side = int64_t{header_.moe_intermediate_size} * header_.hidden_size;
       worker.raw.emplace(side * 4);
       worker.values.emplace(side * 4);
+      worker.row.emplace(int64_t{std::max(header_.moe_intermediate_size, header_.hidden_size)} * 4);
       worker.packed.emplace(layout_.expert_bytes);
     }
-    const int64_t first = header_.first_width;
-    const int64_t width = header_.num_shard_width;
-    const int64_t hidden = header_.hidden_size;
-    const std::pair<MatrixPart, int64_t> parts[] = {
-        {PartOf("gate_proj", tensors.gate_proj, first, width, 0, hidden), 0},
-        {PartOf("up_proj", tensors.up_proj, first, width, 0, hidden), layout_.gate_bytes},
-        {PartOf("down_proj", tensors.down_proj, 0, hidden, first, width), 2 * layout_.gate_bytes}};
     std::byte* const packed = worker.packed->data();
     // Rounding up to whole lines leaves bytes that no matrix writes.
     std::memset(packed + layout_.gate_bytes - 64, 0, 64);
     std::memset(packed + 2 * layout_.gate_bytes - 64, 0, 64);
     std::memset(packed + layout_.expert_bytes - 64, 0, 64);
-    for (const auto& [part, at] : parts) {
+    for (size_t i = 0; i < 3; ++i) {
+      const MatrixPart& part = parts->matrices[i];
       const absl::Time start = absl::Now();
       RETURN_IF_ERROR(
-          request_.checkpoint->Read(part.bytes, {worker.raw->data(), part.bytes.size()}));
+          request_.checkpoint->Read(part.bytes(), {worker.raw->data(), part.bytes().size()}));
       const absl::Time read = absl::Now();
-      auto* const values = reinterpret_cast<float*>(worker.values->data());
-      RETURN_IF_ERROR(Annotate(Widen(part, worker.raw->data(), values),
-                               fmt::format("{}: {}", request_.checkpoint->directory(), name)));
-      PackMatrix(header_.format, {values, part.num_rows, part.num_cols, part.num_cols},
-                 packed + at);
+      RETURN_IF_ERROR(Annotate(PackPart(part, worker, packed + parts->at[i]), place));
       worker.read_seconds += absl::ToDoubleSeconds(read - start);
       worker.convert_seconds += SecondsSince(read);
-      source_bytes_.fetch_add(part.bytes.size(), std::memory_order_relaxed);
+      source_bytes_.fetch_add(part.bytes().size(), std::memory_order_relaxed);
     }
     const std::span<const std::byte> bytes(packed, static_cast<size_t>(layout_.expert_bytes));
     const absl::Time start = absl::Now();
@@ -376,6 +404,19 @@ class Builder {
     const absl::Status written = file.Write(bytes, layout_.ExpertOffset(idx));
     worker.write_seconds += SecondsSince(start);
     return written;
+  }
+
+  // worker.raw, which holds part.bytes(), to `out`.
+  absl::Status PackPart(const MatrixPart& part, const Worker& worker, std::byte* out) const {
+    const std::byte* const raw = worker.raw->data();
+    const StoredFormat stored = part.matrix.matrix().format;
+    if (header_.format == PoolFormat::kNF4 && stored == StoredFormat::kNF4) {
+      return KeepNF4(part, raw, out);
+    }
+    auto* const values = reinterpret_cast<float*>(worker.values->data());
+    RETURN_IF_ERROR(Widen(part, raw, reinterpret_cast<float*>(worker.row->data()), values));
+    PackMatrix(header_.format, {values, part.num_rows, part.num_cols, part.num_cols}, out);
+    return absl::OkStatus();
   }
 
   const PackRequest& request_;

@@ -6,28 +6,22 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/config/stored_matrix.h"
 #include "common/config/tensor_inventory.h"
-#include "common/quant/bf16.h"
 
 namespace banyan::test {
 namespace {
 
-std::vector<float> Transposed(const TensorView& view) {
-  const auto rows = static_cast<size_t>(view.shape.dim(0));
-  const auto cols = static_cast<size_t>(view.shape.dim(1));
+std::vector<float> Transposed(const Checkpoint& checkpoint, const StoredMatrix& matrix) {
+  const auto decoder = MatrixDecoder::Create(checkpoint, matrix);
+  CHECK(decoder.ok());
+  const auto rows = static_cast<size_t>(matrix.rows);
+  const auto cols = static_cast<size_t>(matrix.cols);
+  std::vector<float> values(rows * cols);
+  decoder->DecodeRows(0, matrix.rows, matrix.weight.data, values.data());
   std::vector<float> out(rows * cols);
   for (size_t r = 0; r < rows; ++r) {
-    for (size_t c = 0; c < cols; ++c) {
-      float& to = out[c * rows + r];
-      const size_t at = r * cols + c;
-      if (view.dtype == DType::kF32) {
-        std::memcpy(&to, view.data + at * sizeof(float), sizeof(float));
-      } else {
-        BF16 value;
-        std::memcpy(&value, view.data + at * sizeof(value), sizeof(value));
-        to = ToFloat(value);
-      }
-    }
+    for (size_t c = 0; c < cols; ++c) out[c * rows + r] = values[r * cols + c];
   }
   return out;
 }
@@ -61,9 +55,9 @@ const LocalTransport::Expert& LocalTransport::Load(int32_t layer, int32_t expert
     const auto tensors = GetExpertTensors(checkpoint_, config_, layer, expert);
     CHECK(tensors.ok());
     slot = std::make_unique<Expert>();
-    slot->gate_proj = Transposed(tensors->gate_proj);
-    slot->up_proj = Transposed(tensors->up_proj);
-    slot->down_proj = Transposed(tensors->down_proj);
+    slot->gate_proj = Transposed(checkpoint_, tensors->gate_proj);
+    slot->up_proj = Transposed(checkpoint_, tensors->up_proj);
+    slot->down_proj = Transposed(checkpoint_, tensors->down_proj);
   }
   return *slot;
 }

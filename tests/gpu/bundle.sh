@@ -32,7 +32,8 @@ for program in "${programs[@]}"; do
     grep -Ev '/(libc|libm|libpthread|libdl|librt|ld-linux[^/]*)\.so')
 done
 if [[ $data == yes ]]; then
-  tar -C "$root" -cf - tests/data/tiny tests/data/tiny-fused deploy/models/demo |
+  tar -C "$root" -cf - tests/data/tiny tests/data/tiny-fused tests/data/tiny-nf4 tests/data/tiny-nf4-single \
+    tests/data/tiny-int8 tests/data/tiny-fp8 deploy/models/demo |
     xz -T 0 >"$out/data.tar.xz"
 fi
 cp "$root/tests/gpu/run.sh" "$out/"

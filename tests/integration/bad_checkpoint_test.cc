@@ -1,7 +1,9 @@
 // Checkpoints that are broken in one way each, given to the real binaries: the process ends with
 // code 1, within bounded time, and one line of its log names the cause.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <functional>
 #include <string>
 #include <vector>
@@ -14,10 +16,16 @@
 namespace banyan::test {
 namespace {
 
+// Experts' own tensors are the expert host's business, the trunk's are the trunk's.
+enum class Refused { kByBoth, kByExpert, kByTrunk };
+
 struct Damage {
   std::string name;
   std::function<void(TestCheckpoint&)> apply;
   std::vector<std::string> expected;  // parts of one log line
+  std::string model = "tiny";         // in tests/data
+  Refused refused = Refused::kByBoth;
+  std::function<void(const std::string& directory)> after = {};  // to the files
 };
 
 constexpr char kNorm[] = "model.layers.1.input_layernorm.weight";
@@ -177,6 +185,234 @@ std::vector<Damage> Damages() {
   return damages;
 }
 
+// Of an expert and of the trunk in the quantised models.
+constexpr char kUp[] = "model.layers.2.mlp.experts.7.up_proj";
+constexpr char kOut[] = "model.layers.1.linear_attn.out_proj";
+
+std::function<void(TestCheckpoint&)> Without(std::string name) {
+  return [name](TestCheckpoint& model) { model.Remove(name); };
+}
+
+// Replaces text in the quant_state of `module`.
+std::function<void(TestCheckpoint&)> InQuantState(std::string module, std::string from,
+                                                  std::string to) {
+  return [=](TestCheckpoint& model) {
+    TestTensor* const state = model.Find(module + ".weight.quant_state.bitsandbytes__nf4");
+    const size_t at = state->bytes.find(from);
+    ASSERT_NE(at, std::string::npos) << from << " in " << state->bytes;
+    state->bytes.replace(at, from.size(), to);
+    state->shape = {static_cast<int64_t>(state->bytes.size())};
+  };
+}
+
+// Overwrites bytes of a tensor.
+std::function<void(TestCheckpoint&)> Poke(std::string name, size_t at, std::string bytes) {
+  return [=](TestCheckpoint& model) {
+    std::string& all = model.Find(name)->bytes;
+    ASSERT_LE(at + bytes.size(), all.size());
+    all.replace(at, bytes.size(), bytes);
+  };
+}
+
+const std::string kNaN32("\0\0\xc0\x7f", 4);
+const std::string kNaN16("\xc0\x7f", 2);
+
+std::string Weight(const char* module, const char* suffix) {
+  return std::string(module) + ".weight" + suffix;
+}
+
+std::vector<Damage> QuantisedDamages() {
+  constexpr char kState[] = ".quant_state.bitsandbytes__nf4";
+  std::vector<Damage> damages;
+  const auto both = [&](const char* name, const char* model,
+                        std::function<void(TestCheckpoint&)> apply,
+                        std::vector<std::string> expected) {
+    damages.push_back({name, std::move(apply), std::move(expected), model});
+  };
+  const auto either = [&](const std::string& name, const char* model, auto apply,
+                          const char* suffix, std::vector<std::string> expected) {
+    for (const char* module : {kUp, kOut}) {
+      std::vector<std::string> parts = expected;
+      parts.push_back(std::string(module) + suffix);
+      parts.push_back(".safetensors");
+      damages.push_back({name + (module == kUp ? "OfExpert" : "OfTrunk"), apply(module), parts,
+                         model, module == kUp ? Refused::kByExpert : Refused::kByTrunk});
+    }
+  };
+  // Companions that are not there: known from the headers, so both refuse.
+  for (const char* module : {kUp, kOut}) {
+    const std::string of = module == kUp ? "OfExpert" : "OfTrunk";
+    both(("NoAbsmax" + of).c_str(), "tiny-nf4", Without(Weight(module, ".absmax")),
+         {Weight(module, ".absmax"), "missing", "U8", ".safetensors"});
+    both(("NoQuantMap" + of).c_str(), "tiny-nf4-single", Without(Weight(module, ".quant_map")),
+         {Weight(module, ".quant_map"), "missing"});
+    both(("NoNestedAbsmax" + of).c_str(), "tiny-nf4", Without(Weight(module, ".nested_absmax")),
+         {Weight(module, ".nested_absmax"), "missing"});
+    both(("NoNestedMap" + of).c_str(), "tiny-nf4", Without(Weight(module, ".nested_quant_map")),
+         {Weight(module, ".nested_quant_map"), "missing"});
+    both(("NoQuantState" + of).c_str(), "tiny-nf4", Without(Weight(module, kState)),
+         {Weight(module, kState), "missing"});
+    both(("NoScb" + of).c_str(), "tiny-int8", Without(std::string(module) + ".SCB"),
+         {std::string(module) + ".SCB", "missing", "I8"});
+    both(("NoScaleInv" + of).c_str(), "tiny-fp8", Without(Weight(module, "_scale_inv")),
+         {Weight(module, "_scale_inv"), "missing", "F8_E4M3"});
+  }
+  both("ScaleOfTheWrongGrid", "tiny-fp8",
+       [](TestCheckpoint& model) {
+         TestTensor* const scale = model.Find(Weight(kOut, "_scale_inv"));
+         scale->shape = {1, 2};
+         scale->bytes.resize(4);
+       },
+       {Weight(kOut, "_scale_inv"), "[1, 2]", "expected BF16 or F32 [1, 1]", ".safetensors"});
+  both("ScbOfTheWrongLength", "tiny-int8",
+       [](TestCheckpoint& model) {
+         TestTensor* const scale = model.Find(std::string(kUp) + ".SCB");
+         scale->shape = {63};
+         scale->bytes.resize(63 * 4);
+       },
+       {std::string(kUp) + ".SCB", "[63]", "expected F32 [64]", ".safetensors"});
+  both("CodesOfTheWrongLength", "tiny-nf4",
+       [](TestCheckpoint& model) {
+         TestTensor* const codes = model.Find(Weight(kUp, ""));
+         codes->shape = {4095, 1};
+         codes->bytes.resize(4095);
+       },
+       {Weight(kUp, ""), "4095 bytes, expected 4096 for [64, 128] in 4 bits", ".safetensors"});
+
+  // The trunk's quant_state is read with the headers, by both; an expert's with the expert.
+  const auto state = [&](const std::string& name, std::string from, std::string to,
+                         std::vector<std::string> expected) {
+    for (const char* module : {kUp, kOut}) {
+      std::vector<std::string> parts = expected;
+      parts.push_back(Weight(module, kState));
+      parts.push_back(".safetensors");
+      damages.push_back({name + (module == kUp ? "OfExpert" : "OfTrunk"),
+                         InQuantState(module, from, to), parts, "tiny-nf4",
+                         module == kUp ? Refused::kByExpert : Refused::kByBoth});
+    }
+  };
+  state("StateMalformed", "\"blocksize\":", "\"blocksize\"", {"line 1"});
+  state("StateLiesAboutShape", "128]", "127]", {"shape is [", "127], expected [", "128]"});
+  state("StateOfAnotherBlockSize", "\"blocksize\": 64", "\"blocksize\": 65",
+        {"blocksize is 65, supported: 32, 64"});
+  state("StateOfAnotherType", "\"nf4\"", "\"fp4\"", {"quant_type is \"fp4\", expected \"nf4\""});
+  state("StateWithoutOffset", "\"nested_offset\"", "\"nested_onset\"",
+        {"unknown key 'nested_onset'"});
+  both("NoOffset", "tiny-nf4",
+       [](TestCheckpoint& model) {
+         TestTensor* const tensor = model.Find(Weight(kOut, kState));
+         const size_t at = tensor->bytes.find(", \"nested_offset\"");
+         ASSERT_NE(at, std::string::npos);
+         tensor->bytes = tensor->bytes.substr(0, at) + "}";
+         tensor->shape = {static_cast<int64_t>(tensor->bytes.size())};
+       },
+       {Weight(kOut, kState), "nested_offset is missing", ".safetensors"});
+  both("NoNestedKeys", "tiny-nf4",
+       [](TestCheckpoint& model) {
+         TestTensor* const tensor = model.Find(Weight(kOut, kState));
+         const size_t at = tensor->bytes.find(", \"nested_blocksize\"");
+         ASSERT_NE(at, std::string::npos);
+         tensor->bytes = tensor->bytes.substr(0, at) + "}";
+         tensor->shape = {static_cast<int64_t>(tensor->bytes.size())};
+       },
+       {Weight(kOut, kState), "nested_offset is missing", Weight(kOut, ".absmax")});
+  state("StateWithHalfTheScales", "\"blocksize\": 64", "\"blocksize\": 32",
+        {".absmax: shape [", "one for each 32 weights"});
+
+  // Numbers.
+  const auto poke = [](std::string suffix, size_t at, std::string bytes) {
+    return [=](const char* module) { return Poke(std::string(module) + suffix, at, bytes); };
+  };
+  either("NaNScale", "tiny-nf4-single", poke(".weight.absmax", 40, kNaN32), ".weight.absmax",
+         {"element 10 is nan, expected a finite number"});
+  either("NaNNestedScale", "tiny-nf4", poke(".weight.nested_absmax", 0, kNaN32),
+         ".weight.nested_absmax", {"element 0 is nan, expected a finite number"});
+  either("NaNScb", "tiny-int8", poke(".SCB", 20, kNaN32), ".SCB",
+         {"element 5 is nan, expected a finite number"});
+  either("NaNScaleInv", "tiny-fp8", poke(".weight_scale_inv", 0, kNaN16), ".weight_scale_inv",
+         {"element 0 is nan, expected a finite number"});
+  either("NaNWeight", "tiny-fp8", poke(".weight", 3, "\x7f"), ".weight[0, 3] is nan",
+         {"expected a finite number"});
+  either("TableNotMonotone", "tiny-nf4", poke(".weight.quant_map", 20, std::string(4, '\0')),
+         ".weight.quant_map", {"element 6 is -0.09", "expected more than element 5, 0"});
+  either("NestedTableNotMonotone", "tiny-nf4",
+         poke(".weight.nested_quant_map", 800, std::string(4, '\0')), ".weight.nested_quant_map",
+         {"element 200 is 0, expected at least element 199"});
+  for (int format = 1; format <= 3; ++format) {
+    either(fmt::format("WeightFormat{}", format), "tiny-int8",
+           poke(".weight_format", 0, std::string(1, static_cast<char>(format))), ".weight_format",
+           {fmt::format("is {} (col32, turing or ampere), supported: 0", format)});
+  }
+
+  // config.json against the tensors, and what is not supported.
+  both("ConfigSaysInt8", "tiny-nf4",
+       InConfig("\"load_in_4bit\": true", "\"load_in_4bit\": false, \"load_in_8bit\": true"),
+       {"quantization_config", "load_in_8bit"});
+  both("ConfigSaysFp4", "tiny-nf4", InConfig("\"nf4\"", "\"fp4\""),
+       {"quantization_config: bitsandbytes, fp4", "is nf4"});
+  for (const char* method : {"gptq", "awq", "auto-round", "quark", "mxfp4"}) {
+    both((std::string("Method_") + method).c_str(), "tiny-fp8",
+         InConfig("\"fp8\"", fmt::format("\"{}\"", method)),
+         {fmt::format("quantization_config.quant_method is \"{}\", which is not supported", method),
+          "supported: bf16, f16 and f32 weights, bitsandbytes NF4"});
+  }
+  both("CompressedTensorsInt4", "tiny-fp8",
+       InConfig("\"fp8\"", "\"compressed-tensors\", \"format\": \"pack-quantized\""),
+       {"\"compressed-tensors\" with format \"pack-quantized\", which is not supported"});
+  both("Mlx", "tiny",
+       InConfig("\"hidden_size\"", "\"quantization\": {\"bits\": 4}, \"hidden_size\""),
+       {"(MLX), which is not supported"});
+  both("Gguf", "tiny",
+       [](TestCheckpoint& model) {
+         model.shards.clear();
+         model.index_json = "";
+         model.texts["qwen3-next-q4_k_m.gguf"] = "GGUF";
+       },
+       {"qwen3-next-q4_k_m.gguf is in the format GGUF, which is not supported"});
+
+  // Files.
+  damages.push_back(
+      {"ShardNotListed",
+       [](TestCheckpoint& model) {
+         model.index_json = model.MakeIndexJson();
+         TestShard shard;
+         shard.file_name = "model-00009-of-00009.safetensors";
+         shard.tensors = {MakeTensor("x", "U8", {1}, 1)};
+         model.shards.push_back(shard);
+       },
+       {"model.safetensors.index.json", "does not list", "model-00009-of-00009.safetensors"}});
+  constexpr char kShard[] = "/model-00002-of-00003.safetensors";
+  damages.push_back({"SymbolicLinkLoop",
+                     [](TestCheckpoint&) {},
+                     {"model-00002-of-00003.safetensors", "symbolic links"},
+                     "tiny",
+                     Refused::kByBoth,
+                     [=](const std::string& directory) {
+                       std::filesystem::remove(directory + kShard);
+                       std::filesystem::create_symlink("model-00002-of-00003.safetensors",
+                                                       directory + kShard);
+                     }});
+  damages.push_back({"ShardIsADirectory",
+                     [](TestCheckpoint&) {},
+                     {"model-00002-of-00003.safetensors", "not a regular file"},
+                     "tiny",
+                     Refused::kByBoth,
+                     [=](const std::string& directory) {
+                       std::filesystem::remove(directory + kShard);
+                       std::filesystem::create_directory(directory + kShard);
+                     }});
+  damages.push_back({"UnreadableShard",
+                     [](TestCheckpoint&) {},
+                     {"model-00002-of-00003.safetensors", "Permission denied"},
+                     "tiny",
+                     Refused::kByBoth,
+                     [=](const std::string& directory) {
+                       std::filesystem::permissions(directory + kShard,
+                                                    std::filesystem::perms::none);
+                     }});
+  return damages;
+}
+
 // The last error line of a log must hold every part.
 void ExpectNamed(const Process& process, const std::vector<std::string>& parts) {
   const std::string log = process.Log();
@@ -197,16 +433,24 @@ class BadCheckpointTest : public ::testing::TestWithParam<Damage> {
  protected:
   void SetUp() override {
     TestCheckpoint model =
-        TestCheckpoint::Read(std::string(BANYAN_SOURCE_DIR) + "/tests/data/tiny");
+        TestCheckpoint::Read(std::string(BANYAN_SOURCE_DIR) + "/tests/data/" + GetParam().model);
     GetParam().apply(model);
-    if (!HasFatalFailure()) model.Write(temp_.path());
+    if (HasFatalFailure()) return;
+    model.Write(temp_.path());
+    if (!GetParam().after) return;
+    GetParam().after(temp_.path());
+    if (GetParam().name.starts_with("Unreadable") && geteuid() == 0) {
+      GTEST_SKIP() << "root reads every file";
+    }
   }
   TempDir temp_;
+  TempDir packs_;
 };
 
 TEST_P(BadCheckpointTest, ExpertRefuses) {
+  if (GetParam().refused == Refused::kByTrunk) return;
   Process expert({BinaryPath("banyan-expert"), "--model=" + temp_.path(), "--listen=127.0.0.1:0",
-                  "--metrics_listen=", "--threads=1"});
+                  "--metrics_listen=", "--threads=1", "--pool_dir=" + packs_.path()});
   const absl::StatusOr<int> code = expert.WaitExit(absl::Seconds(30));
   ASSERT_TRUE(code.ok()) << code.status();
   EXPECT_EQ(*code, 1) << expert.Log();
@@ -214,6 +458,7 @@ TEST_P(BadCheckpointTest, ExpertRefuses) {
 }
 
 TEST_P(BadCheckpointTest, TrunkRefuses) {
+  if (GetParam().refused == Refused::kByExpert) return;
   // Nothing listens on the expert's address: a checkpoint is refused before the experts are waited
   // for.
   Process trunk({BinaryPath("banyan-trunk"), "--model=" + temp_.path(), "--listen=127.0.0.1:0",
@@ -226,6 +471,15 @@ TEST_P(BadCheckpointTest, TrunkRefuses) {
 
 INSTANTIATE_TEST_SUITE_P(Damages, BadCheckpointTest, ::testing::ValuesIn(Damages()),
                          [](const auto& damage) { return damage.param.name; });
+
+std::string NameOf(const ::testing::TestParamInfo<Damage>& damage) {
+  std::string name = damage.param.name;
+  std::erase(name, '-');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Quantised, BadCheckpointTest, ::testing::ValuesIn(QuantisedDamages()),
+                         NameOf);
 
 }  // namespace
 }  // namespace banyan::test

@@ -23,12 +23,14 @@ constexpr absl::Duration kBandwidthTime = absl::Milliseconds(100);
 constexpr size_t kBandwidthBytes = size_t{512} << 20;  // beyond the caches of most machines
 
 absl::StatusOr<std::vector<ShardPlan>> PlanShards(const ClusterPlanOptions& options,
-                                                  const OpenedModel& model) {
+                                                  const OpenedModel& model,
+                                                  const CheckpointSummary& summary) {
   std::vector<ShardPlan> shards;
   for (int32_t i = 0; i < options.num_shards; ++i) {
     ShardPlanInput input;
     input.checkpoint = model.checkpoint.get();
     input.config = &model.config;
+    input.summary = &summary;
     input.shard = {i, options.num_shards, options.split};
     input.pool_format = options.pool_format;
     input.memory = options.pool_memory;
@@ -72,9 +74,9 @@ TrunkPlanInput TrunkInput(const ClusterPlanOptions& options, const OpenedModel& 
   return input;
 }
 
-absl::StatusOr<ClusterPlan> PlanOpened(const ClusterPlanOptions& options,
-                                       const OpenedModel& model) {
-  ASSIGN_OR_RETURN(std::vector<ShardPlan> shards, PlanShards(options, model));
+absl::StatusOr<ClusterPlan> PlanOpened(const ClusterPlanOptions& options, const OpenedModel& model,
+                                       const CheckpointSummary& summary) {
+  ASSIGN_OR_RETURN(std::vector<ShardPlan> shards, PlanShards(options, model, summary));
   uint64_t shard_bytes = 0;
   uint64_t expert_bytes_per_token = 0;
   for (const ShardPlan& shard : shards) {
@@ -97,7 +99,7 @@ absl::StatusOr<ClusterPlan> PlanOpened(const ClusterPlanOptions& options,
       .config = model.config,
       .directory = model.checkpoint->directory(),
       .fingerprint = model.checkpoint->fingerprint(),
-      .tensors = ClassifyTensors(*model.checkpoint, model.config),
+      .tensors = ClassifyTensors(*model.checkpoint, model.config, summary),
       .on_gpu = options.on_gpu,
       .trunk = std::move(trunk),
       .shards = std::move(shards),
@@ -112,12 +114,13 @@ absl::StatusOr<ClusterPlan> PlanOpened(const ClusterPlanOptions& options,
 }
 
 // Pool formats, from the most exact on, of which the first that fits is named.
-std::vector<PlanChange> SmallerPools(const ClusterPlanOptions& options, const OpenedModel& model) {
+std::vector<PlanChange> SmallerPools(const ClusterPlanOptions& options, const OpenedModel& model,
+                                     const CheckpointSummary& summary) {
   for (const char* format : {"bf16", "int8", "int4", "nf4"}) {
     if (format == options.pool_format) continue;
     ClusterPlanOptions changed = options;
     changed.pool_format = format;
-    if (PlanOpened(changed, model).ok()) return {{"--pool_format", format, ""}};
+    if (PlanOpened(changed, model, summary).ok()) return {{"--pool_format", format, ""}};
   }
   return {};
 }
@@ -147,10 +150,10 @@ double ClusterPlan::TokensPerSecond(double bytes_per_second) const {
 
 absl::StatusOr<ClusterPlan> PlanCluster(const ClusterPlanOptions& options) {
   ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options.model_dir, options.load_format));
-  RETURN_IF_ERROR(CheckComplete(*model.checkpoint, model.config).status());
-  absl::StatusOr<ClusterPlan> plan = PlanOpened(options, model);
+  ASSIGN_OR_RETURN(const CheckpointSummary summary, CheckComplete(*model.checkpoint, model.config));
+  absl::StatusOr<ClusterPlan> plan = PlanOpened(options, model, summary);
   if (absl::IsResourceExhausted(plan.status()) && options.host_budget_bytes > 0) {
-    const std::vector<PlanChange> pools = SmallerPools(options, model);
+    const std::vector<PlanChange> pools = SmallerPools(options, model, summary);
     if (!pools.empty()) return WithChanges(plan.status(), pools);
   }
   if (plan.ok() && !options.on_gpu && options.host_budget_bytes > 0) {

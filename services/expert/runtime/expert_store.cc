@@ -17,7 +17,17 @@ constexpr int64_t kPageBytes = 4096;
 // Experts brought in between two reports of progress.
 constexpr int64_t kExpertsPerReport = 16;
 
-WeightMatrix MatrixOf(const TensorView& view) {
+// Can be read where it is mapped.
+absl::Status CheckMapped(const StoredMatrix& matrix) {
+  if (matrix.format == StoredFormat::kBF16 || matrix.format == StoredFormat::kF32) {
+    return absl::OkStatus();
+  }
+  return FailedPreconditionF("{} is {}: such experts are served from a pack", matrix.name,
+                             StoredFormatName(matrix.format));
+}
+
+WeightMatrix MatrixOf(const StoredMatrix& matrix) {
+  const TensorView& view = matrix.weight;
   CHECK(view.dtype == DType::kBF16 || view.dtype == DType::kF32);
   const WeightType type = view.dtype == DType::kBF16 ? WeightType::kBF16 : WeightType::kF32;
   return {view.data, view.shape.dim(1) * WeightBytes(type), type};
@@ -111,14 +121,19 @@ uint64_t ExpertSliceBytes(const ExpertWeights& weights, const ShardGeometry& geo
 absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string& directory,
                                                                const ShardSpec& shard,
                                                                LoadFormat load_format) {
+  ASSIGN_OR_RETURN(OpenedModel opened, OpenModel(directory, load_format));
+  RETURN_IF_ERROR(CheckComplete(*opened.checkpoint, opened.config).status());
+  return FromModel(std::move(opened), shard);
+}
+
+absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::FromModel(OpenedModel opened,
+                                                                    const ShardSpec& shard) {
   std::unique_ptr<ExpertStore> store(new ExpertStore);
   store->description_.shard = shard;
-  ASSIGN_OR_RETURN(OpenedModel opened, OpenModel(directory, load_format));
   store->config_ = std::move(opened.config);
   const ModelConfig& config = store->config_;
   store->checkpoint_ = std::move(opened.checkpoint);
   const Checkpoint& checkpoint = *store->checkpoint_;
-  RETURN_IF_ERROR(CheckComplete(checkpoint, config).status());
   ASSIGN_OR_RETURN(store->table_.geometry, MakeShardGeometry(config, shard));
   const ShardGeometry& geometry = store->table_.geometry;
   store->table_.layers.resize(static_cast<size_t>(geometry.num_layers));
@@ -130,6 +145,10 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string
     for (int32_t e = 0; e < geometry.num_shard_experts; ++e) {
       ASSIGN_OR_RETURN(const ExpertTensors tensors,
                        GetExpertTensors(checkpoint, config, layer, geometry.first_expert + e));
+      for (const StoredMatrix* matrix :
+           {&tensors.gate_proj, &tensors.up_proj, &tensors.down_proj}) {
+        RETURN_IF_ERROR(CheckMapped(*matrix));
+      }
       experts.push_back(SliceWidth(tensors, geometry.first_width));
       store->description_.pool_bytes += ExpertSliceBytes(experts.back(), geometry);
     }
@@ -139,7 +158,7 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Open(const std::string
   store->description_.fingerprint = checkpoint.fingerprint();
   if (store->description_.moe_layers.empty()) {
     return FailedPreconditionF("{}: no layer has routed experts, nothing for an expert host to do",
-                               directory);
+                               checkpoint.directory());
   }
   return store;
 }

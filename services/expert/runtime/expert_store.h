@@ -34,9 +34,13 @@ class ExpertStore {
   // Reads config.json and every header; no weight is touched. Errors of Checkpoint::Open,
   // LoadModelConfig and CheckComplete; kInvalidArgument when the shard does not fit the model;
   // kFailedPrecondition when no layer has routed experts.
+  // kFailedPrecondition too when an expert is neither bf16 nor f32: those are served from packs.
   static absl::StatusOr<std::unique_ptr<ExpertStore>> Open(
       const std::string& directory, const ShardSpec& shard,
       LoadFormat load_format = LoadFormat::kAuto);
+  // The same of a model that CheckComplete has passed.
+  static absl::StatusOr<std::unique_ptr<ExpertStore>> FromModel(OpenedModel model,
+                                                                const ShardSpec& shard);
 
   // Brings exactly this shard's bytes into memory (the page cache), on the pool's threads.
   // `progress` is called from this thread with bytes done; it returns false to stop early.

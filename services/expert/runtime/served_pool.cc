@@ -39,10 +39,12 @@ absl::StatusOr<const FfnKernels*> PlainKernels(const std::string& tier,
 
 // What the shard takes, against what there is. The plan sees the same pool as this program.
 absl::StatusOr<ShardPlan> PlanMemory(const ServedPoolOptions& options, const Checkpoint& checkpoint,
-                                     const ModelConfig& config, const PoolDescription& pool) {
+                                     const ModelConfig& config, const CheckpointSummary& summary,
+                                     const PoolDescription& pool) {
   ASSIGN_OR_RETURN(ShardPlan plan,
                    PlanShard({.checkpoint = &checkpoint,
                               .config = &config,
+                              .summary = &summary,
                               .shard = options.shard,
                               .pool_format = options.pool_format,
                               .memory = options.memory.mode,
@@ -92,11 +94,9 @@ class PackedPool final : public ServedPool {
              const PackedKernelPair& kernels)
       : options_(options), elementwise_(elementwise), kernels_(kernels) {}
 
-  absl::Status Open(PoolFormat format) {
-    ASSIGN_OR_RETURN(OpenedModel opened, OpenModel(options_.model_dir, options_.load_format));
+  absl::Status Open(OpenedModel opened, const CheckpointSummary& summary, PoolFormat format) {
     checkpoint_ = std::move(opened.checkpoint);
     config_ = std::move(opened.config);
-    RETURN_IF_ERROR(CheckComplete(*checkpoint_, config_).status());
     request_ = {checkpoint_.get(), &config_, options_.shard, format, options_.pool_dir};
     ASSIGN_OR_RETURN(const ExpertPackHeader header, WantedPackHeader(request_));
     ASSIGN_OR_RETURN(table_.geometry,
@@ -117,7 +117,8 @@ class PackedPool final : public ServedPool {
                     std::string(PoolFormatName(format)),
                     static_cast<uint64_t>(layout.file_bytes - layout.payload_offset),
                     header.fingerprint};
-    ASSIGN_OR_RETURN(ShardPlan plan, PlanMemory(options_, *checkpoint_, config_, description_));
+    ASSIGN_OR_RETURN(ShardPlan plan,
+                     PlanMemory(options_, *checkpoint_, config_, summary, description_));
     memory_plan_ = std::move(plan.memory);
     return absl::OkStatus();
   }
@@ -193,10 +194,9 @@ class PackedPool final : public ServedPool {
   PackedTable table_;
 };
 
-absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(const ServedPoolOptions& options,
-                                                       PoolFormat format,
-                                                       const FfnKernels& elementwise,
-                                                       const CpuFeatures& features) {
+absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(
+    const ServedPoolOptions& options, OpenedModel model, const CheckpointSummary& summary,
+    PoolFormat format, const FfnKernels& elementwise, const CpuFeatures& features) {
   if (options.pool_dir.empty()) {
     return InvalidArgumentF("--pool_format {} needs --pool_dir: there is no home directory",
                             options.pool_format);
@@ -210,7 +210,7 @@ absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(const ServedPoolOptions& 
                    tier);
   }
   auto pool = std::make_unique<PackedPool>(options, elementwise, kernels);
-  RETURN_IF_ERROR(pool->Open(format));
+  RETURN_IF_ERROR(pool->Open(std::move(model), summary, format));
   return pool;
 }
 
@@ -223,16 +223,16 @@ absl::Status CheckCpuTier(const std::string& tier, const CpuFeatures& features) 
 absl::StatusOr<std::unique_ptr<ServedPool>> ServedPool::Open(const ServedPoolOptions& options,
                                                              const CpuFeatures& features) {
   ASSIGN_OR_RETURN(const FfnKernels* const kernels, PlainKernels(options.cpu_tier, features));
-  if (options.pool_format != "auto" && options.pool_format != "bf16") {
-    ASSIGN_OR_RETURN(const PoolFormat format, ParsePoolFormatFlag(options.pool_format));
-    return OpenPacked(options, format, *kernels, features);
+  ASSIGN_OR_RETURN(OpenedModel model, OpenModel(options.model_dir, options.load_format));
+  ASSIGN_OR_RETURN(const CheckpointSummary summary, CheckComplete(*model.checkpoint, model.config));
+  ASSIGN_OR_RETURN(
+      const std::optional<PoolFormat> format,
+      ResolvePoolFormat(*model.checkpoint, model.config, summary, options.pool_format));
+  if (format.has_value()) {
+    return OpenPacked(options, std::move(model), summary, *format, *kernels, features);
   }
   ASSIGN_OR_RETURN(std::unique_ptr<ExpertStore> store,
-                   ExpertStore::Open(options.model_dir, options.shard, options.load_format));
-  if (options.pool_format == "bf16" && store->description().format != "bf16") {
-    store.reset();
-    return OpenPacked(options, PoolFormat::kBF16, *kernels, features);
-  }
+                   ExpertStore::FromModel(std::move(model), options.shard));
   if (options.memory.mode != PoolMemoryMode::kMap || options.memory.lock) {
     return FailedPreconditionF(
         "--pool_memory {}{}: is for packs; --pool_format {} serves the experts of {} where they "
@@ -241,8 +241,8 @@ absl::StatusOr<std::unique_ptr<ServedPool>> ServedPool::Open(const ServedPoolOpt
         PoolMemoryName(options.memory.mode), options.memory.lock ? " --mlock" : "",
         options.pool_format, options.model_dir);
   }
-  ASSIGN_OR_RETURN(ShardPlan plan,
-                   PlanMemory(options, store->checkpoint(), store->config(), store->description()));
+  ASSIGN_OR_RETURN(ShardPlan plan, PlanMemory(options, store->checkpoint(), store->config(),
+                                              summary, store->description()));
   return std::make_unique<CheckpointPool>(std::move(store), std::move(plan.memory), *kernels);
 }
 

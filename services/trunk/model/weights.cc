@@ -9,6 +9,8 @@
 #include "common/base/strings.h"
 #include "common/config/tensor_inventory.h"
 #include "common/quant/bf16.h"
+#include "common/quant/f16.h"
+#include "services/trunk/model/decoded_matrix.h"
 
 namespace banyan::trunk {
 namespace {
@@ -20,9 +22,9 @@ std::vector<float> WidenToF32(const TensorView& view) {
     return values;
   }
   for (size_t i = 0; i < values.size(); ++i) {
-    BF16 value;
-    std::memcpy(&value, view.data + i * sizeof(value), sizeof(value));
-    values[i] = ToFloat(value);
+    uint16_t bits;
+    std::memcpy(&bits, view.data + i * sizeof(bits), sizeof(bits));
+    values[i] = view.dtype == DType::kBF16 ? ToFloat(BF16{bits}) : ToFloat(F16{bits});
   }
   return values;
 }
@@ -45,6 +47,7 @@ class Loader {
     if (!config_.tie_word_embeddings) {
       RETURN_IF_ERROR(Place("lm_head.weight", config_.vocab_size, hidden, &out.lm_head));
     }
+    out.decoded = std::move(decoded_);
     return out;
   }
 
@@ -122,14 +125,20 @@ class Loader {
   }
 
   absl::Status Place(const std::string& name, int64_t rows, int64_t cols, Matrix* out) {
-    ASSIGN_OR_RETURN(const TensorView view,
-                     checkpoint_.Get(name, Shape{rows, cols}, kWeightDTypes));
-    ASSIGN_OR_RETURN(*out, backend_->PlaceMatrix(view));
+    ASSIGN_OR_RETURN(StoredMatrix stored, FindStoredMatrix(checkpoint_, name, Shape{rows, cols}));
+    if (stored.format == StoredFormat::kBF16 || stored.format == StoredFormat::kF32) {
+      ASSIGN_OR_RETURN(*out, backend_->PlaceMatrix(stored.weight));
+      return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(DecodedMatrix decoded, DecodeMatrix(checkpoint_, std::move(stored)));
+    ASSIGN_OR_RETURN(*out, backend_->PlaceMatrix(decoded.view));
+    // A backend that computes on host memory reads it where it is.
+    if (out->data == decoded.view.data) decoded_.push_back(std::move(decoded.bytes));
     return absl::OkStatus();
   }
 
   absl::Status Read(const std::string& name, const Shape& shape, std::vector<float>* out) {
-    ASSIGN_OR_RETURN(const TensorView view, checkpoint_.Get(name, shape, kWeightDTypes));
+    ASSIGN_OR_RETURN(const TensorView view, checkpoint_.Get(name, shape, kPlainDTypes));
     *out = WidenToF32(view);
     return absl::OkStatus();
   }
@@ -144,6 +153,7 @@ class Loader {
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
   Backend* backend_;
+  std::vector<std::unique_ptr<std::byte[]>> decoded_;
 };
 
 }  // namespace

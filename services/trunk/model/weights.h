@@ -1,8 +1,11 @@
-// The trunk's tensors, ready for the operations. Matrices stay where the checkpoint has them; small
-// vectors are widened to f32, which is exact.
+// The trunk's tensors, ready for the operations. Matrices of bf16 and f32 stay where the checkpoint
+// has them, others are decoded (decoded_matrix.h); small vectors are widened to f32, which is
+// exact.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <variant>
 #include <vector>
 
@@ -57,10 +60,12 @@ struct TrunkWeights {
   std::vector<LayerWeights> layers;
   const float* final_norm = nullptr;
   Matrix lm_head;  // embed_tokens when the word embeddings are tied
+  // Matrices that were quantised or f16, where the backend reads host memory.
+  std::vector<std::unique_ptr<std::byte[]>> decoded;
 };
 
-// `checkpoint` and `backend` outlive the weights. Errors as Checkpoint::Get: they name tensor,
-// file, expected and found.
+// `checkpoint` and `backend` outlive the weights. Errors of Checkpoint::Get, FindStoredMatrix and
+// DecodeMatrix: they name tensor, file, expected and found.
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
                                               const ModelConfig& config, Backend* backend);
 

@@ -194,11 +194,17 @@ class LoadedTrunk::Impl {
     std::vector<std::span<const std::byte>> tensors;
     uint64_t total = 0;
     for (const TensorSpec& spec : TrunkTensors(config_)) {
-      ASSIGN_OR_RETURN(const TensorView view,
-                       checkpoint_->Get(spec.name, spec.shape, kWeightDTypes));
-      checkpoint_->Prefetch(view);
-      tensors.push_back({view.data, view.size_bytes()});
-      total += view.size_bytes();
+      ASSIGN_OR_RETURN(const StoredMatrix stored,
+                       FindStoredMatrix(*checkpoint_, spec.name, spec.shape));
+      std::vector<TensorView> views = {stored.weight};
+      for (const Checkpoint::Entry* companion : stored.companions()) {
+        views.push_back(companion->view);
+      }
+      for (const TensorView& view : views) {
+        checkpoint_->Prefetch(view);
+        tensors.push_back({view.data, view.size_bytes()});
+        total += view.size_bytes();
+      }
     }
     load_metrics_.model_bytes.Set(static_cast<double>(total));
     uint64_t done = 0;

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -133,8 +134,13 @@ TEST_P(LayersTest, AgreesWithTheReference) {
 
 std::string CaseName(const testing::TestParamInfo<Case>& param) {
   const char* feeds[] = {"Whole", "Chunks", "TokenByToken"};
-  return std::string(param.param.model == std::string("tiny") ? "Tiny" : "TinyFused") +
-         feeds[static_cast<size_t>(param.param.feed)] + "_" + param.param.backend;
+  std::string name;
+  bool first = true;  // letter of a word
+  for (const char c : std::string(param.param.model)) {
+    if (c != '-') name += first ? static_cast<char>(std::toupper(c)) : c;
+    first = c == '-';
+  }
+  return name + feeds[static_cast<size_t>(param.param.feed)] + "_" + param.param.backend;
 }
 
 // Those of the backends that this machine has.
@@ -154,6 +160,12 @@ std::vector<Case> Cases() {
       {"tiny", Feed::kTokenByToken, "cuda"},
       {"tiny-fused", Feed::kWhole, "cuda"},
   };
+  for (const char* model : {"tiny-nf4", "tiny-nf4-single", "tiny-int8", "tiny-fp8"}) {
+    cases.push_back({model, Feed::kWhole, "avx512"});
+    cases.push_back({model, Feed::kTokenByToken, "avx2"});
+    cases.push_back({model, Feed::kChunks, "scalar"});
+    cases.push_back({model, Feed::kWhole, "cuda"});
+  }
   std::erase_if(cases, [backends = AvailableBackends()](const Case& c) {
     return std::find(backends.begin(), backends.end(), c.backend) == backends.end();
   });

@@ -61,7 +61,9 @@ TEST(ShippedModels, FusedSlicesEqualPerExpertTensors) {
   EXPECT_EQ(fused.summary.expert_naming, std::vector(4, ExpertNaming::kFused));
   EXPECT_EQ(fused.summary.expert_bytes, tiny.summary.expert_bytes);
   EXPECT_NE(fused.checkpoint->fingerprint(), tiny.checkpoint->fingerprint());
-  const auto same = [](const TensorView& a, const TensorView& b) {
+  const auto same = [](const StoredMatrix& x, const StoredMatrix& y) {
+    const TensorView& a = x.weight;
+    const TensorView& b = y.weight;
     return a.dtype == b.dtype && a.shape == b.shape &&
            std::memcmp(a.data, b.data, a.size_bytes()) == 0;
   };
@@ -71,8 +73,8 @@ TEST(ShippedModels, FusedSlicesEqualPerExpertTensors) {
       const auto b = GetExpertTensors(*fused.checkpoint, fused.config, layer, expert);
       ASSERT_TRUE(a.ok()) << a.status();
       ASSERT_TRUE(b.ok()) << b.status();
-      EXPECT_EQ(a->gate_proj.shape, (Shape{64, 128}));
-      EXPECT_EQ(a->down_proj.shape, (Shape{128, 64}));
+      EXPECT_EQ(a->gate_proj.weight.shape, (Shape{64, 128}));
+      EXPECT_EQ(a->down_proj.weight.shape, (Shape{128, 64}));
       EXPECT_TRUE(same(a->gate_proj, b->gate_proj)) << layer << " " << expert;
       EXPECT_TRUE(same(a->up_proj, b->up_proj)) << layer << " " << expert;
       EXPECT_TRUE(same(a->down_proj, b->down_proj)) << layer << " " << expert;
@@ -100,13 +102,13 @@ TEST(ShippedModels, DemoIsCompleteAndReportsItsMtpHead) {
 
 TEST(ShippedModels, GetNamesWhatDoesNotFit) {
   const Opened tiny = Open(kTiny);
-  const auto norm = tiny.checkpoint->Get("model.norm.weight", {128}, kWeightDTypes);
+  const auto norm = tiny.checkpoint->Get("model.norm.weight", {128}, kPlainDTypes);
   ASSERT_TRUE(norm.ok()) << norm.status();
   EXPECT_EQ(norm->size_bytes(), 256u);
-  const auto absent = tiny.checkpoint->Get("model.nrom.weight", {128}, kWeightDTypes);
+  const auto absent = tiny.checkpoint->Get("model.nrom.weight", {128}, kPlainDTypes);
   EXPECT_EQ(absent.status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(absent.status().message(), fmt::format("{}: no tensor 'model.nrom.weight'", kTiny));
-  const auto shape = tiny.checkpoint->Get("model.norm.weight", {127}, kWeightDTypes);
+  const auto shape = tiny.checkpoint->Get("model.norm.weight", {127}, kPlainDTypes);
   EXPECT_EQ(shape.status().code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(shape.status().message(),
             "model.norm.weight: shape [128], expected [127] (model-00003-of-00003.safetensors)");

@@ -248,13 +248,30 @@ TEST(ModelConfig, ContradictionsAndWhatIsNotSupported) {
       {"model_type", "llama", kUnimplemented,
        "config.json: model_type is \"llama\", which is not supported (supported: qwen3_next)"},
       {"quantization_config",
-       {{"quant_method", "fp8"}},
+       {{"quant_method", "gptq"}},
        kUnimplemented,
-       "config.json: quantization_config.quant_method is \"fp8\", which is not supported "
-       "(supported: unquantised bf16 and f32 weights)"},
-      {"quantization_config", json::object(), kUnimplemented,
-       "config.json: quantization_config is {}, which is not supported (supported: unquantised "
-       "bf16 and f32 weights)"},
+       "config.json: quantization_config.quant_method is \"gptq\", which is not supported "
+       "(supported: " +
+           std::string(kSupportedWeights) + ")"},
+      {"quantization_config",
+       {{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"}},
+       kUnimplemented,
+       "config.json: quantization_config.quant_method is \"compressed-tensors\" with format "
+       "\"pack-quantized\", which is not supported (supported: " +
+           std::string(kSupportedWeights) + ")"},
+      {"quantization_config",
+       {{"quant_method", "fp8"}, {"weight_block_size", {64, 128}}},
+       kUnimplemented,
+       "config.json: quantization_config.weight_block_size is [64,128], which is not supported "
+       "(supported: " +
+           std::string(kSupportedWeights) + ")"},
+      {"quantization_config",
+       {{"quant_method", "bitsandbytes"}, {"load_in_8bit", true}, {"load_in_4bit", true}},
+       kInvalid,
+       "config.json: quantization_config: load_in_8bit is true and load_in_4bit is true, expected "
+       "one of them to be true"},
+      {"quantization_config", json::object(), kInvalid,
+       "config.json: quantization_config: quant_method is missing"},
       {"hidden_act", "gelu", kUnimplemented,
        "config.json: hidden_act is \"gelu\", which is not supported (supported: silu)"},
       {"attention_bias", true, kUnimplemented,

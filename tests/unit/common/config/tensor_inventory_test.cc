@@ -188,7 +188,7 @@ TEST(CheckComplete, ContradictionsAreSaidInConfigsTerms) {
   }
 }
 
-TEST(CheckComplete, OnlyBf16AndF32Weights) {
+TEST(CheckComplete, PlainDTypes) {
   TestCheckpoint tiny = TestCheckpoint::Read(kTiny);
   test::TestTensor* const norm = tiny.Find("model.norm.weight");
   norm->dtype = "F32";
@@ -196,9 +196,11 @@ TEST(CheckComplete, OnlyBf16AndF32Weights) {
   ASSERT_TRUE(Check(tiny).ok()) << Check(tiny).status();
   norm->dtype = "F16";
   norm->bytes.resize(256);
+  ASSERT_TRUE(Check(tiny).ok()) << Check(tiny).status();
+  norm->dtype = "I16";
   EXPECT_EQ(Disagreement(tiny, absl::StatusCode::kUnimplemented),
-            "1 tensor(s) of an unsupported dtype: model.norm.weight: dtype F16, expected BF16 or "
-            "F32 (model-00003-of-00003.safetensors)");
+            "1 tensor(s) of an unsupported dtype or format: model.norm.weight: dtype I16, expected "
+            "BF16, F16 or F32 (model-00003-of-00003.safetensors)");
 }
 
 TEST(CheckComplete, LayerWithBothNamings) {

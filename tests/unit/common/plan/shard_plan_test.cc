@@ -25,8 +25,18 @@ const OpenedModel& Demo() {
   return *model;
 }
 
+const CheckpointSummary& Summary() {
+  static const CheckpointSummary* const summary = [] {
+    auto made = CheckComplete(*Demo().checkpoint, Demo().config);
+    CHECK(made.ok());
+    return new CheckpointSummary(*std::move(made));
+  }();
+  return *summary;
+}
+
 ShardPlanInput Input() {
   ShardPlanInput input;
+  input.summary = &Summary();
   input.checkpoint = Demo().checkpoint.get();
   input.config = &Demo().config;
   input.total_bytes = uint64_t{8} << 30;
@@ -42,7 +52,7 @@ TEST(ShardPlanTest, ShardsAddUpToThePool) {
       uint64_t pool = 0;
       for (int32_t i = 0; i < shards; ++i) {
         const auto part =
-            ShardPoolOf(*Demo().checkpoint, Demo().config, {i, shards, split}, "auto");
+            ShardPoolOf(*Demo().checkpoint, Demo().config, Summary(), {i, shards, split}, "auto");
         ASSERT_TRUE(part.ok()) << part.status();
         EXPECT_EQ(part->format, "bf16");
         EXPECT_FALSE(part->packed);

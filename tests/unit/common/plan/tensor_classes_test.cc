@@ -18,7 +18,8 @@ TEST(TensorClassesTest, EveryTensorOfTheDemoModelIsInOneClass) {
   uint64_t trunk = 0;
   uint64_t experts = 0;
   uint64_t unused = 0;
-  for (const PlannedTensors& tensors : ClassifyTensors(*model->checkpoint, model->config)) {
+  for (const PlannedTensors& tensors :
+       ClassifyTensors(*model->checkpoint, model->config, *summary)) {
     EXPECT_FALSE(tensors.name.empty() || tensors.formats.empty());
     count += tensors.count;
     bytes += tensors.bytes;
@@ -34,6 +35,8 @@ TEST(TensorClassesTest, EveryTensorOfTheDemoModelIsInOneClass) {
 
   const TrunkWeightSizes sizes = TrunkWeightSizesOf(*model->checkpoint, model->config);
   EXPECT_EQ(sizes.file_bytes, trunk);
+  EXPECT_EQ(sizes.matrix_bytes() + sizes.vector_bytes(),
+            static_cast<uint64_t>(summary->trunk_resident_bytes));
   EXPECT_LT(sizes.bytes_per_token, trunk);
   EXPECT_GT(sizes.bytes_per_token, trunk / 2);
 }

@@ -83,12 +83,12 @@ void ExpectPacked(const ExpertPack& pack, const Model& model) {
       const struct {
         std::vector<float> values;
         int64_t rows, cols, at;
-      } matrices[] = {
-          {Part(tensors->gate_proj, h.first_width, w, 0, h.hidden_size), w, h.hidden_size, 0},
-          {Part(tensors->up_proj, h.first_width, w, 0, h.hidden_size), w, h.hidden_size,
-           layout.gate_bytes},
-          {Part(tensors->down_proj, 0, h.hidden_size, h.first_width, w), h.hidden_size, w,
-           2 * layout.gate_bytes}};
+      } matrices[] = {{Part(tensors->gate_proj.weight, h.first_width, w, 0, h.hidden_size), w,
+                       h.hidden_size, 0},
+                      {Part(tensors->up_proj.weight, h.first_width, w, 0, h.hidden_size), w,
+                       h.hidden_size, layout.gate_bytes},
+                      {Part(tensors->down_proj.weight, 0, h.hidden_size, h.first_width, w),
+                       h.hidden_size, w, 2 * layout.gate_bytes}};
       for (const auto& m : matrices) {
         const auto bytes = static_cast<size_t>(PackedMatrixBytes(h.format, m.rows, m.cols));
         void* const expected = std::aligned_alloc(64, (bytes + 63) / 64 * 64);

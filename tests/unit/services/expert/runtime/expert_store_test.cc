@@ -64,11 +64,12 @@ TEST_P(ExpertStoreTest, ViewsAreTheSlices) {
             ASSERT_TRUE(whole.ok()) << whole.status();
             for (int32_t r = 0; r < g.num_shard_width; r += 5) {
               EXPECT_EQ(Row(w.gate_proj, r, g.hidden_size),
-                        Row(whole->gate_proj, g.first_width + r));
-              EXPECT_EQ(Row(w.up_proj, r, g.hidden_size), Row(whole->up_proj, g.first_width + r));
+                        Row(whole->gate_proj.weight, g.first_width + r));
+              EXPECT_EQ(Row(w.up_proj, r, g.hidden_size),
+                        Row(whole->up_proj.weight, g.first_width + r));
             }
             for (int32_t r = 0; r < g.hidden_size; r += 31) {
-              const std::vector<double> row = Row(whole->down_proj, r);
+              const std::vector<double> row = Row(whole->down_proj.weight, r);
               EXPECT_EQ(Row(w.down_proj, r, g.num_shard_width),
                         std::vector<double>(row.begin() + g.first_width,
                                             row.begin() + g.first_width + g.num_shard_width));
