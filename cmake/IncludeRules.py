@@ -27,6 +27,7 @@ COMMON = {
     "tokenizer": {"base", "tensor", "io"},
     "pool": {"base", "tensor", "quant", "io", "config", "parallel"},
     "plan": {"base", "tensor", "quant", "io", "config", "memory", "parallel", "pool"},
+    "synth": {"base", "tensor", "quant", "io", "config", "parallel"},
     "rpc": {"base", "tensor", "quant", "io", "config", "parallel", "metrics"},
 }
 

@@ -42,10 +42,7 @@ absl::StatusOr<LoadFormat> ParseLoadFormat(std::string_view name) {
   return InvalidArgumentF("'{}': expected auto or dummy", Printable(name));
 }
 
-absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& directory,
-                                                           const ModelConfig& config,
-                                                           LoadFormat format) {
-  if (format == LoadFormat::kAuto) return Checkpoint::Open(directory);
+std::vector<GeneratedTensor> GeneratedTensors(const ModelConfig& config) {
   std::vector<GeneratedTensor> tensors;
   for (TensorSpec& spec : TrunkTensors(config)) tensors.push_back(DummyOf(std::move(spec)));
   for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
@@ -54,7 +51,14 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& di
       tensors.push_back(DummyOf(std::move(spec)));
     }
   }
-  return Checkpoint::Generate(directory, tensors);
+  return tensors;
+}
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& directory,
+                                                           const ModelConfig& config,
+                                                           LoadFormat format) {
+  if (format == LoadFormat::kAuto) return Checkpoint::Open(directory);
+  return Checkpoint::Generate(directory, GeneratedTensors(config));
 }
 
 absl::StatusOr<OpenedModel> OpenModel(const std::string& directory, LoadFormat format) {

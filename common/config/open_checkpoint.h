@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/config/model_config.h"
@@ -18,9 +19,13 @@ enum class LoadFormat : uint8_t {
 // "auto", "dummy"; kInvalidArgument.
 absl::StatusOr<LoadFormat> ParseLoadFormat(std::string_view name);
 
-// Errors of Checkpoint::Open or Generate. Generated matrices have a deviation of one by the square
-// root of their inputs, so that activations keep their size from layer to layer; norms, decays and
-// convolutions are near those of trained models.
+// Every tensor of a model as it is generated: the trunk's in order of use, then the routed experts'
+// by layer and expert, gate_proj, up_proj, down_proj. Matrices have a deviation of one by the
+// square root of their inputs, so that activations keep their size from layer to layer; norms,
+// decays and convolutions are near those of trained models.
+std::vector<GeneratedTensor> GeneratedTensors(const ModelConfig& config);
+
+// Errors of Checkpoint::Open or Generate.
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& directory,
                                                            const ModelConfig& config,
                                                            LoadFormat format);

@@ -127,6 +127,21 @@ void MappedFile::Prefetch(std::span<const std::byte> range) {
                   MADV_WILLNEED);
 }
 
+bool MappedFile::Populate(std::span<const std::byte> range) {
+  if (range.empty()) return true;
+  static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto first = reinterpret_cast<uintptr_t>(range.data());
+  const uintptr_t aligned = first / page * page;
+  auto* const at = reinterpret_cast<void*>(aligned);
+  const size_t size = range.size() + (first - aligned);
+  // The first reads ahead by megabytes, the second waits for the pages and maps them.
+  (void)::madvise(at, size, MADV_WILLNEED);
+#ifndef MADV_POPULATE_READ
+  constexpr int MADV_POPULATE_READ = 22;  // Linux 5.14
+#endif
+  return ::madvise(at, size, MADV_POPULATE_READ) == 0;
+}
+
 absl::StatusOr<std::string> ReadTextFile(const std::string& path, size_t max_bytes) {
   ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(path));
   if (file.bytes().size() > max_bytes) {

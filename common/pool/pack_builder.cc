@@ -1,15 +1,10 @@
 #include "common/pool/pack_builder.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -18,8 +13,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/base/check.h"
@@ -27,6 +20,8 @@
 #include "common/base/strings.h"
 #include "common/config/stored_matrix.h"
 #include "common/config/tensor_inventory.h"
+#include "common/io/output_file.h"
+#include "common/parallel/first_error.h"
 #include "common/pool/pack_path.h"
 #include "common/quant/nf4.h"
 #include "common/quant/packed_matrix.h"
@@ -39,18 +34,6 @@ constexpr char kLockSuffix[] = ".lock";
 constexpr absl::Duration kLockPoll = absl::Milliseconds(100);
 // Experts of a thread between two reports of progress.
 constexpr int64_t kExpertsPerReport = 4;
-
-absl::Status FileError(const std::string& path, std::string_view what, int error) {
-  absl::StatusCode code = absl::StatusCode::kDataLoss;
-  if (error == ENOSPC || error == EDQUOT || error == EFBIG || error == ENOMEM || error == EMFILE) {
-    code = absl::StatusCode::kResourceExhausted;
-  } else if (error == EACCES || error == EPERM || error == EROFS) {
-    code = absl::StatusCode::kPermissionDenied;
-  } else if (error == ENOENT || error == ENOTDIR) {
-    code = absl::StatusCode::kNotFound;
-  }
-  return StatusF(code, "{}: {}: {}", path, what, std::strerror(error));
-}
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
@@ -69,98 +52,6 @@ class AlignedBytes {
   std::unique_ptr<std::byte, void (*)(void*)> data_;
 };
 
-// An exclusive lock of a file, held until the end of the object or of the process.
-class FileLock {
- public:
-  // nullopt: somebody else holds it.
-  static absl::StatusOr<std::optional<FileLock>> TryLock(const std::string& path) {
-    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0) return FileError(path, "open", errno);
-    FileLock lock(fd);
-    if (::flock(fd, LOCK_EX | LOCK_NB) == 0) return std::optional<FileLock>(std::move(lock));
-    if (errno == EWOULDBLOCK || errno == EINTR) return std::optional<FileLock>();
-    return FileError(path, "flock", errno);
-  }
-  FileLock(FileLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  FileLock& operator=(FileLock&&) = delete;
-  ~FileLock() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-
- private:
-  explicit FileLock(int fd) : fd_(fd) {}
-  int fd_;
-};
-
-// A new file that vanishes unless it is committed under its name.
-class TemporaryFile {
- public:
-  static absl::StatusOr<TemporaryFile> Create(const std::string& path) {
-    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (fd < 0) return FileError(path, "open", errno);
-    return TemporaryFile(path, fd);
-  }
-  TemporaryFile(TemporaryFile&& other) noexcept
-      : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
-  TemporaryFile& operator=(TemporaryFile&&) = delete;
-  ~TemporaryFile() {
-    if (fd_ < 0) return;
-    ::close(fd_);
-    ::unlink(path_.c_str());
-  }
-
-  const std::string& path() const { return path_; }
-
-  // Takes the blocks now, so that a full disk is known before the work.
-  absl::Status Allocate(int64_t bytes) const {
-    if (::fallocate(fd_, 0, 0, bytes) == 0) return absl::OkStatus();
-    const int error = errno;
-    if (error == EOPNOTSUPP || error == ENOSYS) return absl::OkStatus();
-    struct statvfs info;
-    const bool known = ::fstatvfs(fd_, &info) == 0;
-    return Annotate(FileError(path_, "fallocate", error),
-                    fmt::format("the pack needs {} bytes, {} bytes are free", bytes,
-                                known ? fmt::format("{}", info.f_bavail * info.f_frsize) : "?"));
-  }
-
-  absl::Status Write(std::span<const std::byte> bytes, int64_t offset) const {
-    while (!bytes.empty()) {
-      const ssize_t n = ::pwrite(fd_, bytes.data(), bytes.size(), offset);
-      if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) return FileError(path_, "write", n < 0 ? errno : ENOSPC);
-      bytes = bytes.subspan(static_cast<size_t>(n));
-      offset += n;
-    }
-    return absl::OkStatus();
-  }
-
-  // Starts writing these bytes to the disk, so that little is left for the sync at the end.
-  void StartWriteback(int64_t offset, int64_t bytes) const {
-    (void)::sync_file_range(fd_, offset, bytes, SYNC_FILE_RANGE_WRITE);
-  }
-
-  absl::Status Sync() const {
-    return ::fsync(fd_) == 0 ? absl::OkStatus() : FileError(path_, "fsync", errno);
-  }
-
-  absl::Status Commit(const std::string& name) {
-    if (::rename(path_.c_str(), name.c_str()) != 0) return FileError(name, "rename", errno);
-    ::close(std::exchange(fd_, -1));
-    const std::string folder = std::filesystem::path(name).parent_path().string();
-    const int folder_fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (folder_fd < 0) return FileError(folder, "open", errno);
-    const int result = ::fsync(folder_fd);
-    const int error = errno;
-    ::close(folder_fd);
-    return result == 0 ? absl::OkStatus() : FileError(folder, "fsync", error);
-  }
-
- private:
-  TemporaryFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
-  std::string path_;
-  int fd_;
-};
-
 // What runs killed long ago left in the folder: temporaries whose lock is free.
 void RemoveLeftovers(const std::string& folder) {
   std::error_code error;
@@ -173,26 +64,6 @@ void RemoveLeftovers(const std::string& folder) {
     if (lock.ok() && lock->has_value()) ::unlink(path.c_str());
   }
 }
-
-// The first error of several threads.
-class FirstError {
- public:
-  void Set(const absl::Status& status) {
-    absl::MutexLock lock(&mutex_);
-    if (status_.ok()) status_ = status;
-    failed_.store(true, std::memory_order_relaxed);
-  }
-  bool failed() const { return failed_.load(std::memory_order_relaxed); }
-  absl::Status Get() const {
-    absl::MutexLock lock(&mutex_);
-    return status_;
-  }
-
- private:
-  mutable absl::Mutex mutex_;
-  absl::Status status_ ABSL_GUARDED_BY(mutex_);
-  std::atomic<bool> failed_{false};
-};
 
 // A part of a checkpoint's matrix: `num_rows` whole rows, of which the columns [first_col,
 // first_col + num_cols) are wanted.
@@ -268,8 +139,8 @@ class Builder {
 
   absl::StatusOr<PackStats> Build(const std::string& path, PackProgressFn progress) {
     const std::string temporary = path + kTemporarySuffix;
-    ASSIGN_OR_RETURN(TemporaryFile file, TemporaryFile::Create(temporary));
-    RETURN_IF_ERROR(file.Allocate(layout_.file_bytes));
+    ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(temporary));
+    RETURN_IF_ERROR(file.Allocate(layout_.file_bytes, "the pack"));
     RETURN_IF_ERROR(request_.checkpoint->CheckFilesUnchanged());
     PackStats stats;
     const absl::Time start = absl::Now();
@@ -343,7 +214,7 @@ class Builder {
     return bytes * static_cast<uint64_t>(header_.num_packed_experts());
   }
 
-  absl::Status WriteExperts(const TemporaryFile& file, PackProgressFn progress) {
+  absl::Status WriteExperts(const OutputFile& file, PackProgressFn progress) {
     const uint64_t total = TotalSourceBytes();
     const auto report = [&] {
       const uint64_t done = source_bytes_.load();
@@ -367,7 +238,7 @@ class Builder {
     return absl::OkStatus();
   }
 
-  absl::Status PackExpert(int64_t idx, const TemporaryFile& file, Worker& worker) {
+  absl::Status PackExpert(int64_t idx, const OutputFile& file, Worker& worker) {
     const int32_t layer = header_.moe_layers[static_cast<size_t>(idx / header_.num_shard_experts)];
     const auto expert =
         static_cast<int32_t>(header_.first_expert + idx % header_.num_shard_experts);

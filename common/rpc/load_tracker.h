@@ -3,8 +3,10 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -13,7 +15,8 @@
 
 namespace banyan {
 
-// Thread-safe. `elapsed_seconds` runs from construction and stands still at READY and FAILED.
+// Thread-safe. `elapsed_seconds` runs from construction and stands still at READY and FAILED. Logs
+// each phase at its end and, every few seconds, how far a long one is.
 class LoadTracker {
  public:
   // Called with every new phase, in order, with the tracker locked: it may not call back.
@@ -31,6 +34,8 @@ class LoadTracker {
   // A new phase starts with both byte counts at 0.
   void SetPhase(common::v1::LoadProgress::Phase phase, std::string detail = "");
   void SetBytes(uint64_t done, uint64_t total);
+  // Of a trunk: part of every report from now on.
+  void SetReplicas(std::vector<common::v1::LoadProgress::Replica> replicas);
 
   common::v1::LoadProgress Get() const;
   // Grows by one with every change: a stream sends when it differs from what it sent last.
@@ -39,6 +44,14 @@ class LoadTracker {
   uint64_t AwaitChange(uint64_t seen, absl::Time deadline) const;
 
  private:
+  // Where a phase stood at a time.
+  struct Sample {
+    absl::Time at;
+    uint64_t bytes = 0;
+  };
+  common::v1::LoadProgress Measured(absl::Time now) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void Log(const char* event, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   const PhaseListener on_phase_;
   const BytesListener on_bytes_;
   mutable absl::Mutex mutex_;
@@ -46,6 +59,10 @@ class LoadTracker {
   uint64_t version_ ABSL_GUARDED_BY(mutex_) = 1;
   double finished_seconds_ ABSL_GUARDED_BY(mutex_) = -1;
   const absl::Time start_;
+  absl::Time phase_start_ ABSL_GUARDED_BY(mutex_);
+  absl::Time next_log_ ABSL_GUARDED_BY(mutex_);
+  double phase_start_cpu_seconds_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::deque<Sample> samples_ ABSL_GUARDED_BY(mutex_);  // of the phase's last seconds
 };
 
 }  // namespace banyan

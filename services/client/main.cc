@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
   AddPlan(app, action);
   AddPack(app, action);
   AddVerify(app, action);
+  AddSynth(app, action);
   AddCompletion(app, action);
   app.set_version_flag("--version", version, "Print the version and exit");
   for (CLI::App* verb : app.get_subcommands({})) {

@@ -37,6 +37,7 @@ void AddBench(CLI::App& app, Action& action);
 void AddPlan(CLI::App& app, Action& action);
 void AddPack(CLI::App& app, Action& action);
 void AddVerify(CLI::App& app, Action& action);
+void AddSynth(CLI::App& app, Action& action);
 void AddCompletion(CLI::App& app, Action& action);
 
 }  // namespace banyan::client

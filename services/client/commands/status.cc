@@ -18,11 +18,13 @@
 #include "common/rpc/grpc_status.h"
 #include "proto/inference/v1/inference.grpc.pb.h"
 #include "services/client/commands/command.h"
+#include "services/client/connection/cluster_load.h"
 #include "services/client/connection/load_watcher.h"
 #include "services/client/connection/metrics_scrape.h"
 #include "services/client/connection/request_flags.h"
 #include "services/client/connection/server_connection.h"
 #include "services/client/connection/server_status.h"
+#include "services/client/terminal/progress_view.h"
 #include "services/client/terminal/table.h"
 
 namespace banyan::client {
@@ -39,7 +41,7 @@ struct Options {
   ServerFlags server;
   std::string metrics = "127.0.0.1:9101";
   std::string output = "text";
-  double watch_seconds = 0;
+  double watch_seconds = -1;  // 0: --watch without a value
   double wait_seconds = 0;
   bool health = false;
 };
@@ -220,6 +222,50 @@ absl::Status WaitUntilServing(const Options& options) {
   }
 }
 
+// A line of rows for scripts.
+std::string RowsJson(const std::vector<LoadRow>& rows) {
+  ordered_json services = ordered_json::array();
+  for (const LoadRow& row : rows) {
+    services.push_back({{"name", row.name},
+                        {"phase", row.phase},
+                        {"bytes_done", row.bytes_done},
+                        {"bytes_total", row.bytes_total},
+                        {"bytes_per_second", row.bytes_per_second},
+                        {"remaining_seconds", row.remaining_seconds},
+                        {"elapsed_seconds", row.elapsed_seconds},
+                        {"cpus", row.cpus},
+                        {"resident_bytes", row.resident_bytes},
+                        {"detail", row.detail}});
+  }
+  return ordered_json{{"services", std::move(services)}}.dump(
+      -1, ' ', false, ordered_json::error_handler_t::replace);
+}
+
+// The loads of the trunk and its experts, live until the trunk is ready.
+int WatchLoads(const Options& options) {
+  ClusterLoad load(options.server.address);
+  ProgressView view(stdout, isatty(STDOUT_FILENO) == 1);
+  const bool json = options.output == "json";
+  absl::Time next = absl::InfinitePast();
+  for (;;) {
+    const std::vector<LoadRow> rows = load.Rows();
+    const bool over = load.ready() || load.failed();
+    if (!json) {
+      view.Update(rows);
+    } else if (over || absl::Now() >= next) {
+      fmt::print("{}\n", RowsJson(rows));
+      std::fflush(stdout);
+      next = absl::Now() + kRateWindow;
+    }
+    if (load.ready()) return kExitOk;
+    if (load.failed()) {
+      return Fail(StatusF(absl::StatusCode::kFailedPrecondition, "{} could not load: {}",
+                          options.server.address, load.detail()));
+    }
+    absl::SleepFor(kPollInterval);
+  }
+}
+
 int Run(const Options& options) {
   if (absl::Status status = CheckServerAddress(options.server.address); !status.ok()) {
     return FailUsage(ToStd(status.message()));
@@ -233,6 +279,7 @@ int Run(const Options& options) {
     fmt::print("{}: serving\n", options.server.address);
     return kExitOk;
   }
+  if (options.watch_seconds == 0) return WatchLoads(options);
   for (;;) {
     const auto status = Read(options);
     if (options.watch_seconds <= 0 && !status.ok()) return Fail(status.status());
@@ -260,8 +307,13 @@ void AddStatus(CLI::App& app, Action& action) {
   verb->add_option("--output", options->output, "text or json")
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();
-  auto* watch = verb->add_option("--watch", options->watch_seconds, "Show it again every N seconds")
-                    ->check(CLI::PositiveNumber);
+  auto* watch = verb->add_option("--watch", options->watch_seconds,
+                                 "Show the loads of the trunk and its experts until it serves; "
+                                 "with N: show all of it again every N seconds")
+                    ->check(CLI::NonNegativeNumber)
+                    ->expected(0, 1)
+                    ->default_str("0")
+                    ->type_name("N");
   verb->add_option("--wait", options->wait_seconds, "First wait up to N seconds until it serves")
       ->check(CLI::PositiveNumber);
   verb->add_flag("--health", options->health,

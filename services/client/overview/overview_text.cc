@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "common/base/strings.h"
+#include "services/client/connection/load_row.h"
 #include "services/client/connection/load_watcher.h"
 #include "services/client/terminal/progress_view.h"
 #include "services/client/terminal/table.h"
@@ -65,25 +66,16 @@ Replicas ReplicasOf(const std::vector<ReplicaStatus>& shard) {
   return out;
 }
 
-LoadRow RowOf(const std::string& name, const common::v1::LoadProgress& progress) {
-  return {name,
-          LoadPhaseName(progress.phase()),
-          progress.bytes_done(),
-          progress.bytes_total(),
-          progress.elapsed_seconds(),
-          progress.detail()};
-}
-
 std::vector<LoadRow> Loading(const Overview& overview) {
   std::vector<LoadRow> rows;
   if (overview.server && !IsReady(overview.server->progress)) {
-    rows.push_back(RowOf("trunk", overview.server->progress));
+    rows.push_back(LoadRowOf("trunk", overview.server->progress));
   }
   if (overview.server && overview.server->info) {
     for (size_t i = 0; i < overview.server->shards.size(); ++i) {
       for (const ReplicaStatus& replica : overview.server->shards[i]) {
         if (replica.progress && !IsReady(*replica.progress)) {
-          rows.push_back(RowOf(fmt::format("expert {}", i), *replica.progress));
+          rows.push_back(LoadRowOf(fmt::format("expert {}", i), *replica.progress));
         }
       }
     }

@@ -16,6 +16,7 @@
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "services/client/connection/load_row.h"
 
 namespace banyan::client {
 namespace {
@@ -121,19 +122,12 @@ absl::Status Supervisor::Reap(Unit& unit) {
 std::vector<LoadRow> Supervisor::Rows() const {
   std::vector<LoadRow> rows;
   for (const auto& unit : units_) {
-    LoadRow row;
-    row.name = unit->service.name;
     const LoadWatcher::State state = unit->watcher->Get();
-    if (unit->child == nullptr) {
-      row.phase = "down";
-    } else if (!state.connected) {
-      row.phase = "starting";
-    } else {
-      row.phase = LoadPhaseName(state.progress.phase());
-      row.bytes_done = state.progress.bytes_done();
-      row.bytes_total = state.progress.bytes_total();
-      row.elapsed_seconds = state.progress.elapsed_seconds();
-      row.detail = state.progress.detail();
+    LoadRow row = LoadRowOf(unit->service.name, state.progress);
+    if (unit->child == nullptr || !state.connected) {
+      row = LoadRow();
+      row.name = unit->service.name;
+      row.phase = unit->child == nullptr ? "down" : "starting";
     }
     rows.push_back(std::move(row));
   }

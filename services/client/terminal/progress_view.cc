@@ -24,6 +24,19 @@ double Fraction(const LoadRow& row) {
   return std::min(1.0, static_cast<double>(row.bytes_done) / static_cast<double>(row.bytes_total));
 }
 
+// What is known of speed and cost.
+std::vector<std::string> Figures(const LoadRow& row, std::string_view of_memory) {
+  std::vector<std::string> out;
+  if (row.bytes_per_second > 0) out.push_back(HumanBytes(row.bytes_per_second) + "/s");
+  if (row.remaining_seconds > 0) out.push_back(HumanSeconds(row.remaining_seconds) + " left");
+  if (row.cpus > 0) out.push_back(fmt::format("{:.1f} CPUs", row.cpus));
+  if (row.resident_bytes > 0) {
+    out.push_back(
+        fmt::format("{}{}", HumanBytes(static_cast<double>(row.resident_bytes)), of_memory));
+  }
+  return out;
+}
+
 bool WorthALine(const LoadRow& before, const LoadRow& now) {
   return before.phase != now.phase || before.detail != now.detail ||
          static_cast<int>(Fraction(before) * 10) != static_cast<int>(Fraction(now) * 10);
@@ -39,6 +52,7 @@ std::string ProgressView::BarLine(const LoadRow& row, int columns) {
     line += fmt::format(" [{:#<{}}{:-<{}}] {:>3.0f} %  {} of {}", "", full, "", kCells - full,
                         Fraction(row) * 100, HumanBytes(static_cast<double>(row.bytes_done)),
                         HumanBytes(static_cast<double>(row.bytes_total)));
+    for (const std::string& figure : Figures(row, "")) line += "  " + figure;
   } else if (row.phase == "ready" && row.bytes_total > 0) {
     line += fmt::format(" {} in {}", HumanBytes(static_cast<double>(row.bytes_total)),
                         HumanSeconds(row.elapsed_seconds));
@@ -55,9 +69,11 @@ std::string ProgressView::PlainLine(const LoadRow& row) {
       line += fmt::format(" ({} in {})", HumanBytes(static_cast<double>(row.bytes_total)),
                           HumanSeconds(row.elapsed_seconds));
     } else {
-      line += fmt::format(" {:.0f} % ({} of {})", Fraction(row) * 100,
+      line += fmt::format(" {:.0f} % ({} of {}", Fraction(row) * 100,
                           HumanBytes(static_cast<double>(row.bytes_done)),
                           HumanBytes(static_cast<double>(row.bytes_total)));
+      for (const std::string& figure : Figures(row, " of memory")) line += ", " + figure;
+      line += ")";
     }
   }
   if (!row.detail.empty()) line += ": " + row.detail;

@@ -19,6 +19,11 @@ struct LoadRow {
   uint64_t bytes_total = 0;
   double elapsed_seconds = 0;
   std::string detail;
+  // Of the present phase; 0: unknown.
+  double bytes_per_second = 0;
+  double remaining_seconds = 0;
+  double cpus = 0;  // kept busy
+  uint64_t resident_bytes = 0;
 };
 
 // Owned by one thread; writes to `out` (borrowed).
@@ -33,9 +38,10 @@ class ProgressView {
   // Leaves the bars as they are; the next Update draws new ones below.
   void Release() { drawn_lines_ = 0; }
 
-  // "expert 0  read     [#######-------]  47 %  12.1 of 25.7 GB", at most `columns` wide
+  // "expert 0  read     [#######-------]  47 %  12.1 of 25.7 GB  0.92 GB/s  15 s left  1.8 CPUs
+  // 13.0 GB", at most `columns` wide
   static std::string BarLine(const LoadRow& row, int columns);
-  // "expert 0: read 47 % (12.1 GB of 25.7 GB)"
+  // "expert 0: read 47 % (12.1 GB of 25.7 GB, 920 MB/s, 15 s left, 1.8 CPUs, 13.0 GB of memory)"
   static std::string PlainLine(const LoadRow& row);
 
  private:

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kPageBytes = 4096;
 // Experts brought in between two reports of progress.
-constexpr int64_t kExpertsPerReport = 16;
+constexpr int64_t kExpertsPerReport = 8;  // of a thread
 
 // Can be read where it is mapped.
 absl::Status CheckMapped(const StoredMatrix& matrix) {
@@ -75,8 +75,10 @@ std::string_view FormatOf(const ExpertTable& table) {
   return bf16 && f32 ? "mixed" : bf16 ? "bf16" : "f32";
 }
 
-// Reads one byte of every page of a run.
+// The pages of a run into memory: long runs by large reads, else one byte of every page.
 void Touch(const std::byte* data, int64_t bytes) {
+  constexpr int64_t kLongRunBytes = 64 * kPageBytes;
+  if (bytes >= kLongRunBytes && MappedFile::Populate({data, static_cast<size_t>(bytes)})) return;
   const auto read = [](const std::byte* p) { (void)*static_cast<const volatile std::byte*>(p); };
   for (int64_t i = 0; i < bytes; i += kPageBytes) read(data + i);
   if (bytes > 0) read(data + bytes - 1);
@@ -181,20 +183,24 @@ absl::Status ExpertStore::Load(WorkerPool& pool,
   RETURN_IF_ERROR(checkpoint_->CheckFilesUnchanged());
   uint64_t done = 0;
   if (!progress(done)) return absl::CancelledError("load stopped");
+  std::vector<const ExpertWeights*> all;
   for (const std::vector<ExpertWeights>& experts : table_.layers) {
-    const auto num_experts = static_cast<int64_t>(experts.size());
-    for (int64_t first = 0; first < num_experts; first += kExpertsPerReport) {
-      const int64_t end = std::min(first + kExpertsPerReport, num_experts);
-      const auto expert = [&](int64_t e) -> const ExpertWeights& {
-        return experts[static_cast<size_t>(e)];
-      };
-      for (int64_t e = first; e < end; ++e) PrefetchExpert(expert(e), geometry());
-      pool.ParallelFor(end - first, [&](int64_t i, int) {
-        TouchExpert(*checkpoint_, expert(first + i), geometry());
-      });
-      for (int64_t e = first; e < end; ++e) done += ExpertSliceBytes(expert(e), geometry());
-      if (!progress(done)) return absl::CancelledError("load stopped");
+    for (const ExpertWeights& weights : experts) all.push_back(&weights);
+  }
+  const auto num_experts = static_cast<int64_t>(all.size());
+  const int64_t batch = kExpertsPerReport * pool.num_threads();
+  for (int64_t first = 0; first < num_experts; first += batch) {
+    const int64_t end = std::min(first + batch, num_experts);
+    pool.ParallelFor(end - first, [&](int64_t i, int) {
+      // The disk goes on with the next batch while this one's last thread ends.
+      const int64_t ahead = first + i + batch;
+      if (ahead < num_experts) PrefetchExpert(*all[static_cast<size_t>(ahead)], geometry());
+      TouchExpert(*checkpoint_, *all[static_cast<size_t>(first + i)], geometry());
+    });
+    for (int64_t e = first; e < end; ++e) {
+      done += ExpertSliceBytes(*all[static_cast<size_t>(e)], geometry());
     }
+    if (!progress(done)) return absl::CancelledError("load stopped");
   }
   return checkpoint_->CheckFilesUnchanged();
 }

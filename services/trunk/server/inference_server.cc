@@ -55,7 +55,17 @@ class InferenceServer::Impl {
         workers_(std::make_unique<PromptWorkers>(options.max_queued_requests)),
         watchers_(tracker_),
         service_(&tracker_, &watchers_, workers_.get()),
-        health_({inference::v1::Inference::service_full_name()}) {}
+        health_({inference::v1::Inference::service_full_name()}) {
+    std::vector<LoadProgress::Replica> replicas;
+    for (size_t shard = 0; shard < options.cluster.shards.size(); ++shard) {
+      for (const std::string& address : options.cluster.shards[shard].replicas) {
+        LoadProgress::Replica& replica = replicas.emplace_back();
+        replica.set_shard(static_cast<int32_t>(shard));
+        replica.set_address(address);
+      }
+    }
+    tracker_.SetReplicas(std::move(replicas));
+  }
 
   ~Impl() { Stop(absl::Now()); }
 

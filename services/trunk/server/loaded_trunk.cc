@@ -20,6 +20,7 @@
 #include "common/config/tensor_inventory.h"
 #include "common/io/checkpoint.h"
 #include "common/parallel/memory_bandwidth.h"
+#include "common/parallel/page_reader.h"
 #include "common/parallel/topology.h"
 #include "common/parallel/worker_pool.h"
 #include "common/plan/tensor_classes.h"
@@ -39,7 +40,6 @@ using common::v1::LoadProgress;
 constexpr absl::Duration kWaitSlice = absl::Milliseconds(100);
 constexpr absl::Duration kMisfitGrace = absl::Seconds(3);
 constexpr absl::Duration kLogEvery = absl::Seconds(5);
-constexpr size_t kFilePageBytes = 4096;
 constexpr size_t kFillBytes = 1 << 20;  // of generated weights, for one thread at a time
 constexpr absl::Duration kBandwidthTime = absl::Milliseconds(50);
 
@@ -207,20 +207,24 @@ class LoadedTrunk::Impl {
       }
     }
     load_metrics_.model_bytes.Set(static_cast<double>(total));
-    uint64_t done = 0;
-    uint64_t told = 0;
-    for (const std::span<const std::byte> bytes : tensors) {
-      FillTensor(bytes);
-      for (size_t i = 0; i < bytes.size(); i += kFilePageBytes) {
-        touched_ = bytes[i];
-        done += std::min(kFilePageBytes, bytes.size() - i);
-        if (done - told < (uint64_t{16} << 20)) continue;
-        told = done;
-        ReportBytes(done, total);
-        if (stopping_()) return Stopping();
+    uint64_t filled = 0;
+    const auto go_on = [&](uint64_t done) {
+      ReportBytes(done, total);
+      return !stopping_();
+    };
+    if (options_.load_format == LoadFormat::kDummy) {
+      for (const std::span<const std::byte> bytes : tensors) {
+        FillTensor(bytes);
+        filled += bytes.size();
+        if (!go_on(filled)) return Stopping();
       }
     }
-    ReportBytes(total, total);
+    // Pages that hold generated values are there already.
+    if (absl::Status read = ReadPages(tensors, *pool_,
+                                      [&](uint64_t done) { return go_on(std::max(done, filled)); });
+        !read.ok()) {
+      return absl::IsCancelled(read) ? Stopping() : read;
+    }
     load_metrics_.bandwidth.Set(MeasureReadBandwidth(*pool_, tensors, kBandwidthTime));
     ASSIGN_OR_RETURN(decoder_, Decoder::Create(config_, decoder_options_, *checkpoint_,
                                                backend_.get(), &*transport_));
@@ -229,7 +233,6 @@ class LoadedTrunk::Impl {
 
   // All threads make the values of a tensor that has no file.
   void FillTensor(std::span<const std::byte> bytes) {
-    if (options_.load_format == LoadFormat::kAuto) return;
     const size_t num_parts = (bytes.size() + kFillBytes - 1) / kFillBytes;
     pool_->ParallelFor(static_cast<int64_t>(num_parts), [&](int64_t part, int) {
       const size_t first = static_cast<size_t>(part) * kFillBytes;
@@ -361,7 +364,6 @@ class LoadedTrunk::Impl {
   MetricsRegistry* const metrics_;
   TrunkLoadMetrics load_metrics_;
   SystemClock clock_;
-  volatile std::byte touched_{};
 
   // In the order of making; taken down in the opposite one.
   ModelConfig config_;

@@ -92,6 +92,19 @@ TEST(ProgressBar, IsCutToTheTerminal) {
   EXPECT_THAT(ProgressView::BarLine(row, 200), HasSubstr("[############------------]  50 %"));
 }
 
+TEST(ProgressBar, SaysSpeedTimeLeftAndWhatItCosts) {
+  LoadRow row{"expert 0", "read", 50, 100, 0, ""};
+  row.bytes_per_second = 2e9;
+  row.remaining_seconds = 15;
+  row.cpus = 1.75;
+  row.resident_bytes = 13'000'000'000;
+  EXPECT_EQ(
+      ProgressView::PlainLine(row),
+      "expert 0: read 50 % (50 B of 100 B, 2.0 GB/s, 15 s left, 1.8 CPUs, 13.0 GB of memory)");
+  EXPECT_THAT(ProgressView::BarLine(row, 200),
+              HasSubstr("50 B of 100 B  2.0 GB/s  15 s left  1.8 CPUs  13.0 GB"));
+}
+
 TEST(Interrupts, RunTheInnermostHandler) {
   Interrupts interrupts(/*exit_when_idle=*/false);
   absl::Notification outer;
