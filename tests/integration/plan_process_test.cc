@@ -148,6 +148,62 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{.name = "OneBudgetForAll", .num_shards = 2, .host_budget = "500MiB"}),
     [](const auto& info) { return std::string(info.param.name); });
 
+// What people have: a 4-bit checkpoint in nine shards, planned, served, and served again.
+TEST(PlanSynthTest, NineShardsOfNf4) {
+  TempDir temp;
+  const std::string model = temp.File("model");
+  Process synth({BinaryPath("banyan"), "synth", "--out", model, "--config",
+                 BANYAN_SOURCE_DIR "/tests/data/tiny", "--set", "moe_intermediate_size=128",
+                 "--format", "nf4", "--shards", "9"});
+  ASSERT_EQ(synth.WaitExit(kLong).value_or(-1), 0) << synth.Log();
+  ASSERT_TRUE(std::filesystem::exists(model + "/model-00009-of-00009.safetensors"));
+
+  const nlohmann::json plan = PlanOf({"--model=" + model, "--shards=2"});
+  ASSERT_TRUE(plan.is_object());
+  int64_t count = 0;
+  for (const auto& tensors : plan["tensors"]) {
+    count += tensors["count"].get<int64_t>();
+    if (tensors["class"] == "routed experts") {
+      EXPECT_EQ(tensors["formats"], "nf4");
+      EXPECT_EQ(tensors["destination"], "experts");
+    }
+  }
+  EXPECT_GT(count, 4 * 16 * 3 * 6);  // companions are counted too
+  for (const auto& shard : plan["shards"]) {
+    EXPECT_EQ(shard["pool_format"], "nf4");
+    EXPECT_EQ(shard["packed"], true);
+  }
+
+  ClusterOptions options;
+  options.model_dir = model;
+  options.num_shards = 2;
+  options.unix_sockets = true;
+  options.trunk_args = {"--log_format=json"};
+  options.expert_args = {"--log_format=json", "--pool_dir=" + temp.File("packs")};
+  for (int start = 0; start < 2; ++start) {
+    SCOPED_TRACE(fmt::format("start {}", start));
+    Cluster cluster(options);
+    ASSERT_TRUE(cluster.Start().ok());
+    ASSERT_TRUE(cluster.AwaitServing(kLong).ok()) << cluster.trunk()->Log();
+    EXPECT_EQ(LoggedPlan(*cluster.trunk())["items"], plan["trunk"]["items"]);
+    for (int i = 0; i < 2; ++i) {
+      EXPECT_EQ(LoggedPlan(*cluster.expert(i))["items"],
+                plan["shards"][static_cast<size_t>(i)]["items"]);
+      // The second start converts nothing.
+      EXPECT_EQ(cluster.expert(i)->Log().find("\"event\":\"packed\"") != std::string::npos,
+                start == 0);
+    }
+    inference::v1::GenerateRequest request;
+    for (const int id : {5, 17, 300}) request.mutable_token_ids()->add_ids(id);
+    request.mutable_sampling()->set_max_new_tokens(4);
+    request.set_ignore_eos(true);
+    const auto stub = cluster.NewStub();
+    const auto answer = Generate(*stub, request);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(answer->ids.size(), 4u);
+  }
+}
+
 // "--host_budget 123" of "...would work: --host_budget 123 (...), ..." as a flag.
 std::optional<std::string> ChangeIn(const std::string& log, const std::string& flag) {
   const size_t intro = log.find("would work: ");
