@@ -59,10 +59,10 @@ struct Case {
   const char* name;
   int num_shards = 1;
   std::string split = "width";
-  std::vector<std::string> both;     // of banyan plan and every service
-  std::vector<std::string> trunk;    // and of the trunk
-  std::vector<std::string> experts;  // and of the experts
-  std::string host_budget;           // of banyan plan; the services get their parts
+  std::vector<std::string> both = {};     // of banyan plan and every service
+  std::vector<std::string> trunk = {};    // and of the trunk
+  std::vector<std::string> experts = {};  // and of the experts
+  std::string host_budget = "";           // of banyan plan; the services get their parts
 };
 
 class PlanProcessTest : public ::testing::TestWithParam<Case> {};
@@ -146,7 +146,7 @@ INSTANTIATE_TEST_SUITE_P(
                            .experts = {"--pool_format=nf4", "--pool_memory=anonymous"}},
                       Case{.name = "GeneratedWeights", .both = {"--load_format=dummy"}},
                       Case{.name = "OneBudgetForAll", .num_shards = 2, .host_budget = "500MiB"}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& tested) { return std::string(tested.param.name); });
 
 // "--host_budget 123" of "...would work: --host_budget 123 (...), ..." as a flag.
 std::optional<std::string> ChangeIn(const std::string& log, const std::string& flag) {
@@ -167,9 +167,9 @@ struct Limits {
 TEST(PlanLimitsTest, ServesOrIsRefusedWithAChangeThatWorks) {
   const Limits cases[] = {
       {{"--host_budget=1MiB"}, "--host_budget"},
-      {{"--host_budget=118MiB"}, ""},
+      {{"--host_budget=124MiB"}, ""},
       {{"--host_budget=150MiB"}, ""},
-      {{"--host_budget=150MiB", "--max_context_tokens=8000"}, "--max_context_tokens"},
+      {{"--host_budget=140MiB", "--max_context_tokens=8000"}, "--max_context_tokens"},
       {{"--host_budget=150MiB", "--max_sequences=64"}, "--max_sequences"},
       {{"--host_budget=150MiB", "--max_batch_tokens=4096"}, "--max_batch_tokens"},
       {{"--host_budget=1GiB"}, ""},
