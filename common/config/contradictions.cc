@@ -38,7 +38,10 @@ class Search {
   std::string Run() {
     for (const Checkpoint::Entry& entry : checkpoint_.entries()) Look(entry);
     Count("num_hidden_layers", config_.num_hidden_layers, last_layer_, "layers");
-    Count("num_experts", config_.num_experts, last_expert_, "experts");
+    // In a checkpoint of both namings the highest number says nothing.
+    if (fused_experts_.entry == nullptr) {
+      Count("num_experts", config_.num_experts, last_expert_, "experts");
+    }
     Width("num_experts", config_.num_experts, fused_experts_);
     Width("vocab_size", config_.vocab_size, vocab_);
     Width("hidden_size", config_.hidden_size, hidden_);

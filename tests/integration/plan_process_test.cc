@@ -1,6 +1,9 @@
 // `banyan plan` against what the services plan, log and take; and memory limits of real cgroups.
 #include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
