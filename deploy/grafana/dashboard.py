@@ -388,8 +388,8 @@ PHASE_SPEED = timeseries(
     "Speed of the load",
     "Bytes per second that each process goes through, by phase.",
     [
-        target(f"deriv(banyan_trunk_load_phase_bytes{of()}[1m]) > 0", "trunk: {{phase}}"),
-        target("deriv(banyan_expert_load_phase_bytes[1m]) > 0", "{{instance}}: {{phase}}"),
+        target(f"deriv(banyan_trunk_load_phase_bytes{of()}[$__rate_interval])", "trunk: {{phase}}"),
+        target("deriv(banyan_expert_load_phase_bytes[$__rate_interval])", "{{instance}}: {{phase}}"),
     ],
     "Bps",
 )
