@@ -41,5 +41,30 @@ TEST(TensorClassesTest, EveryTensorOfTheDemoModelIsInOneClass) {
   EXPECT_GT(sizes.bytes_per_token, trunk / 2);
 }
 
+TEST(TensorClassesTest, QuantisedModelsAreCountedAsTheyAreStoredAndKept) {
+  for (const auto& [name, format] : {std::pair("tiny-nf4", "nf4"), std::pair("tiny-int8", "int8"),
+                                     std::pair("tiny-fp8", "fp8")}) {
+    SCOPED_TRACE(name);
+    const auto model =
+        OpenModel(std::string(BANYAN_SOURCE_DIR "/tests/data/") + name, LoadFormat::kAuto);
+    ASSERT_TRUE(model.ok()) << model.status();
+    const auto summary = CheckComplete(*model->checkpoint, model->config);
+    ASSERT_TRUE(summary.ok()) << summary.status();
+    int64_t count = 0;
+    for (const PlannedTensors& tensors :
+         ClassifyTensors(*model->checkpoint, model->config, *summary)) {
+      count += tensors.count;
+      if (tensors.name == "routed experts") {
+        EXPECT_EQ(tensors.formats, format);
+      }
+    }
+    EXPECT_EQ(count, static_cast<int64_t>(model->checkpoint->entries().size()));
+    const TrunkWeightSizes sizes = TrunkWeightSizesOf(*model->checkpoint, model->config);
+    EXPECT_GT(sizes.decoded_bytes, 0u);
+    EXPECT_EQ(sizes.matrix_bytes() + sizes.vector_bytes(),
+              static_cast<uint64_t>(summary->trunk_resident_bytes));
+  }
+}
+
 }  // namespace
 }  // namespace banyan
