@@ -26,6 +26,7 @@ COMMON = {
     "metrics": {"base", "tensor", "io"},
     "tokenizer": {"base", "tensor", "io"},
     "pool": {"base", "tensor", "quant", "io", "config", "parallel"},
+    "plan": {"base", "tensor", "quant", "io", "config", "memory", "parallel", "pool"},
     "synth": {"base", "tensor", "quant", "io", "config", "parallel"},
     "rpc": {"base", "tensor", "quant", "io", "config", "parallel", "metrics"},
 }
@@ -55,8 +56,9 @@ CLIENT = {
     "connection": {"terminal"},
     "load": {"connection", "terminal"},
     "overview": {"connection", "terminal"},
+    "plan": {"terminal"},
     "supervisor": {"connection", "terminal"},
-    "commands": {"chat", "connection", "load", "overview", "supervisor", "terminal"},
+    "commands": {"chat", "connection", "load", "overview", "plan", "supervisor", "terminal"},
 }
 SERVICES = {"expert": EXPERT, "trunk": TRUNK, "client": CLIENT}
 
@@ -76,7 +78,14 @@ RPC_HEADERS = ("grpc/", "grpcpp/", "google/protobuf/", "proto/")
 # checked entries and launchers, which also know Status and the thread pool.
 KERNEL_PROJECT = ("common/base/check.h", "common/tensor/", "common/quant/")
 FORBIDDEN_IN_KERNELS = ("absl/", "nlohmann/", "fmt/", "spdlog/", "prometheus/", "CLI/")
-LAUNCHER_PROJECT = KERNEL_PROJECT + ("common/base/status_macros.h", "common/base/strings.h", "common/parallel/")
+LAUNCHER_PROJECT = KERNEL_PROJECT + (
+    "common/base/status_macros.h",
+    "common/base/strings.h",
+    "common/parallel/",
+    "common/plan/op_limits.h",
+    "common/plan/op_scratch.h",
+    "common/plan/device_blocks.h",
+)
 FORBIDDEN_IN_LAUNCHERS = ("nlohmann/", "spdlog/", "prometheus/", "CLI/")
 
 
@@ -103,7 +112,7 @@ def violation(path, target, quoted):
         if target.startswith(FORBIDDEN_IN_LAUNCHERS + RPC_HEADERS):
             return "operations know no gRPC, protobuf, JSON, logging or metrics"
         if quoted and target.startswith("common/") and not target.startswith(LAUNCHER_PROJECT):
-            return "operations include of common only base, tensor, quant and parallel"
+            return "operations include of common only base, tensor, quant, parallel and the sizes of plan"
     if target.startswith(RPC_HEADERS) and not path.startswith(RPC_FOLDERS):
         return "gRPC and protobuf are seen only by common/rpc, the servers, trunk/experts and the client"
     if not quoted:

@@ -9,6 +9,7 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/config/contradictions.h"
 
 namespace banyan {
 namespace {
@@ -278,6 +279,11 @@ class CompletenessCheck {
       text += (text.empty() ? "" : " | ") + problems->ToString(kind);
     }
     if (text.empty()) return std::move(summary_);
+    // One reason explains them all.
+    if (const std::string reason = FindContradictions(checkpoint_, config_); !reason.empty()) {
+      return FailedPreconditionF("{}: config.json and the tensors contradict each other: {}",
+                                 checkpoint_.directory(), reason);
+    }
     return StatusF(
         only_unsupported ? absl::StatusCode::kUnimplemented : absl::StatusCode::kFailedPrecondition,
         "{}: checkpoint and config.json disagree: {}", checkpoint_.directory(), text);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -31,6 +32,10 @@ class MemoryPlan {
   uint64_t left_bytes() const;
   const std::vector<Item>& items() const { return items_; }
 
+  // The same against another budget, or without the items of a name.
+  MemoryPlan WithBudget(uint64_t budget_bytes, std::string budget_source) const;
+  MemoryPlan Without(std::string_view name) const;
+
   // One line per item, then total and budget.
   std::string Table() const;
 
@@ -44,9 +49,13 @@ class MemoryPlan {
   std::vector<Item> items_;
 };
 
-// Bytes that the memory limits of the process's cgroup (version 2) and of its parents still grant:
-// the smallest; nullopt without a limit. The arguments are /proc/self/cgroup and /sys/fs/cgroup,
-// except in tests.
+// One plan_memory line in the log for each item, then plan_memory_total.
+void LogMemoryPlan(const MemoryPlan& plan);
+
+// Bytes that the memory limits of the process's cgroup (version 2, and the memory controller of
+// version 1) and of its parents still grant: the smallest; nullopt without a limit. File pages that
+// nobody used of late give way and count as granted. The arguments are /proc/self/cgroup and
+// /sys/fs/cgroup, except in tests.
 std::optional<uint64_t> CgroupMemoryLeft(const std::string& proc_cgroup_file,
                                          const std::string& cgroup_root);
 
@@ -57,7 +66,7 @@ std::optional<uint64_t> CgroupMemoryLimit(const std::string& proc_cgroup_file,
 // The machine's memory, or the limit of the cgroup if that is less.
 uint64_t TotalHostMemory();
 
-// MemAvailable of /proc/meminfo, or what the cgroup (version 2) still grants if that is less.
+// MemAvailable of /proc/meminfo, or what the cgroup still grants if that is less.
 // 0 when neither can be read.
 uint64_t AvailableHostMemory();
 

@@ -366,6 +366,50 @@ LOADED = bargauge(
     limits=thresholds((None, "orange"), (1, "green")),
     maximum=1,
 )
+PHASE_PROGRESS = bargauge(
+    "Progress of each phase",
+    "Share of the bytes of a phase that are done, for each shard and the trunk; phases that have none are "
+    "not shown.",
+    [
+        target(
+            f"banyan_trunk_load_phase_bytes{of()} / (banyan_trunk_load_phase_expected_bytes{of()} > 0)",
+            "trunk: {{phase}}",
+        ),
+        target(
+            "(banyan_expert_load_phase_bytes / (banyan_expert_load_phase_expected_bytes > 0))",
+            "{{instance}}: {{phase}}",
+        ),
+    ],
+    "percentunit",
+    limits=thresholds((None, "orange"), (1, "green")),
+    maximum=1,
+)
+PHASE_SPEED = timeseries(
+    "Speed of the load",
+    "Bytes per second that each process goes through, by phase.",
+    [
+        target(f"deriv(banyan_trunk_load_phase_bytes{of()}[$__rate_interval])", "trunk: {{phase}}"),
+        target("deriv(banyan_expert_load_phase_bytes[$__rate_interval])", "{{instance}}: {{phase}}"),
+    ],
+    "Bps",
+)
+PLANNED = timeseries(
+    "Memory against the plan",
+    "Resident memory as a share of what the plan counted with at the start. Pages of the checkpoint count "
+    "as resident; a trunk on a GPU plans the GPU's memory.",
+    [
+        target(
+            f"process_resident_memory_bytes / on(instance) (banyan_trunk_planned_bytes{of()} > 0)",
+            "{{instance}}",
+        ),
+        target(
+            "process_resident_memory_bytes / on(instance) (banyan_expert_planned_bytes > 0)",
+            "{{instance}}",
+        ),
+    ],
+    "percentunit",
+    limits=thresholds((None, "green"), (1, "red")),
+)
 LOAD_TIME = bargauge(
     "Time to load",
     "From start to READY; 0 while it is not over. The trunk's includes its wait for the experts.",
@@ -378,7 +422,7 @@ LOAD_TIME = bargauge(
 )
 PHASE = table(
     "Phase of the load",
-    "headers, plan, read, wait (for experts), warm, ready.",
+    "headers, plan, convert, read, verify, wait (for experts), warm, ready.",
     '{__name__=~"banyan_(trunk|expert)_load_phase"} == 1',
     {"instance": "process", "phase": "phase"},
 )
@@ -498,6 +542,7 @@ ROWS = [
     (7, line(MEMORY, CPU, PREEMPTIONS)),
     (1, line(row("Load"))),
     (6, line(LOADED, LOAD_TIME, PHASE)),
+    (6, line(PHASE_PROGRESS, PHASE_SPEED, PLANNED)),
     (6, line(UPTIME, BUILD, SHARDS)),
     (1, line(row("Errors"))),
     (7, line(OUTCOMES, EXPERT_ERRORS, REPLICA_STATE)),

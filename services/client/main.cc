@@ -23,6 +23,7 @@ int main(int argc, char** argv) {
   AddStatus(app, action);
   AddTop(app, action);
   AddBench(app, action);
+  AddPlan(app, action);
   AddPack(app, action);
   AddVerify(app, action);
   AddSynth(app, action);

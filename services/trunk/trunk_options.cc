@@ -64,9 +64,11 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
   app.add_option("--max_context_tokens", options.max_context_tokens,
                  "Prompt and answer of one request; 0: what model and memory allow")
       ->capture_default_str();
-  app.add_option("--max_sequences", options.max_sequences, "Requests that run at the same time")
+  app.add_option("--max_sequences", options.max_sequences,
+                 "Requests that run at the same time; 0: 32, or fewer where memory is short")
       ->capture_default_str();
-  app.add_option("--max_batch_tokens", options.max_batch_tokens, "Rows of one step")
+  app.add_option("--max_batch_tokens", options.max_batch_tokens,
+                 "Rows of one step; 0: 512, or fewer where memory is short")
       ->capture_default_str();
   app.add_option("--max_queued_requests", options.max_queued_requests,
                  "Requests that may wait; more are refused with RESOURCE_EXHAUSTED")
@@ -166,10 +168,13 @@ absl::Status CheckRange(std::string_view flag, int64_t value, int64_t low, int64
 
 absl::Status Check(const TrunkOptions& options) {
   RETURN_IF_ERROR(CheckRange("--max_context_tokens", options.max_context_tokens, 0, 1 << 24));
-  RETURN_IF_ERROR(CheckRange("--max_sequences", options.max_sequences, 1, kMaxSequences));
+  RETURN_IF_ERROR(CheckRange("--max_sequences", options.max_sequences, 0, kMaxSequences));
   // A step has room for a piece of a prompt beside all decoding sequences.
-  RETURN_IF_ERROR(CheckRange("--max_batch_tokens", options.max_batch_tokens,
-                             options.max_sequences + kDeltaNetChunkTokens - 1, kMaxBatchTokens));
+  if (options.max_batch_tokens != 0) {
+    RETURN_IF_ERROR(CheckRange("--max_batch_tokens", options.max_batch_tokens,
+                               std::max(options.max_sequences, 1) + kDeltaNetChunkTokens - 1,
+                               kMaxBatchTokens));
+  }
   RETURN_IF_ERROR(
       CheckRange("--max_queued_requests", options.max_queued_requests, 1, kMaxQueuedRequests));
   RETURN_IF_ERROR(CheckRange("--threads", options.num_threads, 0, kMaxThreads));

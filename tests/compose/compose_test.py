@@ -8,6 +8,7 @@ Talks to the services as a user of the machine would: through the published port
 import argparse
 import json
 import pathlib
+import re
 import resource
 import signal
 import subprocess
@@ -148,6 +149,16 @@ def check_confinement(project):
         assert bool(published) == (service == "trunk"), f"{service}: {published}"
 
 
+def check_plans(project):
+    """Every service plans within its container's limit, and says so in its log."""
+    for service in SERVICES:
+        limit = project.container(service)["HostConfig"]["Memory"]
+        log = project.compose("logs", "--no-color", service)
+        found = re.search(r"plan_memory_total bytes=(\d+) budget_bytes=(\d+)", log)
+        assert found, f"{service} logged no plan:\n{log}"
+        assert int(found[1]) <= int(found[2]) <= limit, f"{service}: {found[0]}, limit {limit}"
+
+
 def check_scrapes(prometheus):
     def all_up():
         up = {r["metric"]["instance"]: r["value"][1] for r in query(prometheus, "up")}
@@ -233,6 +244,7 @@ def run(project, bin_dir, source, cache):
     client = start(project, bin_dir)
     check_answers(client, source)
     check_confinement(project)
+    check_plans(project)
     prometheus = project.address("prometheus", 9090)
     check_scrapes(prometheus)
     check_lost_expert(project, client, prometheus)

@@ -132,10 +132,21 @@ std::vector<Damage> Damages() {
        {"num_attention_heads", "num_key_value_heads"}},
       {"MoreExpertsThanTensors",
        InConfig("\"num_experts\": 16", "\"num_experts\": 17"),
-       {"missing", "experts.16."}},
+       {"num_experts is 17, but the tensors are of 16 experts", "experts.15.", ".safetensors"}},
       {"FewerExpertsThanTensors",
        InConfig("\"num_experts\": 16", "\"num_experts\": 15"),
-       {"unknown", "experts.15."}},
+       {"num_experts is 15, but the tensors are of 16 experts", "experts.15.", ".safetensors"}},
+      {"LayersContradict",
+       [](TestCheckpoint& model) {
+         InConfig("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 80")(model);
+         InConfig("\"layer_types\"", "\"layer_types_unused\"")(model);
+       },
+       {"num_hidden_layers is 80, but the tensors are of 4 layers", "model.layers.3.",
+        ".safetensors"}},
+      {"HiddenSizeContradicts",
+       InConfig("\"hidden_size\": 128", "\"hidden_size\": 256"),
+       {"hidden_size is 256, but the tensors have 128", "model.embed_tokens.weight",
+        ".safetensors"}},
       {"MoreChosenThanExperts",
        InConfig("\"num_experts_per_tok\": 4", "\"num_experts_per_tok\": 40"),
        {"num_experts_per_tok", "40"}},

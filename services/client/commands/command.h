@@ -34,6 +34,7 @@ void AddTokenize(CLI::App& app, Action& action);
 void AddStatus(CLI::App& app, Action& action);
 void AddTop(CLI::App& app, Action& action);
 void AddBench(CLI::App& app, Action& action);
+void AddPlan(CLI::App& app, Action& action);
 void AddPack(CLI::App& app, Action& action);
 void AddVerify(CLI::App& app, Action& action);
 void AddSynth(CLI::App& app, Action& action);

@@ -5,6 +5,9 @@
 
 #include <CLI/CLI.hpp>
 #include <cerrno>
+#include <charconv>
+#include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -14,11 +17,16 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/byte_size.h"
 #include "common/base/logging.h"
+#include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
 #include "services/client/commands/command.h"
 #include "services/client/connection/server_connection.h"
+#include "services/client/plan/cluster_plan.h"
+#include "services/client/plan/plan_text.h"
 #include "services/client/supervisor/run_directory.h"
 #include "services/client/supervisor/supervisor.h"
 #include "services/client/supervisor/thread_shares.h"
@@ -54,6 +62,7 @@ struct Options {
       {"--pool_format", {}}, {"--pool_dir", {}}, {"--pool_memory", {}}};
   bool insecure_listen = false;
   std::vector<std::string> trunk_options;
+  std::vector<uint64_t> expert_budgets;  // of --host_budget; none: not given
 };
 
 // "127.0.0.1:9101" and 11 gives "127.0.0.1:9112"; port 0 and "" (no metrics) stay.
@@ -79,6 +88,88 @@ void Append(std::vector<std::string>& argv,
 std::string ProgramDirectory() {
   std::error_code error;
   return std::filesystem::read_symlink("/proc/self/exe", error).parent_path().string();
+}
+
+const std::optional<std::string>* Find(
+    const std::vector<std::pair<const char*, std::optional<std::string>>>& flags,
+    std::string_view name) {
+  for (const auto& [flag, value] : flags) {
+    if (flag == name) return &value;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<uint64_t> BudgetOf(const Options& options, const char* flag) {
+  absl::StatusOr<uint64_t> bytes = ParseByteSize(Find(options.to_trunk, flag)->value_or("0"));
+  if (!bytes.ok()) return Annotate(bytes.status(), flag);
+  return bytes;
+}
+
+absl::StatusOr<int32_t> CountOf(const Options& options, const char* flag) {
+  const std::string& text = Find(options.to_trunk, flag)->value_or("0");
+  int32_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 0) {
+    return InvalidArgumentF("{} '{}': expected a number, 0 or more", flag, Printable(text));
+  }
+  return value;
+}
+
+bool HasGpu() { return access("/dev/nvidiactl", F_OK) == 0; }
+
+// What the services will plan themselves. The trunk takes a GPU that is there, and only it knows
+// how much of that is free: nullopt then, unless --vram_budget says it.
+absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& options) {
+  ClusterPlanOptions out;
+  out.model_dir = options.model;
+  out.num_shards = options.shards;
+  ASSIGN_OR_RETURN(out.split, ParseShardSplit(options.split));
+  ASSIGN_OR_RETURN(out.load_format,
+                   ParseLoadFormat(Find(options.to_both, "--load_format")->value_or("auto")));
+  out.pool_format = Find(options.to_experts, "--pool_format")->value_or("auto");
+  ASSIGN_OR_RETURN(out.pool_memory,
+                   ParsePoolMemory(Find(options.to_experts, "--pool_memory")->value_or("map")));
+  ASSIGN_OR_RETURN(out.host_budget_bytes, BudgetOf(options, "--host_budget"));
+  ASSIGN_OR_RETURN(out.vram_budget_bytes, BudgetOf(options, "--vram_budget"));
+  ASSIGN_OR_RETURN(out.max_context_tokens, CountOf(options, "--max_context_tokens"));
+  ASSIGN_OR_RETURN(out.max_sequences, CountOf(options, "--max_sequences"));
+  ASSIGN_OR_RETURN(out.max_batch_tokens, CountOf(options, "--max_batch_tokens"));
+  const std::string backend = Find(options.to_trunk, "--backend")->value_or("auto");
+  out.on_gpu = backend == "cuda" || (backend == "auto" && HasGpu());
+  if (out.on_gpu && out.vram_budget_bytes == 0) return std::optional<ClusterPlanOptions>();
+  const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
+  out.num_threads = ShareThreads(cpus, options.shards).trunk;
+  return std::optional<ClusterPlanOptions>(std::move(out));
+}
+
+// The plan on standard output, before anything starts; and each service's part of --host_budget,
+// which is for all of them, in `options`.
+absl::Status Plan(Options* options) {
+  ASSIGN_OR_RETURN(const std::optional<ClusterPlanOptions> planned, PlanOptions(*options));
+  if (!planned) {
+    std::printf("%s: the trunk plans on the GPU; its plan is in %s\n", options->model.c_str(),
+                options->log_file.c_str());
+    std::fflush(stdout);
+    return absl::OkStatus();
+  }
+  const absl::StatusOr<ClusterPlan> made = PlanCluster(*planned);
+  if (!made.ok()) {
+    // What else is wrong with the model the services say, in the log too.
+    return absl::IsResourceExhausted(made.status()) ? made.status() : absl::OkStatus();
+  }
+  const ClusterPlan& plan = *made;
+  std::fputs(PlanSummary(plan).c_str(), stdout);
+  std::fflush(stdout);
+  if (planned->host_budget_bytes == 0) return absl::OkStatus();
+  for (auto& [flag, value] : options->to_trunk) {
+    if (flag != std::string_view("--host_budget")) continue;
+    value = plan.on_gpu ? std::optional<std::string>() : std::to_string(plan.trunk_budget_bytes());
+  }
+  options->expert_budgets.clear();
+  for (const ShardPlan& shard : plan.shards) {
+    options->expert_budgets.push_back(shard.memory.total_bytes());
+  }
+  return absl::OkStatus();
 }
 
 // Where sockets may live: short paths, writable, this user's own if there is such a place.
@@ -119,6 +210,10 @@ absl::Status AddServices(const Options& options, const RunDirectory& run,
                    std::to_string(shares.expert)};
     Append(expert.argv, options.to_both);
     Append(expert.argv, options.to_experts);
+    if (!options.expert_budgets.empty()) {
+      const uint64_t budget = options.expert_budgets[static_cast<size_t>(i)];
+      expert.argv.insert(expert.argv.end(), {"--host_budget", std::to_string(budget)});
+    }
     cluster["shards"].push_back({{"replicas", {expert.address}}});
     supervised.services.push_back(std::move(expert));
   }
@@ -183,7 +278,8 @@ void RemoveDeadSocket(const std::string& listen) {
   close(fd);
 }
 
-int Run(const Options& options) {
+int Run(const Options& given) {
+  Options options = given;
   if (absl::Status status = SetLogLevel(options.log_level); !status.ok()) {
     return FailUsage(ToStd(status.message()));
   }
@@ -196,6 +292,12 @@ int Run(const Options& options) {
   if (!std::filesystem::exists(options.model)) {
     return Fail(StatusF(absl::StatusCode::kNotFound, "--model {}: no such directory",
                         Printable(options.model)));
+  }
+  NameMappingFaults();
+  if (absl::Status status = Plan(&options); !status.ok()) {
+    return absl::IsInvalidArgument(status) && ToStd(status.message()).starts_with("--")
+               ? FailUsage(ToStd(status.message()))
+               : Fail(status);
   }
   BlockSupervisorSignals();
   auto run = RunDirectory::Create(RunParent(options));
@@ -263,7 +365,10 @@ void AddServe(CLI::App& app, Action& action) {
       ->capture_default_str();
   for (auto* flags : {&options->to_trunk, &options->to_both, &options->to_experts}) {
     for (auto& [name, value] : *flags) {
-      verb->add_option(name, value, "As in banyan-trunk and banyan-expert")
+      const bool shared_out = name == std::string_view("--host_budget");
+      verb->add_option(name, value,
+                       shared_out ? "Host memory for all services, shared out by the plan"
+                                  : "As in banyan-trunk and banyan-expert")
           ->group("Handed on to the services");
     }
   }

@@ -132,7 +132,8 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::FromModel(OpenedModel 
                                                                     const ShardSpec& shard) {
   std::unique_ptr<ExpertStore> store(new ExpertStore);
   store->description_.shard = shard;
-  const ModelConfig& config = opened.config;
+  store->config_ = std::move(opened.config);
+  const ModelConfig& config = store->config_;
   store->checkpoint_ = std::move(opened.checkpoint);
   const Checkpoint& checkpoint = *store->checkpoint_;
   ASSIGN_OR_RETURN(store->table_.geometry, MakeShardGeometry(config, shard));

@@ -53,11 +53,14 @@ class ExpertStore {
   const ExpertTable& table() const { return table_; }
   const ShardGeometry& geometry() const { return table_.geometry; }
   const PoolDescription& description() const { return description_; }
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const ModelConfig& config() const { return config_; }
 
  private:
   ExpertStore() = default;
 
   std::unique_ptr<Checkpoint> checkpoint_;
+  ModelConfig config_;
   ExpertTable table_;
   PoolDescription description_;
 };

@@ -24,7 +24,6 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
-#include "common/memory/memory_plan.h"
 #include "common/pool/shard.h"
 
 namespace banyan::expert {
@@ -35,7 +34,6 @@ constexpr int64_t kHugePageBytes = 2 << 20;
 constexpr int64_t kChunkBytes = 8 << 20;  // of one read or one population
 // Chunks of a thread between two reports of progress.
 constexpr int64_t kChunksPerReport = 8;
-constexpr uint64_t kScratchBytes = uint64_t{128} << 20;
 // The last page of a segment; written when all before it is there.
 constexpr char kSegmentMagic[] = "BANYANSM";
 constexpr uint64_t kSegmentVersion = 1;
@@ -218,55 +216,18 @@ SegmentTrailer TrailerOf(const ExpertPack& pack, std::span<const std::byte> head
 
 }  // namespace
 
-std::string_view PoolMemoryName(PoolMemoryMode mode) {
-  switch (mode) {
-    case PoolMemoryMode::kMap:
-      return "map";
-    case PoolMemoryMode::kShm:
-      return "shm";
-    case PoolMemoryMode::kAnonymous:
-      return "anonymous";
-  }
-  return "";
-}
-
-absl::StatusOr<PoolMemoryMode> ParsePoolMemory(std::string_view name) {
-  for (const PoolMemoryMode mode :
-       {PoolMemoryMode::kMap, PoolMemoryMode::kShm, PoolMemoryMode::kAnonymous}) {
-    if (name == PoolMemoryName(mode)) return mode;
-  }
-  return InvalidArgumentF("'{}': expected map, shm or anonymous", Printable(name));
-}
-
 std::string ShmSegmentName(const ExpertPackHeader& header) {
   return SegmentName(header.fingerprint, PoolFormatName(header.format),
                      {header.shard_index, header.num_shards,
                       header.split_by_experts ? ShardSplit::kExperts : ShardSplit::kWidth});
 }
 
-absl::Status CheckPoolFits(const PoolDescription& pool, const PoolMemoryOptions& options) {
-  // Pages of a mapped file give way to others: what counts is all of the machine's memory. Other
-  // memory must be free now, or be there already as the segment of an earlier start.
-  const bool mapped = options.mode == PoolMemoryMode::kMap;
-  uint64_t budget = options.budget_bytes;
-  std::string source = "--host_budget";
-  if (budget == 0) {
-    budget = mapped ? TotalHostMemory() : AvailableHostMemory();
-    source = mapped ? "memory of this machine or container; --host_budget"
-                    : "available memory; --host_budget";
-    const std::string segment = fmt::format("{}/{}", options.shm_dir,
-                                            SegmentName(pool.fingerprint, pool.format, pool.shard));
-    struct stat info;
-    if (options.mode == PoolMemoryMode::kShm && ::stat(segment.c_str(), &info) == 0) {
-      budget += static_cast<uint64_t>(info.st_blocks) * 512;
-    }
-  }
-  MemoryPlan plan("memory of this shard", budget, source);
-  plan.Add("expert pool", pool.pool_bytes,
-           fmt::format("{} layers of {} experts, {}, {}", pool.moe_layers.size(),
-                       pool.geometry.num_shard_experts, pool.format, PoolMemoryName(options.mode)));
-  plan.Add("scratch", kScratchBytes, "activations, replies, threads");
-  return plan.Check();
+uint64_t SegmentBytesThere(const PoolDescription& pool, const PoolMemoryOptions& options) {
+  if (options.mode != PoolMemoryMode::kShm) return 0;
+  const std::string segment =
+      fmt::format("{}/{}", options.shm_dir, SegmentName(pool.fingerprint, pool.format, pool.shard));
+  struct stat info;
+  return ::stat(segment.c_str(), &info) == 0 ? static_cast<uint64_t>(info.st_blocks) * 512 : 0;
 }
 
 PoolMemory::PoolMemory(const ExpertPack& pack) : header_(pack.header()), layout_(pack.layout()) {}

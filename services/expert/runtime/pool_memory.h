@@ -13,17 +13,12 @@
 #include "absl/status/statusor.h"
 #include "common/io/expert_pack.h"
 #include "common/parallel/worker_pool.h"
+#include "common/plan/shard_plan.h"
 #include "services/expert/runtime/pool_description.h"
 
 namespace banyan::expert {
 
-enum class PoolMemoryMode : uint8_t {
-  kMap,        // the page cache, through a mapping of the pack
-  kShm,        // a named segment of shared memory, which outlives the process
-  kAnonymous,  // memory of this process on huge pages, read around the page cache
-};
-std::string_view PoolMemoryName(PoolMemoryMode mode);  // as --pool_memory takes it
-absl::StatusOr<PoolMemoryMode> ParsePoolMemory(std::string_view name);
+using banyan::PoolMemoryMode;  // NOLINT(misc-unused-using-decls): part of this interface
 
 struct PoolMemoryOptions {
   PoolMemoryMode mode = PoolMemoryMode::kMap;
@@ -32,9 +27,8 @@ struct PoolMemoryOptions {
   std::string shm_dir = "/dev/shm";
 };
 
-// Before anything is packed or loaded. kResourceExhausted with the table of what is needed when the
-// pool does not fit the memory there is.
-absl::Status CheckPoolFits(const PoolDescription& pool, const PoolMemoryOptions& options);
+// Bytes of this very pool that an earlier start left in shared memory.
+uint64_t SegmentBytesThere(const PoolDescription& pool, const PoolMemoryOptions& options);
 
 // Immutable once loaded; thread-safe.
 class PoolMemory {

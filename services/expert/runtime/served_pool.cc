@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/config/tensor_inventory.h"
-#include "common/pool/own_format.h"
+#include "common/memory/memory_plan.h"
+#include "common/plan/shard_plan.h"
 #include "common/pool/pack_path.h"
 #include "services/expert/kernels/kernel_table.h"
 #include "services/expert/kernels/packed_ffn.h"
@@ -35,12 +37,33 @@ absl::StatusOr<const FfnKernels*> PlainKernels(const std::string& tier,
   return choice.kernels;
 }
 
+// What the shard takes, against what there is. The plan sees the same pool as this program.
+absl::StatusOr<ShardPlan> PlanMemory(const ServedPoolOptions& options, const Checkpoint& checkpoint,
+                                     const ModelConfig& config, const CheckpointSummary& summary,
+                                     const PoolDescription& pool) {
+  ASSIGN_OR_RETURN(ShardPlan plan,
+                   PlanShard({.checkpoint = &checkpoint,
+                              .config = &config,
+                              .summary = &summary,
+                              .shard = options.shard,
+                              .pool_format = options.pool_format,
+                              .memory = options.memory.mode,
+                              .weights_generated = options.load_format == LoadFormat::kDummy,
+                              .budget_bytes = options.memory.budget_bytes,
+                              .total_bytes = TotalHostMemory(),
+                              .available_bytes = AvailableHostMemory(),
+                              .there_already_bytes = SegmentBytesThere(pool, options.memory)}));
+  CHECK(plan.pool.pool_bytes == pool.pool_bytes && plan.pool.format == pool.format);
+  return plan;
+}
+
 class CheckpointPool final : public ServedPool {
  public:
-  CheckpointPool(std::unique_ptr<ExpertStore> store, const FfnKernels& kernels)
-      : store_(std::move(store)), kernels_(kernels) {}
+  CheckpointPool(std::unique_ptr<ExpertStore> store, MemoryPlan memory, const FfnKernels& kernels)
+      : store_(std::move(store)), memory_plan_(std::move(memory)), kernels_(kernels) {}
 
   const PoolDescription& description() const override { return store_->description(); }
+  const MemoryPlan& memory_plan() const override { return memory_plan_; }
   const char* tier() const override { return kernels_.name; }
 
   absl::StatusOr<PoolLoadReport> Load(WorkerPool& pool, PoolProgressFn progress) override {
@@ -61,6 +84,7 @@ class CheckpointPool final : public ServedPool {
 
  private:
   const std::unique_ptr<ExpertStore> store_;
+  const MemoryPlan memory_plan_;
   const FfnKernels& kernels_;
 };
 
@@ -70,7 +94,7 @@ class PackedPool final : public ServedPool {
              const PackedKernelPair& kernels)
       : options_(options), elementwise_(elementwise), kernels_(kernels) {}
 
-  absl::Status Open(OpenedModel opened, PoolFormat format) {
+  absl::Status Open(OpenedModel opened, const CheckpointSummary& summary, PoolFormat format) {
     checkpoint_ = std::move(opened.checkpoint);
     config_ = std::move(opened.config);
     request_ = {checkpoint_.get(), &config_, options_.shard, format, options_.pool_dir};
@@ -93,10 +117,14 @@ class PackedPool final : public ServedPool {
                     std::string(PoolFormatName(format)),
                     static_cast<uint64_t>(layout.file_bytes - layout.payload_offset),
                     header.fingerprint};
-    return CheckPoolFits(description_, options_.memory);
+    ASSIGN_OR_RETURN(ShardPlan plan,
+                     PlanMemory(options_, *checkpoint_, config_, summary, description_));
+    memory_plan_ = std::move(plan.memory);
+    return absl::OkStatus();
   }
 
   const PoolDescription& description() const override { return description_; }
+  const MemoryPlan& memory_plan() const override { return *memory_plan_; }
   const char* tier() const override { return kernels_.exact->tier; }
 
   absl::StatusOr<PoolLoadReport> Load(WorkerPool& pool, PoolProgressFn progress) override {
@@ -161,14 +189,14 @@ class PackedPool final : public ServedPool {
   ModelConfig config_;
   PackRequest request_;
   PoolDescription description_;
+  std::optional<MemoryPlan> memory_plan_;
   std::unique_ptr<PoolMemory> memory_;
   PackedTable table_;
 };
 
-absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(const ServedPoolOptions& options,
-                                                       OpenedModel model, PoolFormat format,
-                                                       const FfnKernels& elementwise,
-                                                       const CpuFeatures& features) {
+absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(
+    const ServedPoolOptions& options, OpenedModel model, const CheckpointSummary& summary,
+    PoolFormat format, const FfnKernels& elementwise, const CpuFeatures& features) {
   if (options.pool_dir.empty()) {
     return InvalidArgumentF("--pool_format {} needs --pool_dir: there is no home directory",
                             options.pool_format);
@@ -182,7 +210,7 @@ absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(const ServedPoolOptions& 
                    tier);
   }
   auto pool = std::make_unique<PackedPool>(options, elementwise, kernels);
-  RETURN_IF_ERROR(pool->Open(std::move(model), format));
+  RETURN_IF_ERROR(pool->Open(std::move(model), summary, format));
   return pool;
 }
 
@@ -195,22 +223,13 @@ absl::Status CheckCpuTier(const std::string& tier, const CpuFeatures& features) 
 absl::StatusOr<std::unique_ptr<ServedPool>> ServedPool::Open(const ServedPoolOptions& options,
                                                              const CpuFeatures& features) {
   ASSIGN_OR_RETURN(const FfnKernels* const kernels, PlainKernels(options.cpu_tier, features));
-  std::optional<PoolFormat> format;
-  if (options.pool_format != "auto") {
-    ASSIGN_OR_RETURN(format, ParsePoolFormatFlag(options.pool_format));
-  }
   ASSIGN_OR_RETURN(OpenedModel model, OpenModel(options.model_dir, options.load_format));
   ASSIGN_OR_RETURN(const CheckpointSummary summary, CheckComplete(*model.checkpoint, model.config));
-  ASSIGN_OR_RETURN(const std::optional<PoolFormat> own,
-                   OwnPoolFormat(*model.checkpoint, model.config, summary));
-  if (!format.has_value()) format = own;
-  // Experts that are all bf16 need no pack of it.
-  const auto is_f32 = [](const TensorClassSummary& row) {
-    return row.tensor_class == TensorClass::kRoutedExperts && row.format == StoredFormat::kF32;
-  };
-  const bool any_f32 = std::any_of(summary.classes.begin(), summary.classes.end(), is_f32);
-  if (format.has_value() && (*format != PoolFormat::kBF16 || own.has_value() || any_f32)) {
-    return OpenPacked(options, std::move(model), *format, *kernels, features);
+  ASSIGN_OR_RETURN(
+      const std::optional<PoolFormat> format,
+      ResolvePoolFormat(*model.checkpoint, model.config, summary, options.pool_format));
+  if (format.has_value()) {
+    return OpenPacked(options, std::move(model), summary, *format, *kernels, features);
   }
   ASSIGN_OR_RETURN(std::unique_ptr<ExpertStore> store,
                    ExpertStore::FromModel(std::move(model), options.shard));
@@ -222,8 +241,9 @@ absl::StatusOr<std::unique_ptr<ServedPool>> ServedPool::Open(const ServedPoolOpt
         PoolMemoryName(options.memory.mode), options.memory.lock ? " --mlock" : "",
         options.pool_format, options.model_dir);
   }
-  RETURN_IF_ERROR(CheckPoolFits(store->description(), options.memory));
-  return std::make_unique<CheckpointPool>(std::move(store), *kernels);
+  ASSIGN_OR_RETURN(ShardPlan plan, PlanMemory(options, store->checkpoint(), store->config(),
+                                              summary, store->description()));
+  return std::make_unique<CheckpointPool>(std::move(store), std::move(plan.memory), *kernels);
 }
 
 }  // namespace banyan::expert

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/config/open_checkpoint.h"
+#include "common/memory/memory_plan.h"
 #include "common/parallel/worker_pool.h"
 #include "common/pool/pack_builder.h"
 #include "services/expert/kernels/cpu_features.h"
@@ -57,11 +58,13 @@ class ServedPool {
 
   // Reads headers only. Errors of Checkpoint::Open, CheckComplete and MakeShardGeometry;
   // kUnimplemented: a tier or format that this CPU or program lacks; kInvalidArgument: a pool
-  // format that needs a --pool_dir without one; kResourceExhausted: a pool larger than memory.
+  // format that needs a --pool_dir without one; kResourceExhausted of PlanShard: a pool
+  // larger than memory.
   static absl::StatusOr<std::unique_ptr<ServedPool>> Open(const ServedPoolOptions& options,
                                                           const CpuFeatures& features);
 
   virtual const PoolDescription& description() const = 0;
+  virtual const MemoryPlan& memory_plan() const = 0;
   virtual const char* tier() const = 0;  // of the kernels
   virtual absl::StatusOr<PoolLoadReport> Load(WorkerPool& pool, PoolProgressFn progress) = 0;
 

@@ -13,6 +13,7 @@
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/memory/memory_plan.h"
 #include "common/metrics/http_exposer.h"
 #include "common/metrics/registry.h"
 #include "common/parallel/memory_bandwidth.h"
@@ -47,6 +48,8 @@ constexpr absl::Duration kBandwidthTime = absl::Milliseconds(50);
 struct LoadMetrics {
   explicit LoadMetrics(MetricsRegistry& metrics)
       : pool_bytes(metrics.Gauge("banyan_expert_pool_bytes", "Bytes of weights of this shard.")),
+        planned_bytes(metrics.Gauge("banyan_expert_planned_bytes",
+                                    "Memory that the plan made at the start counts with.")),
         loaded_bytes(metrics.Gauge("banyan_expert_loaded_bytes",
                                    "Bytes of this shard brought into memory so far.")),
         seconds(metrics.Gauge("banyan_expert_load_seconds",
@@ -62,6 +65,7 @@ struct LoadMetrics {
             "Packs that were found damaged or of something else, and were packed again.")),
         ready(metrics.Gauge("banyan_expert_ready", "1 while calls are taken, else 0.")) {}
   prometheus::Gauge& pool_bytes;
+  prometheus::Gauge& planned_bytes;
   prometheus::Gauge& loaded_bytes;
   prometheus::Gauge& seconds;
   prometheus::Gauge& bandwidth;
@@ -157,6 +161,8 @@ class ExpertServer::Impl {
                                                features));
     const PoolDescription& pool = served_->description();
     load_metrics_.pool_bytes.Set(static_cast<double>(pool.pool_bytes));
+    LogPlan(pool, served_->memory_plan());
+    load_metrics_.planned_bytes.Set(static_cast<double>(served_->memory_plan().total_bytes()));
     service_.SetPool(pool, served_->tier());
     const int num_threads = options_.num_threads > 0 ? options_.num_threads : UsableCpuCount();
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
@@ -209,6 +215,17 @@ class ExpertServer::Impl {
     }
     tracker_.SetPhase(LoadProgress::READY);
     return absl::OkStatus();
+  }
+
+  void LogPlan(const PoolDescription& pool, const MemoryPlan& plan) const {
+    LogInfo("plan", {{"shard", options_.shard.index},
+                     {"num_shards", options_.shard.num_shards},
+                     {"split", std::string(ShardSplitName(options_.shard.split))},
+                     {"pool_format", pool.format},
+                     {"num_experts", pool.geometry.num_shard_experts},
+                     {"width", pool.geometry.num_shard_width},
+                     {"fingerprint", pool.fingerprint}});
+    LogMemoryPlan(plan);
   }
 
   absl::StatusOr<PoolLoadReport> LoadPool() {

@@ -1,12 +1,11 @@
-// The buffers a step works in, for max_rows rows. One description counts their bytes and places
-// them, so size and layout agree.
+// The buffers a step works in, for max_rows rows.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "common/config/model_config.h"
+#include "common/plan/decoder_memory.h"
 #include "services/trunk/ops/ops.h"
 
 namespace banyan::trunk {
@@ -58,16 +57,7 @@ struct Activations {
   float* ffn_out = nullptr;            // [hidden_size]
 };
 
-struct ActivationLimits {
-  int32_t max_rows = 0;
-  int32_t max_logits_rows = 0;
-};
-
-// Bytes that PlaceActivations will allocate on the device, those of shared buffers included.
-size_t ActivationBytes(const ModelConfig& config, const ActivationLimits& limits);
-
-// kResourceExhausted.
-absl::Status PlaceActivations(const ModelConfig& config, const ActivationLimits& limits,
-                              Backend* backend, Activations* out);
+// Places what ActivationBytes counts (common/plan/decoder_memory.h). kResourceExhausted.
+absl::Status PlaceActivations(const ActivationSizes& sizes, Backend* backend, Activations* out);
 
 }  // namespace banyan::trunk

@@ -20,55 +20,14 @@
 namespace banyan::trunk {
 namespace {
 
-int32_t CountMixers(const ModelConfig& config, MixerKind kind) {
-  return static_cast<int32_t>(std::count(config.mixers.begin(), config.mixers.end(), kind));
-}
-
-AttentionShape AttentionShapeOf(const ModelConfig& config) {
-  if (CountMixers(config, MixerKind::kFullAttention) == 0) return {};
-  return {.num_heads = config.num_attention_heads,
-          .num_kv_heads = config.num_key_value_heads,
-          .head_dim = config.head_dim,
-          .rotary_dim = config.rotary_dim,
-          .eps = config.rms_norm_eps};
-}
-
-DeltaNetShape DeltaNetShapeOf(const ModelConfig& config) {
-  if (CountMixers(config, MixerKind::kLinearAttention) == 0) return {};
-  return {.num_key_heads = config.linear_num_key_heads,
-          .num_value_heads = config.linear_num_value_heads,
-          .key_head_dim = config.linear_key_head_dim,
-          .value_head_dim = config.linear_value_head_dim,
-          .conv_taps = config.linear_conv_kernel_dim,
-          .eps = config.rms_norm_eps};
-}
-
-int32_t MaxPosition(const ModelConfig& config, const DecoderOptions& options) {
-  return options.max_context_tokens > 0 ? options.max_context_tokens
-                                        : config.max_position_embeddings;
-}
-
-OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
-  return {.max_rows = options.max_rows,
-          .max_segments = std::min(options.max_rows, options.num_slots),
-          .max_position = MaxPosition(config, options),
-          .num_experts = config.num_experts,
-          .attention = AttentionShapeOf(config),
-          .delta_net = DeltaNetShapeOf(config)};
-}
-
 StepPlanner::Options PlannerOptionsOf(const ModelConfig& config, const DecoderOptions& options) {
   return {.max_rows = options.max_rows,
           .num_slots = options.num_slots,
           .num_pages = options.num_pages,
-          .max_position = MaxPosition(config, options),
+          .max_position = MaxPositionOf(config, options),
           .vocab_size = config.vocab_size,
           .rotary_dim = config.rotary_dim,
           .rope_theta = config.rope_theta};
-}
-
-ActivationLimits ActivationLimitsOf(const DecoderOptions& options) {
-  return {.max_rows = options.max_rows, .max_logits_rows = options.max_logits_rows};
 }
 
 absl::Status CheckOptions(const ModelConfig& config, const DecoderOptions& options) {
@@ -109,7 +68,7 @@ class Decoder::Impl {
                .num_pages = options.num_pages,
                .max_logits_rows = options.max_logits_rows,
                .vocab_size = config.vocab_size,
-               .max_position = MaxPosition(config, options)};
+               .max_position = MaxPositionOf(config, options)};
   }
 
   absl::Status Allocate(const DecoderOptions& options, const Checkpoint& checkpoint) {
@@ -129,7 +88,8 @@ class Decoder::Impl {
         RecurrentState::Create(delta_net_, CountMixers(config_, MixerKind::kLinearAttention),
                                options.num_slots, backend_));
     RETURN_IF_ERROR(
-        PlaceActivations(config_, ActivationLimitsOf(options), backend_, &activations_));
+        PlaceActivations(ActivationSizesOf(config_, options.max_rows, options.max_logits_rows),
+                         backend_, &activations_));
     if (observer_ != nullptr) {
       observed_.resize(static_cast<size_t>(options.max_rows) *
                        static_cast<size_t>(config_.hidden_size));
@@ -314,16 +274,7 @@ Decoder::~Decoder() = default;
 
 DecoderMemory Decoder::Plan(const ModelConfig& config, const DecoderOptions& options,
                             const Backend& backend) {
-  return {.weight_bytes = TrunkWeightBytes(config, DType::kBF16),
-          .kv_cache_bytes =
-              KvCache::Bytes(AttentionShapeOf(config),
-                             CountMixers(config, MixerKind::kFullAttention), options.num_pages),
-          .recurrent_state_bytes = RecurrentState::Bytes(
-              DeltaNetShapeOf(config), CountMixers(config, MixerKind::kLinearAttention),
-              options.num_slots),
-          .activation_bytes = ActivationBytes(config, ActivationLimitsOf(options)),
-          .scratch_bytes = backend.ScratchBytes(OpLimitsOf(config, options)) +
-                           StepPlanner::Bytes(PlannerOptionsOf(config, options))};
+  return PlanDecoderMemory(config, options, backend.ScratchBytes(OpLimitsOf(config, options)));
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const ModelConfig& config,

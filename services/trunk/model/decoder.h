@@ -10,33 +10,15 @@
 #include "absl/status/statusor.h"
 #include "common/config/model_config.h"
 #include "common/io/checkpoint.h"
+#include "common/plan/decoder_memory.h"
 #include "services/trunk/engine/forward_pass.h"
 #include "services/trunk/experts/expert_transport.h"
 #include "services/trunk/ops/ops.h"
 
 namespace banyan::trunk {
 
-struct DecoderOptions {
-  int32_t max_rows = 512;          // of one step
-  int32_t num_slots = 32;          // recurrent-state slots: sequences alive at once
-  int32_t num_pages = 0;           // KV pages of kPageTokens tokens
-  int32_t max_logits_rows = 32;    // of one ComputeLogits call
-  int32_t max_context_tokens = 0;  // of one sequence; 0: the model's max_position_embeddings
-};
-
-// Bytes, before anything is allocated.
-struct DecoderMemory {
-  size_t weight_bytes = 0;  // trunk tensors as bf16: the CPU reads them where the files are mapped
-  size_t kv_cache_bytes = 0;
-  size_t recurrent_state_bytes = 0;
-  size_t activation_bytes = 0;
-  size_t scratch_bytes = 0;  // of the operations and the step's plan
-
-  // What Create allocates.
-  size_t allocated_bytes() const {
-    return kv_cache_bytes + recurrent_state_bytes + activation_bytes + scratch_bytes;
-  }
-};
+using banyan::DecoderMemory;   // NOLINT(misc-unused-using-decls): part of this interface
+using banyan::DecoderOptions;  // NOLINT(misc-unused-using-decls)
 
 // Sees what flows between the layers. Arrays are host memory, f32 unless said, valid during the
 // call. Costs a copy per layer; null in production.

@@ -4,17 +4,21 @@
 #include <cmath>
 
 #include "common/base/check.h"
+#include "common/plan/decoder_memory.h"
 
 namespace banyan::trunk {
 
 static_assert(kPageTokens == kOpsPageTokens);
 static_assert(kDeltaNetChunkTokens == kOpsChunkTokens);
+static_assert(sizeof(PlanSegment) == 24);  // as StepTableBytes counts it
 
 namespace {
 
-int64_t MaxPageIds(const StepPlanner::Options& o) {
-  const int64_t per_sequence = (int64_t{o.max_position} + kPageTokens - 1) / kPageTokens;
-  return std::min(o.max_rows, o.num_slots) * per_sequence;
+StepTableOptions TablesOf(const StepPlanner::Options& o) {
+  return {.max_rows = o.max_rows,
+          .num_slots = o.num_slots,
+          .max_position = o.max_position,
+          .rotary_dim = o.rotary_dim};
 }
 
 }  // namespace
@@ -28,18 +32,10 @@ StepPlanner::StepPlanner(const Options& options) : options_(options) {
   segments_.reserve(static_cast<size_t>(std::min(options.max_rows, options.num_slots)));
   token_ids_.reserve(rows);
   positions_.reserve(rows);
-  page_ids_.reserve(static_cast<size_t>(MaxPageIds(options)));
+  page_ids_.reserve(static_cast<size_t>(MaxStepPageIds(TablesOf(options))));
   rope_cos_.reserve(rows * static_cast<size_t>(half));
   rope_sin_.reserve(rows * static_cast<size_t>(half));
   slot_rows_.resize(static_cast<size_t>(options.num_slots));
-}
-
-size_t StepPlanner::Bytes(const Options& o) {
-  const auto rows = static_cast<size_t>(o.max_rows);
-  return rows * (2 * sizeof(int32_t) + static_cast<size_t>(o.rotary_dim) * sizeof(float)) +
-         static_cast<size_t>(MaxPageIds(o)) * sizeof(int32_t) +
-         static_cast<size_t>(std::min(o.max_rows, o.num_slots)) * sizeof(PlanSegment) +
-         static_cast<size_t>(o.num_slots) * sizeof(int32_t);
 }
 
 const StepPlan& StepPlanner::Build(const Step& step) {

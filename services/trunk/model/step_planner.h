@@ -21,10 +21,8 @@ class StepPlanner {
     double rope_theta = 0;
   };
 
+  // Sets StepTableBytes aside (common/plan/decoder_memory.h); Build allocates nothing.
   explicit StepPlanner(const Options& options);
-
-  // Bytes that the constructor sets aside; Build allocates nothing.
-  static size_t Bytes(const Options& options);
 
   // A step against the contract of step.h or beyond the options is our own bug (CHECK). The plan is
   // valid until the next call.

@@ -15,6 +15,7 @@
 #include "common/base/strings.h"
 #include "common/metrics/http_exposer.h"
 #include "common/metrics/registry.h"
+#include "common/plan/trunk_plan.h"
 #include "common/rpc/health_service.h"
 #include "common/rpc/listen_address.h"
 #include "common/rpc/load_phase_gauge.h"
@@ -87,7 +88,9 @@ class InferenceServer::Impl {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
     // Streams of one connection. What is above our limit of calls is refused at once, and this
     // bounds what waits for that: 10,000 calls opened together cost 157 MB without it.
-    const int max_calls = options_.max_sequences + options_.max_queued_requests;
+    const int max_calls =
+        (options_.max_sequences > 0 ? options_.max_sequences : kDefaultSequences) +
+        options_.max_queued_requests;
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, max_calls + kSpareStreams);
     LimitHandlerThreads(builder, options_.max_queued_requests);  // handlers that wait for workers_
     int port = -1;

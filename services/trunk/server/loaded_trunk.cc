@@ -23,13 +23,14 @@
 #include "common/parallel/page_reader.h"
 #include "common/parallel/topology.h"
 #include "common/parallel/worker_pool.h"
+#include "common/plan/tensor_classes.h"
+#include "common/plan/trunk_plan.h"
 #include "services/trunk/experts/expert_directory.h"
 #include "services/trunk/experts/grpc_transport.h"
 #include "services/trunk/model/decoder.h"
 #include "services/trunk/server/request_validation.h"
 #include "services/trunk/server/trunk_backend.h"
 #include "services/trunk/server/trunk_load_metrics.h"
-#include "services/trunk/server/trunk_plan.h"
 
 namespace banyan::trunk {
 namespace {
@@ -154,15 +155,19 @@ class LoadedTrunk::Impl {
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
     ASSIGN_OR_RETURN(backend_, CreateBackend(options_, &*pool_));
     TrunkPlanInput input;
-    input.weight_bytes = static_cast<uint64_t>(summary.trunk_resident_bytes);
+    input.weights = TrunkWeightSizesOf(*checkpoint_, config_);
+    input.index_bytes = TensorIndexBytes(*checkpoint_);
+    input.weights_generated = options_.load_format == LoadFormat::kDummy;
     input.max_context_tokens = options_.max_context_tokens;
     input.max_sequences = options_.max_sequences;
     input.max_batch_tokens = options_.max_batch_tokens;
     const std::optional<uint64_t> vram = backend_->FreeDeviceBytes();
     input.on_gpu = vram.has_value();
+    input.num_threads = num_threads;
     input.budget_bytes = vram ? options_.vram_budget_bytes : options_.host_budget_bytes;
     input.available_bytes = vram ? *vram : AvailableHostMemory();
-    ASSIGN_OR_RETURN(const TrunkPlan plan, PlanTrunk(config_, input, *backend_));
+    ASSIGN_OR_RETURN(plan_, PlanTrunk(config_, input));
+    const TrunkPlan& plan = *plan_;
     decoder_options_ = plan.decoder;
     LogInfo("plan", {{"model", config_.model_type},
                      {"layers", config_.num_hidden_layers},
@@ -173,16 +178,12 @@ class LoadedTrunk::Impl {
                      {"tier", backend_->name()},
                      {"threads", num_threads},
                      {"max_context_tokens", plan.decoder.max_context_tokens},
-                     {"max_sequences", options_.max_sequences},
+                     {"max_sequences", plan.max_sequences},
+                     {"max_batch_tokens", plan.max_batch_tokens},
                      {"pages", plan.decoder.num_pages},
                      {"fingerprint", checkpoint_->fingerprint()}});
-    for (const MemoryPlan::Item& item : plan.memory.items()) {
-      LogInfo(
-          "plan_memory",
-          {{"item", item.name}, {"bytes", item.bytes}, {"note", LogValue::NonEmpty(item.note)}});
-    }
-    LogInfo("plan_memory_total",
-            {{"bytes", plan.memory.total_bytes()}, {"budget_bytes", plan.memory.budget_bytes()}});
+    LogMemoryPlan(plan.memory);
+    load_metrics_.planned_bytes.Set(static_cast<double>(plan.memory.total_bytes()));
     return stopping_() ? Stopping() : absl::OkStatus();
   }
 
@@ -270,8 +271,8 @@ class LoadedTrunk::Impl {
 
   absl::Status StartEngine() {
     Engine::Options engine;
-    engine.max_batch_tokens = options_.max_batch_tokens;
-    engine.max_sequences = options_.max_sequences;
+    engine.max_batch_tokens = plan_->max_batch_tokens;
+    engine.max_sequences = plan_->max_sequences;
     engine.max_queued_requests = options_.max_queued_requests;
     engine.max_context_tokens = decoder_options_.max_context_tokens;
     engine.sampled_vocab_size =
@@ -307,8 +308,8 @@ class LoadedTrunk::Impl {
     info.set_num_experts(config_.num_experts);
     info.set_num_experts_per_tok(config_.num_experts_per_tok);
     info.set_max_context_tokens(model_.facts.max_context_tokens);
-    info.set_max_sequences(options_.max_sequences);
-    info.set_max_batch_tokens(options_.max_batch_tokens);
+    info.set_max_sequences(plan_->max_sequences);
+    info.set_max_batch_tokens(plan_->max_batch_tokens);
     info.set_has_tokenizer(codec_ != nullptr);
     info.set_has_chat_template(codec_ != nullptr && codec_->has_chat_template());
     info.set_backend(BackendKind());
@@ -370,6 +371,7 @@ class LoadedTrunk::Impl {
   std::unique_ptr<TextCodec> codec_;
   std::optional<WorkerPool> pool_;
   std::unique_ptr<Backend> backend_;
+  std::optional<TrunkPlan> plan_;
   DecoderOptions decoder_options_;
   std::unique_ptr<ExpertDirectory> directory_;
   std::optional<GrpcTransport> transport_;

@@ -5,6 +5,9 @@ namespace banyan::trunk {
 TrunkLoadMetrics::TrunkLoadMetrics(MetricsRegistry& metrics)
     : model_bytes(metrics.Gauge("banyan_trunk_model_bytes",
                                 "Bytes of the trunk's weights in the checkpoint.")),
+      planned_bytes(metrics.Gauge("banyan_trunk_planned_bytes",
+                                  "Memory that the plan made at the start counts with: of the GPU "
+                                  "where the trunk is on one, else of the host.")),
       loaded_bytes(metrics.Gauge("banyan_trunk_loaded_bytes",
                                  "Bytes of the trunk's weights brought into memory so far.")),
       seconds(metrics.Gauge("banyan_trunk_load_seconds",

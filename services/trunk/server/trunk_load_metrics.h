@@ -10,6 +10,7 @@ struct TrunkLoadMetrics {
   explicit TrunkLoadMetrics(MetricsRegistry& metrics);
 
   prometheus::Gauge& model_bytes;
+  prometheus::Gauge& planned_bytes;
   prometheus::Gauge& loaded_bytes;
   prometheus::Gauge& seconds;
   prometheus::Gauge& bandwidth;

@@ -19,9 +19,8 @@ class KvCache {
     float* values = nullptr;
   };
 
-  static size_t Bytes(const AttentionShape& shape, int32_t num_layers, int32_t num_pages);
-
-  // kResourceExhausted when the memory is not there.
+  // Allocates KvCacheBytes (common/plan/decoder_memory.h). kResourceExhausted when the memory is
+  // not there.
   static absl::StatusOr<KvCache> Create(const AttentionShape& shape, int32_t num_layers,
                                         int32_t num_pages, Backend* backend);
 

@@ -4,11 +4,6 @@
 
 namespace banyan::trunk {
 
-size_t RecurrentState::Bytes(const DeltaNetShape& shape, int32_t num_layers, int32_t num_slots) {
-  const auto slot = static_cast<size_t>(shape.state_floats() + shape.conv_state_floats());
-  return static_cast<size_t>(num_layers) * static_cast<size_t>(num_slots) * slot * sizeof(float);
-}
-
 absl::StatusOr<RecurrentState> RecurrentState::Create(const DeltaNetShape& shape,
                                                       int32_t num_layers, int32_t num_slots,
                                                       Backend* backend) {

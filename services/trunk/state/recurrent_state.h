@@ -20,9 +20,8 @@ class RecurrentState {
     float* conv_states = nullptr;  // [num_slots, conv_taps - 1, conv_dim], oldest column first
   };
 
-  static size_t Bytes(const DeltaNetShape& shape, int32_t num_layers, int32_t num_slots);
-
-  // kResourceExhausted when the memory is not there.
+  // Allocates RecurrentStateBytes (common/plan/decoder_memory.h). kResourceExhausted when the
+  // memory is not there.
   static absl::StatusOr<RecurrentState> Create(const DeltaNetShape& shape, int32_t num_layers,
                                                int32_t num_slots, Backend* backend);
 

@@ -75,6 +75,12 @@ TEST(Cli, UsageErrorsAreOneLineAndExitTwo) {
                            "top --interval 0",
                            "top --output xml",
                            "tokenize x",
+                           "plan",
+                           "plan --model x --vram_budget lots",
+                           "plan --model x --shards 9",
+                           "plan --model x --pool_format int9",
+                           "serve --model /tmp --host_budget lots",
+                           "serve --model /tmp --max_sequences=-1",
                            "pack",
                            "pack --model x --pool_format int9",
                            "pack --model x --shard 2/2",
@@ -87,8 +93,8 @@ TEST(Cli, UsageErrorsAreOneLineAndExitTwo) {
 }
 
 TEST(Cli, EveryVerbHasHelpAndVersion) {
-  for (const char* verb :
-       {"", "serve", "chat", "generate", "tokenize", "status", "top", "bench", "pack", "verify"}) {
+  for (const char* verb : {"", "serve", "chat", "generate", "tokenize", "status", "top", "bench",
+                           "plan", "pack", "verify"}) {
     const Result help = Banyan(std::string(verb) + " --help");
     EXPECT_EQ(help.exit_code, 0) << verb;
     EXPECT_THAT(help.out, HasSubstr("Usage: banyan"));
@@ -102,6 +108,46 @@ TEST(Cli, ServeNamesAMissingModel) {
   const Result result = Banyan("serve --model /none/such");
   EXPECT_EQ(result.exit_code, 1);
   EXPECT_EQ(result.error, "banyan: error: --model /none/such: no such directory\n");
+}
+
+TEST(Cli, ServeRefusesWhatDoesNotFitBeforeItStarts) {
+  const TempDir temp;
+  const std::string command = fmt::format(
+      "serve --model {} --listen unix:{} --log_file {} --run_dir {} --metrics_listen '' "
+      "--backend cpu --host_budget ",
+      kModel, temp.File("t.sock"), temp.File("log"), temp.path());
+  const Result result = Banyan(command + "200MiB");
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_THAT(result.error, HasSubstr("200 MiB granted (--host_budget)"));
+  EXPECT_THAT(result.error, HasSubstr("this would work: --host_budget "));
+  EXPECT_FALSE(fs::exists(temp.File("log")));
+}
+
+TEST(Cli, PlanSaysWhatGoesWhere) {
+  const Result text = Banyan(fmt::format("plan --model {} --bandwidth 100", kModel));
+  EXPECT_EQ(text.exit_code, 0) << text.error;
+  for (const char* part :
+       {"8 layers (6 delta-net, 2 attention)", "routed experts", "unused: multi-token prediction",
+        "trunk: host memory", "KV pages", "a context of 8192 tokens",
+        "expert shard 1/2: columns 32 to 63 of every expert, bf16, mapped in place",
+        "host memory of all on one machine", "one token reads",
+        "tokens/s at 100.0 GB/s of host memory (--bandwidth)"}) {
+    EXPECT_THAT(text.out, HasSubstr(part));
+  }
+  const Result gpu = Banyan(fmt::format(
+      "plan --model {} --vram_budget 8GiB --split experts --shards 4 --pool_format int8 "
+      "--max_context_tokens 4096 --output json",
+      kModel));
+  EXPECT_EQ(gpu.exit_code, 0) << gpu.error;
+  const json plan = json::parse(gpu.out);
+  EXPECT_EQ(plan["trunk"]["memory"], "gpu");
+  EXPECT_EQ(plan["trunk"]["max_context_tokens"], 4096);
+  EXPECT_EQ(plan["trunk"]["budget_bytes"], uint64_t{8} << 30);
+  ASSERT_EQ(plan["shards"].size(), 4u);
+  EXPECT_EQ(plan["shards"][3]["pool_format"], "int8");
+  EXPECT_EQ(plan["shards"][3]["num_experts"], 8);
+  EXPECT_GT(plan["bandwidth_bytes_per_second"], 1e8);  // measured
+  EXPECT_GT(plan["roof_tokens_per_second"], 0);
 }
 
 TEST(Cli, ServeEndsWithTheLastWordsOfAServiceThatCannotStart) {

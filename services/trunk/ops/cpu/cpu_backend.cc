@@ -8,6 +8,7 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/plan/op_scratch.h"
 #include "common/quant/bf16.h"
 #include "services/trunk/ops/cpu/cpu_tier.h"
 #include "services/trunk/ops/cpu/delta_net.h"
@@ -59,13 +60,11 @@ class CpuBackend : public Backend {
   }
 
   size_t ScratchBytes(const OpLimits& limits) const override {
-    const auto threads = static_cast<size_t>(parallel_.num_threads());
-    return static_cast<size_t>(ScratchFloats(limits)) * sizeof(float) * threads +
-           PagedAttention::ScratchBytes(limits, parallel_.num_threads());
+    return CpuScratchBytes(limits, parallel_.num_threads());
   }
 
   absl::Status Reserve(const OpLimits& limits) override {
-    scratch_floats_ = ScratchFloats(limits);
+    scratch_floats_ = CpuThreadFloats(limits);
     const auto threads = static_cast<size_t>(parallel_.num_threads());
     ASSIGN_OR_RETURN(std::byte * memory, memory_.Allocate(static_cast<size_t>(scratch_floats_) *
                                                           sizeof(float) * threads));
@@ -182,15 +181,6 @@ class CpuBackend : public Backend {
   }
 
  private:
-  static int64_t ScratchFloats(const OpLimits& limits) {
-    const DeltaNetShape& shape = limits.delta_net;
-    int64_t floats = limits.num_experts;
-    if (shape.num_value_heads > 0) {
-      floats = std::max(floats, DeltaScratchFloats(shape.key_head_dim, shape.value_head_dim));
-    }
-    return (floats + 15) / 16 * 16;  // whole cache lines: threads do not share one
-  }
-
   template <typename Body>
   void ForRows(int64_t num_rows, int64_t cost_per_row, const Body& body) {
     const int64_t tiles = (num_rows + kRowsPerTile - 1) / kRowsPerTile;

@@ -11,7 +11,7 @@ namespace banyan::trunk::cpu {
 void CausalConv(const KernelTable& kernels, const Parallel& parallel, const StepPlan& plan,
                 const CausalConvArgs& args);
 
-// `scratch`: DeltaScratchFloats floats for each thread, `scratch_stride` floats apart.
+// `scratch`: CpuThreadFloats floats for each thread, `scratch_stride` floats apart.
 void DeltaNet(const KernelTable& kernels, const Parallel& parallel, const StepPlan& plan,
               const DeltaNetArgs& args, float* scratch, int64_t scratch_stride);
 

@@ -82,12 +82,8 @@ struct DeltaHead {
   int64_t value_dim = 0;
   float* out = nullptr;  // [num_rows, value_dim], row stride ld_out
   int64_t ld_out = 0;
-  float* scratch = nullptr;  // DeltaScratchFloats
+  float* scratch = nullptr;  // CpuThreadFloats (common/plan/op_scratch.h)
 };
-
-constexpr int64_t DeltaScratchFloats(int64_t key_dim, int64_t value_dim) {
-  return kTileChunkTokens * (3 * key_dim + 3 * value_dim + 2 * kTileChunkTokens + 2);
-}
 
 // paged_attention_kernel.h: query rows of one segment against one key-value head. Page p holds keys
 // as [head_dim, 64] (token fastest) and values as [64, head_dim].
@@ -104,7 +100,7 @@ struct AttentionTile {
   const float* values = nullptr;
   int64_t page_stride = 0;  // floats from a page to the next
   float scale = 0;
-  float* scratch = nullptr;  // AttentionScratchFloats(num_rows * group, head_dim)
+  float* scratch = nullptr;  // num_rows * group * (head_dim + 64)
 };
 
 // Running softmax of num = num_rows * group query vectors.
@@ -114,12 +110,6 @@ struct AttentionSums {
   float* acc = nullptr;  // [num, head_dim], weighted values not yet divided by sum
 };
 
-constexpr int64_t AttentionScratchFloats(int64_t num, int64_t head_dim) {
-  return num * (head_dim + kTilePageTokens);
-}
-constexpr int64_t AttentionSumsFloats(int64_t num, int64_t head_dim) {
-  return num * (head_dim + 2);
-}
 constexpr AttentionSums PlaceSums(float* base, int64_t num) {
   return {base, base + num, base + 2 * num};
 }

@@ -4,61 +4,18 @@
 #include <cmath>
 
 #include "common/base/check.h"
+#include "common/plan/op_scratch.h"
 
 namespace banyan::trunk::cpu {
-namespace {
-
-// Query vectors of one tile: enough to make use of each key loaded, few enough to fit beside them.
-constexpr int32_t kVectorsPerTile = 64;
-// Partial sums kept when partitions run in parallel: 16 MiB at the most.
-constexpr int64_t kPartialFloats = 4 * 1024 * 1024;
-
-// A power of two that divides a page, so that aligned tiles never cross one.
-int32_t RowsPerTile(const AttentionShape& shape) {
-  const int32_t group = shape.num_heads / shape.num_kv_heads;
-  int32_t rows = 1;
-  while (2 * rows * group <= kVectorsPerTile && 2 * rows <= kOpsPageTokens) rows *= 2;
-  return rows;
-}
-
-int64_t VectorsPerTile(const AttentionShape& shape) {
-  return int64_t{RowsPerTile(shape)} * (shape.num_heads / shape.num_kv_heads);
-}
-
-int64_t ThreadFloats(const AttentionShape& shape) {
-  const int64_t vectors = VectorsPerTile(shape);
-  return AttentionScratchFloats(vectors, shape.head_dim) +
-         2 * AttentionSumsFloats(vectors, shape.head_dim);
-}
-
-int64_t MaxPartials(const OpLimits& limits) {
-  const AttentionShape& shape = limits.attention;
-  // Beyond one partition for every row there is nothing to split.
-  const int64_t all = (int64_t{limits.max_position} / (kPartitionPages * kOpsPageTokens) + 1) *
-                      limits.max_rows * shape.num_kv_heads;
-  const int64_t fit = kPartialFloats / AttentionSumsFloats(VectorsPerTile(shape), shape.head_dim);
-  return std::max<int64_t>(std::min(all, fit), 1);
-}
-
-}  // namespace
-
-size_t PagedAttention::ScratchBytes(const OpLimits& limits, int num_threads) {
-  const AttentionShape& shape = limits.attention;
-  if (shape.num_heads == 0) return 0;
-  const int64_t floats =
-      ThreadFloats(shape) * num_threads +
-      MaxPartials(limits) * AttentionSumsFloats(VectorsPerTile(shape), shape.head_dim);
-  return static_cast<size_t>(floats) * sizeof(float) +
-         static_cast<size_t>(limits.max_rows) * (sizeof(Tile) + sizeof(int64_t));
-}
 
 void PagedAttention::Reserve(const OpLimits& limits, int num_threads) {
-  const AttentionShape& shape = limits.attention;
-  if (shape.num_heads == 0) return;
-  rows_per_tile_ = RowsPerTile(shape);
-  sums_floats_ = AttentionSumsFloats(VectorsPerTile(shape), shape.head_dim);
-  thread_floats_ = ThreadFloats(shape);
-  max_partials_ = MaxPartials(limits);
+  static_assert(kPartitionPages == kCpuPartitionPages);
+  const CpuAttentionScratch scratch = CpuAttentionScratchOf(limits);
+  rows_per_tile_ = scratch.rows_per_tile;
+  if (rows_per_tile_ == 0) return;
+  sums_floats_ = scratch.sums_floats;
+  thread_floats_ = scratch.thread_floats;
+  max_partials_ = scratch.max_partials;
   thread_scratch_.resize(static_cast<size_t>(thread_floats_ * num_threads));
   partials_.resize(static_cast<size_t>(max_partials_ * sums_floats_));
   tiles_.reserve(static_cast<size_t>(limits.max_rows));

@@ -20,8 +20,7 @@ inline constexpr int64_t kPartitionPages = 16;
 
 class PagedAttention {
  public:
-  // Bytes of scratch; `Reserve` allocates that much.
-  static size_t ScratchBytes(const OpLimits& limits, int num_threads);
+  // Allocates CpuAttentionBytes.
   void Reserve(const OpLimits& limits, int num_threads);
 
   // Cuts the step's rows into tiles.

@@ -13,6 +13,7 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/plan/op_scratch.h"
 #include "services/trunk/ops/cuda/causal_conv.h"
 #include "services/trunk/ops/cuda/cuda_status.h"
 #include "services/trunk/ops/cuda/delta_net.h"
@@ -38,7 +39,6 @@ static_assert(kMaxExperts == kMaxRouterExperts);
 constexpr size_t kMappedCopyBytes = size_t{128} << 10;
 // Host memory that copies pass through where the caller's is not pinned, two of them in turn.
 constexpr size_t kStagingBytes = size_t{8} << 20;
-constexpr int64_t kMostPartialBytes = int64_t{64} << 20;
 // Steps of up to so many sequences that decode are recorded; shapes remembered at the most.
 constexpr int32_t kMostRecordedRows = 64;
 constexpr size_t kMostRecordings = 64;
@@ -75,17 +75,6 @@ AttentionLaunch ToLaunch(const AttentionArgs& a) {
           .key_pages = a.key_pages,
           .value_pages = a.value_pages,
           .out = a.out};
-}
-
-// Pages in parallel need room for what each gives: one tile of the longest context at least.
-int64_t PageBytes(const AttentionShape& shape) {
-  return PartialFloats(shape.head_dim) * shape.num_kv_heads * static_cast<int64_t>(sizeof(float));
-}
-int64_t PartialBytes(const OpLimits& limits) {
-  const AttentionShape& shape = limits.attention;
-  if (shape.num_heads == 0) return 0;
-  const int64_t one = (int64_t{limits.max_position} / kPageTokens + 1) * PageBytes(shape);
-  return std::max(one, std::min(kMostPartialBytes, one * limits.max_segments));
 }
 
 // The next of 1, 2, 3, 4, 6, 8, 12, 16, ...
@@ -159,16 +148,18 @@ class CudaBackend : public Backend {
   }
 
   size_t ScratchBytes(const OpLimits& limits) const override {
-    return StepUpload::DeviceBytes(limits) + static_cast<size_t>(PartialBytes(limits));
+    static_assert(PartialFloats(256) == CudaPartialFloats(256));
+    return CudaScratchBytes(limits);
   }
 
   absl::Status Reserve(const OpLimits& limits) override {
     RETURN_IF_ERROR(CheckLimits(limits));
     RETURN_IF_ERROR(step_.Reserve(limits, &memory_));
-    const int64_t partial_bytes = PartialBytes(limits);
+    const int64_t partial_bytes = CudaPartialBytes(limits);
     ASSIGN_OR_RETURN(std::byte * partials, memory_.Allocate(static_cast<size_t>(partial_bytes)));
     partials_ = reinterpret_cast<float*>(partials);
-    if (partial_bytes > 0) partial_capacity_ = partial_bytes / PageBytes(limits.attention);
+    if (partial_bytes > 0)
+      partial_capacity_ = partial_bytes / CudaPartialPageBytes(limits.attention);
     return Synchronize();
   }
 

@@ -6,15 +6,15 @@
 
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/plan/device_blocks.h"
 #include "services/trunk/ops/cuda/cuda_status.h"
 
 namespace banyan::trunk::cuda {
 namespace {
 
-constexpr size_t kAlignment = 256;
-constexpr size_t kBlockBytes = size_t{2} << 20;  // what the driver hands out at the least
-
-size_t Rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+size_t Rounded(size_t bytes) {
+  return (bytes + kDevicePieceAlignment - 1) / kDevicePieceAlignment * kDevicePieceAlignment;
+}
 
 }  // namespace
 
@@ -47,10 +47,10 @@ absl::StatusOr<std::byte*> DeviceMemory::NewBlock(size_t bytes) {
 
 absl::StatusOr<std::byte*> DeviceMemory::Allocate(size_t bytes) {
   bytes = Rounded(bytes);
-  if (bytes >= kBlockBytes) return NewBlock(bytes);
+  if (bytes >= kDeviceOwnBlockBytes) return NewBlock(bytes);
   if (bytes > left_) {
-    ASSIGN_OR_RETURN(next_, NewBlock(kBlockBytes));
-    left_ = kBlockBytes;
+    ASSIGN_OR_RETURN(next_, NewBlock(kDeviceBlockBytes));
+    left_ = kDeviceBlockBytes;
   }
   std::byte* const memory = next_;
   next_ += bytes;

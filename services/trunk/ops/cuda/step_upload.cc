@@ -6,6 +6,7 @@
 
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/plan/op_scratch.h"
 #include "services/trunk/ops/cuda/cuda_status.h"
 
 namespace banyan::trunk::cuda {
@@ -17,13 +18,6 @@ namespace {
 constexpr size_t kAlignment = 16;
 
 size_t Rounded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-size_t MaxTiles(const OpLimits& limits) {
-  if (limits.attention.num_heads == 0) return 0;
-  const int64_t group = limits.attention.num_heads / limits.attention.num_kv_heads;
-  // Whole tiles, and one that is not full for every segment.
-  return static_cast<size_t>(limits.max_rows * group / kVectorsPerTile + limits.max_segments + 1);
-}
 
 // Places arrays one after the other in a buffer.
 class Packer {
@@ -62,25 +56,14 @@ StepUpload::~StepUpload() {
   }
 }
 
-size_t StepUpload::Bytes(const OpLimits& limits) {
-  const auto rows = static_cast<size_t>(limits.max_rows);
-  const auto segments = static_cast<size_t>(limits.max_segments);
-  const auto pages =
-      static_cast<size_t>((int64_t{limits.max_position} + kPageTokens - 1) / kPageTokens);
-  return Rounded(segments * sizeof(Segment)) + 2 * Rounded(segments * sizeof(int32_t)) +
-         3 * Rounded(rows * sizeof(int32_t)) + Rounded(segments * pages * sizeof(int32_t)) +
-         2 * Rounded(rows * static_cast<size_t>(limits.attention.rotary_dim / 2) * sizeof(float)) +
-         Rounded(MaxTiles(limits) * sizeof(AttentionTile));
-}
-
-size_t StepUpload::DeviceBytes(const OpLimits& limits) { return Bytes(limits); }
-
 absl::Status StepUpload::Reserve(const OpLimits& limits, DeviceMemory* memory) {
-  bytes_ = Bytes(limits);
+  static_assert(sizeof(Segment) == 20 && sizeof(AttentionTile) == 20 &&
+                kVectorsPerTile == kCudaVectorsPerTile);  // as op_scratch.cc counts them
+  bytes_ = CudaStepTableBytes(limits);
   if (limits.attention.num_heads > 0) {
     group_ = limits.attention.num_heads / limits.attention.num_kv_heads;
   }
-  tiles_.reserve(MaxTiles(limits));
+  tiles_.reserve(CudaMaxAttentionTiles(limits));
   ASSIGN_OR_RETURN(device_, memory->Allocate(bytes_));
   for (int i = 0; i < kBuffers; ++i) {
     ASSIGN_OR_RETURN(host_[i], memory->AllocatePinned(bytes_));

@@ -24,7 +24,7 @@ class StepUpload {
   StepUpload(const StepUpload&) = delete;
   StepUpload& operator=(const StepUpload&) = delete;
 
-  static size_t DeviceBytes(const OpLimits& limits);
+  // Takes CudaStepTableBytes of the device, and as much pinned memory twice.
   absl::Status Reserve(const OpLimits& limits, DeviceMemory* memory);
 
   // Fills tables() and queues the copy. The plan's arrays may go after that.
@@ -38,7 +38,6 @@ class StepUpload {
  private:
   static constexpr int kBuffers = 2;
 
-  static size_t Bytes(const OpLimits& limits);
   void CutTiles(const StepPlan& plan);
 
   size_t bytes_ = 0;  // of one buffer

@@ -135,15 +135,57 @@ TEST(CheckComplete, UnknownTensorsByName) {
   EXPECT_THAT(message, HasSubstr("; and 3 more"));
 }
 
-TEST(CheckComplete, MoreExpertsOrLayersThanConfigSays) {
-  TestCheckpoint tiny = TestCheckpoint::Read(kTiny);
-  nlohmann::json config = nlohmann::json::parse(tiny.texts["config.json"]);
-  config["num_experts"] = 15;
-  tiny.texts["config.json"] = config.dump();
-  const std::string message = Disagreement(tiny, absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(message, HasSubstr("4 tensor(s) of another shape: model.layers.0.mlp.gate.weight: "
-                                 "shape [16, 128], expected [15, 128]"));
-  EXPECT_THAT(message, HasSubstr("12 unknown tensor(s): model.layers.0.mlp.experts.15.down_proj"));
+// Each key of config.json that the tensors contradict, and what is said of it: one line, one
+// reason.
+TEST(CheckComplete, ContradictionsAreSaidInConfigsTerms) {
+  struct Case {
+    const char* key;
+    nlohmann::json value;
+    const char* checkpoint;
+    std::string text;
+  };
+  const Case cases[] = {
+      {"num_experts", 15, kTiny,
+       "num_experts is 15, but the tensors are of 16 experts (the last: "
+       "model.layers.0.mlp.experts.15.down_proj.weight, in model-0000"},
+      {"num_experts", 64, kTiny, "num_experts is 64, but the tensors are of 16 experts"},
+      {"num_experts", 512, kTinyFused,
+       "num_experts is 512, but the tensors have 16 (model.layers.0.mlp.experts.down_proj "
+       "[16, 128, 64] is in model-0000"},
+      {"num_hidden_layers", 80, kTiny,
+       "num_hidden_layers is 80, but the tensors are of 4 layers (the last: model.layers.3."},
+      {"num_hidden_layers", 2, kTiny, "num_hidden_layers is 2, but the tensors are of 4 layers"},
+      {"hidden_size", 256, kTiny,
+       "hidden_size is 256, but the tensors have 128 (model.embed_tokens.weight [2048, 128]"},
+      {"vocab_size", 4096, kTiny, "vocab_size is 4096, but the tensors have 2048"},
+      {"moe_intermediate_size", 32, kTiny,
+       "moe_intermediate_size is 32, but the tensors have 64 (model.layers.0.mlp.experts.0.gate"},
+      {"moe_intermediate_size", 32, kTinyFused,
+       "moe_intermediate_size is 32, but the tensors have 64"},
+      {"shared_expert_intermediate_size", 32, kTiny,
+       "shared_expert_intermediate_size is 32, but the tensors have 64"},
+      {"linear_num_value_heads", 8, kTiny, "linear_num_value_heads is 8, but the tensors have 4"},
+      {"head_dim", 32, kTiny, "head_dim is 32, but the tensors have 64"},
+      {"full_attention_interval", 2, kTiny,
+       "layer 1 is full_attention (layer_types, full_attention_interval), but "
+       "model.layers.1.linear_attn."},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(fmt::format("{} {}", c.key, c.value.dump()));
+    TestCheckpoint tiny = TestCheckpoint::Read(c.checkpoint);
+    nlohmann::json config = nlohmann::json::parse(tiny.texts["config.json"]);
+    config[c.key] = c.value;
+    config.erase("layer_types");
+    tiny.texts["config.json"] = config.dump();
+    const auto summary = Check(tiny);
+    EXPECT_EQ(summary.status().code(), absl::StatusCode::kFailedPrecondition) << summary.status();
+    const std::string message(ToStd(summary.status().message()));
+    EXPECT_THAT(message,
+                HasSubstr(": config.json and the tensors contradict each other: " + c.text));
+    // One reason, not its consequences.
+    EXPECT_THAT(message, ::testing::Not(HasSubstr("missing")));
+    EXPECT_THAT(message, ::testing::Not(HasSubstr("; ")));
+  }
 }
 
 TEST(CheckComplete, PlainDTypes) {

@@ -76,6 +76,38 @@ TEST_F(CgroupMemoryTest, TheTightestOnThePath) {
   EXPECT_EQ(Limit(), 500u);
 }
 
+TEST_F(CgroupMemoryTest, FilePagesGiveWay) {
+  File("self_cgroup", "0::/a\n");
+  File("sys/a/memory.max", "1000\n");
+  File("sys/a/memory.current", "900\n");
+  File("sys/a/memory.stat", "anon 200\nfile 700\nactive_file 100\ninactive_file 600\n");
+  EXPECT_EQ(Left(), 700u);
+  File("sys/a/memory.stat", "inactive_file 5000\n");  // counted a little later than the rest
+  EXPECT_EQ(Left(), 1000u);
+}
+
+TEST_F(CgroupMemoryTest, Version1) {
+  File("self_cgroup", "12:cpu,cpuacct:/a\n5:memory:/a/b\n1:name=systemd:/x\n0::/\n");
+  File("sys/memory/a/memory.limit_in_bytes", "2000\n");
+  File("sys/memory/a/memory.usage_in_bytes", "500\n");
+  File("sys/memory/a/b/memory.limit_in_bytes", "9223372036854771712\n");
+  File("sys/memory/a/b/memory.usage_in_bytes", "400\n");
+  EXPECT_EQ(Limit(), 2000u);
+  EXPECT_EQ(Left(), 1500u);
+  File("sys/memory/a/b/memory.limit_in_bytes", "1000\n");
+  File("sys/memory/a/b/memory.stat", "inactive_file 50\ntotal_inactive_file 100\n");
+  EXPECT_EQ(Limit(), 1000u);
+  EXPECT_EQ(Left(), 700u);
+}
+
+TEST_F(CgroupMemoryTest, Version1InsideAContainer) {
+  File("self_cgroup", "5:memory:/docker/0123abcd\n");
+  File("sys/memory/memory.limit_in_bytes", "1000\n");
+  File("sys/memory/memory.usage_in_bytes", "250\n");
+  EXPECT_EQ(Left(), 750u);
+  EXPECT_EQ(Limit(), 1000u);
+}
+
 TEST_F(CgroupMemoryTest, InsideAContainerTheMountPointIsItsGroup) {
   File("sys/memory.max", "1000\n");
   File("sys/memory.current", "250\n");

@@ -191,7 +191,7 @@ TEST(DecoderPlanTest, CountsWhatTheShapesSay) {
   EXPECT_EQ(memory.recurrent_state_bytes, 3u * 3 * (4 * 32 * 32 + 3 * 256) * 4);
   EXPECT_GT(memory.activation_bytes, 0u);
   EXPECT_GT(memory.scratch_bytes, 0u);
-  EXPECT_GT(memory.weight_bytes, 0u);
+  EXPECT_GT(memory.step_table_bytes, 0u);
   // Twice the pages: twice the cache, nothing else.
   DecoderOptions more = options;
   more.num_pages = 20;

@@ -46,8 +46,13 @@ TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
   EXPECT_THAT(Error("--vram_budget=much"), HasSubstr("--vram_budget"));
   EXPECT_THAT(Error("--backend=tpu"), HasSubstr("--backend 'tpu': expected auto, cuda or cpu"));
   EXPECT_THAT(Error("--load_format=gguf"), HasSubstr("expected auto or dummy"));
-  EXPECT_THAT(Error("--max_sequences=0"), HasSubstr("--max_sequences 0: expected 1 to 4096"));
-  EXPECT_THAT(Error("--max_batch_tokens=94"),
+  EXPECT_THAT(Error("--max_sequences=-1"), HasSubstr("--max_sequences -1: expected 0 to 4096"));
+  EXPECT_THAT(Error("--max_batch_tokens=63"),
+              HasSubstr("--max_batch_tokens 63: expected 64 to 65536"));
+  EXPECT_THAT(std::string(Parse({"--model=m", "--experts=a:1", "--max_sequences=32",
+                                 "--max_batch_tokens=94"})
+                              .status()
+                              .message()),
               HasSubstr("--max_batch_tokens 94: expected 95 to 65536"));
   EXPECT_THAT(Error("--max_queued_requests=0"), HasSubstr("--max_queued_requests 0"));
   EXPECT_THAT(Error("--max_context_tokens=-1"), HasSubstr("--max_context_tokens -1"));

@@ -1,0 +1,109 @@
+// What the trunk's forward pass allocates beside its weights, from the model and a few limits. The
+// decoder allocates by these functions, so a plan and the process agree.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/config/model_config.h"
+#include "common/plan/op_limits.h"
+
+namespace banyan {
+
+struct DecoderOptions {
+  int32_t max_rows = 512;          // of one step
+  int32_t num_slots = 32;          // recurrent-state slots: sequences alive at once
+  int32_t num_pages = 0;           // KV pages of kKvPageTokens tokens
+  int32_t max_logits_rows = 32;    // of one ComputeLogits call
+  int32_t max_context_tokens = 0;  // of one sequence; 0: the model's max_position_embeddings
+};
+
+int32_t CountMixers(const ModelConfig& config, MixerKind kind);
+int32_t CountMlps(const ModelConfig& config, MlpKind kind);
+
+// All zero where the model has no such layer.
+AttentionShape AttentionShapeOf(const ModelConfig& config);
+DeltaNetShape DeltaNetShapeOf(const ModelConfig& config);
+int32_t MaxPositionOf(const ModelConfig& config, const DecoderOptions& options);
+OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options);
+
+// Keys, or values, of one page in one layer: f32.
+size_t KvPageBytes(const AttentionShape& shape);
+// Both, of all pages and layers.
+size_t KvCacheBytes(const AttentionShape& shape, int32_t num_layers, int32_t num_pages);
+
+size_t RecurrentStateBytes(const DeltaNetShape& shape, int32_t num_layers, int32_t num_slots);
+
+// Elements of each buffer that a step works in (services/trunk/model/activations.h); f32 but for
+// expert_ids, u16.
+struct ActivationSizes {
+  int64_t hidden = 0, mixer_out = 0, final_out = 0, logits_rows = 0, logits = 0;
+  int64_t qkvz = 0, ba = 0, qkv = 0, log_decay = 0, beta = 0, delta_out = 0;
+  int64_t q_gate = 0, k = 0, v = 0, attention_out = 0;
+  int64_t normed = 0, expert_ids = 0, expert_weights = 0, routed = 0;
+  int64_t router_logits = 0, shared_gate_logit = 0, ffn_gate = 0, ffn_up = 0, ffn_out = 0;
+
+  // Calls add(elements, bytes of one) for each.
+  template <typename Add>
+  void ForEach(const Add& add) const {
+    for (const int64_t elements : {hidden,
+                                   mixer_out,
+                                   final_out,
+                                   logits_rows,
+                                   logits,
+                                   qkvz,
+                                   ba,
+                                   qkv,
+                                   log_decay,
+                                   beta,
+                                   delta_out,
+                                   q_gate,
+                                   k,
+                                   v,
+                                   attention_out,
+                                   normed,
+                                   expert_weights,
+                                   routed,
+                                   router_logits,
+                                   shared_gate_logit,
+                                   ffn_gate,
+                                   ffn_up,
+                                   ffn_out}) {
+      add(elements, sizeof(float));
+    }
+    add(expert_ids, sizeof(uint16_t));
+  }
+};
+ActivationSizes ActivationSizesOf(const ModelConfig& config, int32_t max_rows,
+                                  int32_t max_logits_rows);
+size_t ActivationBytes(const ActivationSizes& sizes);
+
+// The host's tables of a step (services/trunk/model/step_planner.h).
+struct StepTableOptions {
+  int32_t max_rows = 0;
+  int32_t num_slots = 0;
+  int32_t max_position = 0;
+  int32_t rotary_dim = 0;
+};
+int64_t MaxStepPageIds(const StepTableOptions& options);
+size_t StepTableBytes(const StepTableOptions& options);
+
+// Bytes, before anything is allocated.
+struct DecoderMemory {
+  size_t kv_cache_bytes = 0;
+  size_t recurrent_state_bytes = 0;
+  size_t activation_bytes = 0;
+  size_t scratch_bytes = 0;     // of the operations
+  size_t step_table_bytes = 0;  // host memory, whatever the device
+
+  // What the decoder allocates on a device that is the host.
+  size_t allocated_bytes() const {
+    return kv_cache_bytes + recurrent_state_bytes + activation_bytes + scratch_bytes +
+           step_table_bytes;
+  }
+};
+// `scratch_bytes`: of the backend for OpLimitsOf (op_scratch.h).
+DecoderMemory PlanDecoderMemory(const ModelConfig& config, const DecoderOptions& options,
+                                size_t scratch_bytes);
+
+}  // namespace banyan

@@ -1,0 +1,45 @@
+// Shapes and limits of the trunk's operations: what its scratch and its state are sized by.
+#pragma once
+
+#include <cstdint>
+
+namespace banyan {
+
+inline constexpr int32_t kKvPageTokens = 64;  // tokens of one KV page
+
+struct AttentionShape {
+  int32_t num_heads = 0;
+  int32_t num_kv_heads = 0;  // divides num_heads; head n reads kv head n / (num_heads / kv_heads)
+  int32_t head_dim = 0;
+  int32_t rotary_dim = 0;  // even, <= head_dim
+  float eps = 0;
+};
+
+struct DeltaNetShape {
+  int32_t num_key_heads = 0;
+  int32_t num_value_heads = 0;  // a multiple of num_key_heads; head h reads key head h / ratio
+  int32_t key_head_dim = 0;
+  int32_t value_head_dim = 0;
+  int32_t conv_taps = 0;
+  float eps = 0;
+
+  int32_t ratio() const { return num_value_heads / num_key_heads; }
+  int32_t key_dim() const { return num_key_heads * key_head_dim; }
+  int32_t value_dim() const { return num_value_heads * value_head_dim; }
+  int32_t conv_dim() const { return 2 * key_dim() + value_dim(); }
+  int32_t qkvz_dim() const { return 2 * key_dim() + 2 * value_dim(); }
+  int64_t state_floats() const { return int64_t{num_value_heads} * key_head_dim * value_head_dim; }
+  int64_t conv_state_floats() const { return int64_t{conv_taps - 1} * conv_dim(); }
+};
+
+// What a backend must know before the first step, to set its scratch aside.
+struct OpLimits {
+  int32_t max_rows = 0;
+  int32_t max_segments = 0;
+  int32_t max_position = 0;
+  int32_t num_experts = 0;
+  AttentionShape attention;  // num_heads 0: no such layer
+  DeltaNetShape delta_net;   // num_value_heads 0: no such layer
+};
+
+}  // namespace banyan

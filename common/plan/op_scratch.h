@@ -1,0 +1,44 @@
+// Scratch of the trunk's operations on each kind of device, from the limits alone: the backends
+// allocate by these functions, and a plan needs no device to ask them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/plan/op_limits.h"
+
+namespace banyan {
+
+// Attention on the CPU (ops/cpu/paged_attention.h): query vectors come in tiles, each of one
+// thread, and tiles that look far back keep sums of partitions until they are joined.
+struct CpuAttentionScratch {
+  int32_t rows_per_tile = 0;  // 0: no attention
+  int64_t sums_floats = 0;    // running softmax of a tile
+  int64_t thread_floats = 0;  // scores and two sums of a tile
+  int64_t max_partials = 0;   // tiles' sums kept at once
+};
+inline constexpr int64_t kCpuPartitionPages = 16;  // KV pages of a partition
+CpuAttentionScratch CpuAttentionScratchOf(const OpLimits& limits);
+size_t CpuAttentionBytes(const OpLimits& limits, int num_threads);
+
+// Of one thread: DeltaNet in chunks, or the router's probabilities. Whole cache lines.
+int64_t CpuThreadFloats(const OpLimits& limits);
+
+size_t CpuScratchBytes(const OpLimits& limits, int num_threads);
+
+// The tables of a step on the GPU (ops/cuda/step_tables.h), and how many attention tiles they hold.
+size_t CudaStepTableBytes(const OpLimits& limits);
+size_t CudaMaxAttentionTiles(const OpLimits& limits);
+
+// Pages attended to in parallel leave max, sum and weighted values for each query vector of a tile.
+inline constexpr int32_t kCudaVectorsPerTile = 16;
+constexpr int64_t CudaPartialFloats(int32_t head_dim) {
+  return int64_t{kCudaVectorsPerTile} * (head_dim + 2);
+}
+// Of one page, all KV heads; and of what a step keeps: one tile of the longest context at least.
+int64_t CudaPartialPageBytes(const AttentionShape& shape);
+int64_t CudaPartialBytes(const OpLimits& limits);
+
+size_t CudaScratchBytes(const OpLimits& limits);
+
+}  // namespace banyan

@@ -1,0 +1,342 @@
+#include "common/plan/trunk_plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "common/base/byte_size.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/plan/device_blocks.h"
+#include "common/plan/op_scratch.h"
+
+namespace banyan {
+namespace {
+
+constexpr int32_t kTypicalRequestTokens = 4096;
+constexpr int32_t kComfortableContextTokens = 8192;
+constexpr int32_t kLeastContextTokens = 1024;
+constexpr int32_t kComfortableRows = 128;
+constexpr int32_t kMaxLogitsRows = 32;
+constexpr int64_t kMostPages = std::numeric_limits<int32_t>::max() / kKvPageTokens;
+// The program, its threads and RPC buffers, the tokenizer, a step's samples.
+constexpr uint64_t kProcessBytes = uint64_t{96} << 20;
+// What the driver keeps for the recorded steps, and of the context beyond what was free before.
+constexpr uint64_t kGpuGraphBytes = uint64_t{64} << 20;
+
+int64_t Pages(int64_t tokens) { return (tokens + kKvPageTokens - 1) / kKvPageTokens; }
+
+// What is chosen or given, but for the context and its pages.
+struct Width {
+  int32_t sequences = 0;
+  int32_t rows = 0;
+};
+
+struct Items {
+  std::vector<MemoryPlan::Item> items;
+  uint64_t total = 0;
+
+  void Add(std::string name, uint64_t bytes, std::string note) {
+    total += bytes;
+    items.push_back({std::move(name), bytes, std::move(note)});
+  }
+};
+
+class Planner {
+ public:
+  Planner(const ModelConfig& config, const TrunkPlanInput& input) : config_(config), input_(input) {
+    const bool automatic = input.budget_bytes == 0;
+    const uint64_t share =
+        input.on_gpu ? input.available_bytes / 10 * 9 : input.available_bytes / 4 * 3;
+    budget_ = automatic ? share : input.budget_bytes;
+    source_ = automatic ? fmt::format("{} of {} available; {}", input.on_gpu ? "9/10" : "3/4",
+                                      FormatByteSize(input.available_bytes), flag())
+                        : flag();
+    // Pages of mapped files give way; everything else must be there.
+    most_ = std::numeric_limits<uint64_t>::max();
+    if (input.available_bytes > 0) {
+      const bool mapped = !input.on_gpu && !input.weights_generated;
+      most_ = input.available_bytes + (mapped ? input.weights.file_bytes : 0);
+    }
+    if (budget_ > most_) {
+      budget_ = most_;
+      source_ =
+          fmt::format("{} {}, but {} is available", flag(), FormatByteSize(input.budget_bytes),
+                      FormatByteSize(input.available_bytes));
+    }
+  }
+
+  const char* flag() const { return input_.on_gpu ? "--vram_budget" : "--host_budget"; }
+
+  absl::Status CheckLimits() const {
+    if (input_.max_context_tokens > config_.max_position_embeddings) {
+      return InvalidArgumentF(
+          "--max_context_tokens {}: the model has {} positions (max_position_embeddings)",
+          input_.max_context_tokens, config_.max_position_embeddings);
+    }
+    const int32_t sequences = std::max(input_.max_sequences, 1);
+    if (input_.max_batch_tokens != 0 &&
+        input_.max_batch_tokens < sequences + kLeastRowsBesideSequences) {
+      return InvalidArgumentF("--max_batch_tokens {}: expected at least {} for {} sequence(s)",
+                              input_.max_batch_tokens, sequences + kLeastRowsBesideSequences,
+                              sequences);
+    }
+    return absl::OkStatus();
+  }
+
+  // The plan of the first step of the order in the header that fits the budget.
+  std::optional<TrunkPlan> Fit() const {
+    const std::vector<Width> widths = Widths();
+    for (const Width& width : widths) {
+      if (auto plan = FitWidth(width, LeastContext(kComfortableContextTokens))) return plan;
+    }
+    return FitWidth(widths.back(), LeastContext(kLeastContextTokens));
+  }
+
+  // What the last step of that order needs.
+  uint64_t LeastBytes() const {
+    const int32_t least = LeastContext(kLeastContextTokens);
+    return Total(Widths().back(), least, Pages(least));
+  }
+
+  absl::Status Refusal() const {
+    const int32_t least = LeastContext(kLeastContextTokens);
+    const Width width = Widths().back();
+    const TrunkPlan plan = Describe(width, least, Pages(least));
+    return Annotate(plan.memory.Check(), fmt::format("a context of {} tokens does not fit", least));
+  }
+
+  uint64_t most_bytes() const { return most_; }
+
+ private:
+  // The longest context that fits, `least` at least: the total grows with it.
+  std::optional<TrunkPlan> FitWidth(const Width& width, int32_t least) const {
+    if (Total(width, least, Pages(least)) > budget_) return std::nullopt;
+    int64_t low = Pages(least);
+    int64_t high = Pages(WantedContext());
+    while (low < high) {
+      const int64_t middle = low + (high - low + 1) / 2;
+      if (Total(width, ContextOf(middle), middle) <= budget_) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    return MakePlan(width, ContextOf(low));
+  }
+
+  int32_t WantedContext() const {
+    return input_.max_context_tokens > 0 ? input_.max_context_tokens
+                                         : config_.max_position_embeddings;
+  }
+  int32_t LeastContext(int32_t comfortable) const {
+    return input_.max_context_tokens > 0 ? input_.max_context_tokens
+                                         : std::min(WantedContext(), comfortable);
+  }
+  int32_t ContextOf(int64_t pages) const {
+    return static_cast<int32_t>(std::min<int64_t>(WantedContext(), pages * kKvPageTokens));
+  }
+
+  // From the widest to the narrowest. What was given is kept.
+  std::vector<Width> Widths() const {
+    const int32_t given_rows = input_.max_batch_tokens;
+    const int32_t given = input_.max_sequences;
+    const auto least = [](int32_t sequences) { return sequences + kLeastRowsBesideSequences; };
+    std::vector<Width> out;
+    int32_t sequences = given > 0 ? given : kDefaultSequences;
+    if (given == 0 && given_rows > 0) {
+      sequences = std::min(sequences, given_rows - kLeastRowsBesideSequences);
+    }
+    if (given_rows > 0) {
+      out.push_back({sequences, given_rows});
+    } else {
+      int32_t rows = std::max(kDefaultBatchTokens, least(sequences));
+      for (; rows / 2 >= std::max(kComfortableRows, least(sequences)); rows /= 2) {
+        out.push_back({sequences, rows});
+      }
+      out.push_back({sequences, rows});
+    }
+    while (given == 0 && sequences > 1) {
+      sequences /= 2;
+      const int32_t rows =
+          given_rows > 0 ? given_rows : std::min(out.back().rows, kComfortableRows);
+      out.push_back({sequences, rows});
+    }
+    if (given_rows == 0 && out.back().rows > least(sequences)) {
+      out.push_back({sequences, least(sequences)});
+    }
+    return out;
+  }
+
+  DecoderOptions OptionsOf(const Width& width, int32_t context, int64_t pages) const {
+    return {.max_rows = width.rows,
+            .num_slots = width.sequences,
+            .num_pages = static_cast<int32_t>(pages),
+            .max_logits_rows = std::min(kMaxLogitsRows, width.rows),
+            .max_context_tokens = context};
+  }
+
+  Items ItemsOf(const DecoderOptions& options) const {
+    const OpLimits limits = OpLimitsOf(config_, options);
+    const DecoderMemory memory = PlanDecoderMemory(
+        config_, options,
+        input_.on_gpu ? CudaScratchBytes(limits) : CpuScratchBytes(limits, input_.num_threads));
+    Items out;
+    if (input_.others_bytes > 0) out.Add("others", input_.others_bytes, input_.others);
+    const uint64_t weights =
+        input_.on_gpu ? input_.weights.matrix_bytes() : input_.weights.file_bytes;
+    out.Add("weights", weights,
+            input_.on_gpu              ? "copied from the checkpoint"
+            : input_.weights_generated ? "generated"
+                                       : "mapped from the checkpoint");
+    if (!input_.on_gpu && input_.weights.decoded_bytes > 0) {
+      out.Add("decoded weights", input_.weights.decoded_bytes, "quantised matrices as bf16 or f32");
+    }
+    out.Add("vectors", input_.weights.vector_bytes(), "norms, convolutions, decays as f32");
+    out.Add("recurrent state", memory.recurrent_state_bytes,
+            fmt::format("{} slots of {}", options.num_slots,
+                        FormatByteSize(memory.recurrent_state_bytes /
+                                       static_cast<uint64_t>(std::max(1, options.num_slots)))));
+    const uint64_t workspace = memory.activation_bytes + memory.scratch_bytes +
+                               (input_.on_gpu ? 0 : memory.step_table_bytes);
+    out.Add("workspace", workspace,
+            fmt::format("activations and scratch, {} rows a step", options.max_rows));
+    out.Add("KV pages", memory.kv_cache_bytes,
+            fmt::format("{} pages of {} tokens, {} each", options.num_pages, kKvPageTokens,
+                        FormatByteSize(memory.kv_cache_bytes /
+                                       static_cast<uint64_t>(std::max(1, options.num_pages)))));
+    if (input_.on_gpu) {
+      out.Add("rounding", BlockBytes(options, limits) - (out.total - input_.others_bytes),
+              "blocks of 2 MiB, shared by small tensors");
+      out.Add("graphs", kGpuGraphBytes, "recorded steps, the driver's own");
+    } else {
+      out.Add("tensor index", input_.index_bytes, "names and places in the checkpoint");
+      out.Add("process", kProcessBytes, "program, threads, tokenizer, RPC buffers");
+    }
+    return out;
+  }
+
+  // Every piece of device memory that the decoder asks its backend for.
+  uint64_t BlockBytes(const DecoderOptions& options, const OpLimits& limits) const {
+    DeviceBlocks blocks;
+    for (const uint64_t bytes : input_.weights.matrices) blocks.Add(bytes);
+    for (const uint64_t bytes : input_.weights.vectors) blocks.Add(bytes);
+    const int32_t full = CountMixers(config_, MixerKind::kFullAttention);
+    const int32_t linear = CountMixers(config_, MixerKind::kLinearAttention);
+    blocks.Add(KvPageBytes(limits.attention) * static_cast<uint64_t>(options.num_pages),
+               2 * int64_t{full});
+    const auto slots = static_cast<uint64_t>(options.num_slots) * sizeof(float);
+    blocks.Add(slots * static_cast<uint64_t>(limits.delta_net.state_floats()), linear);
+    blocks.Add(slots * static_cast<uint64_t>(limits.delta_net.conv_state_floats()), linear);
+    ActivationSizesOf(config_, options.max_rows, options.max_logits_rows)
+        .ForEach([&blocks](int64_t elements, size_t each) {
+          blocks.Add(static_cast<uint64_t>(elements) * each);
+        });
+    blocks.Add(CudaStepTableBytes(limits));
+    blocks.Add(static_cast<uint64_t>(CudaPartialBytes(limits)));
+    blocks.Add(kDevicePieceAlignment);  // counters of hand-overs
+    return blocks.block_bytes();
+  }
+
+  uint64_t Total(const Width& width, int32_t context, int64_t pages) const {
+    return ItemsOf(OptionsOf(width, context, pages)).total;
+  }
+
+  TrunkPlan Describe(const Width& width, int32_t context, int64_t pages) const {
+    TrunkPlan plan{
+        .decoder = OptionsOf(width, context, pages),
+        .max_sequences = width.sequences,
+        .max_batch_tokens = width.rows,
+        .memory = MemoryPlan(input_.on_gpu ? "GPU memory of the trunk" : "host memory of the trunk",
+                             budget_, source_)};
+    for (MemoryPlan::Item& item : ItemsOf(plan.decoder).items) {
+      plan.memory.Add(std::move(item.name), item.bytes, std::move(item.note));
+    }
+    return plan;
+  }
+
+  // With as many pages as are of use and fit.
+  TrunkPlan MakePlan(const Width& width, int32_t context) const {
+    int64_t low = Pages(context);
+    int64_t high =
+        std::min(kMostPages,
+                 std::max(low, width.sequences * Pages(std::min(context, kTypicalRequestTokens))));
+    while (low < high) {
+      const int64_t middle = low + (high - low + 1) / 2;
+      if (Total(width, context, middle) <= budget_) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    return Describe(width, context, low);
+  }
+
+  const ModelConfig& config_;
+  const TrunkPlanInput& input_;
+  uint64_t budget_ = 0;
+  uint64_t most_ = 0;
+  std::string source_;
+};
+
+// The largest value of a limit, below the one given and not below `least`, with which the plan
+// holds; the plan grows with each.
+std::optional<int32_t> LargestThatFits(const ModelConfig& config, const TrunkPlanInput& input,
+                                       int32_t TrunkPlanInput::*limit, int32_t least) {
+  const auto fits = [&](int32_t value) {
+    TrunkPlanInput changed = input;
+    changed.*limit = value;
+    const Planner planner(config, changed);
+    return planner.CheckLimits().ok() && planner.Fit().has_value();
+  };
+  int32_t low = least;
+  int32_t high = input.*limit - 1;
+  if (low > high || !fits(low)) return std::nullopt;
+  while (low < high) {
+    const int32_t middle = low + (high - low + 1) / 2;
+    if (fits(middle)) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+std::vector<PlanChange> ChangesThatFit(const ModelConfig& config, const TrunkPlanInput& input,
+                                       const Planner& planner) {
+  std::vector<PlanChange> out;
+  if (const uint64_t least = planner.LeastBytes(); least <= planner.most_bytes()) {
+    out.push_back({planner.flag(), std::to_string(least), FormatByteSize(least)});
+  }
+  const auto limit = [&](const char* flag, int32_t TrunkPlanInput::*member, int32_t least) {
+    if (const auto value = LargestThatFits(config, input, member, least)) {
+      out.push_back({flag, std::to_string(*value), ""});
+    }
+  };
+  limit("--max_context_tokens", &TrunkPlanInput::max_context_tokens, 1);
+  limit("--max_sequences", &TrunkPlanInput::max_sequences, 1);
+  limit("--max_batch_tokens", &TrunkPlanInput::max_batch_tokens,
+        std::max(input.max_sequences, 1) + kLeastRowsBesideSequences);
+  return out;
+}
+
+}  // namespace
+
+int64_t TrunkPlan::SequencesOf(int64_t context_tokens) const {
+  return std::min<int64_t>(max_sequences,
+                           decoder.num_pages / std::max<int64_t>(1, Pages(context_tokens)));
+}
+
+absl::StatusOr<TrunkPlan> PlanTrunk(const ModelConfig& config, const TrunkPlanInput& input,
+                                    std::vector<PlanChange>* changes) {
+  const Planner planner(config, input);
+  RETURN_IF_ERROR(planner.CheckLimits());
+  if (std::optional<TrunkPlan> plan = planner.Fit()) return *std::move(plan);
+  const std::vector<PlanChange> fitting = ChangesThatFit(config, input, planner);
+  if (changes != nullptr) *changes = fitting;
+  return WithChanges(planner.Refusal(), fitting);
+}
+
+}  // namespace banyan

@@ -1,0 +1,70 @@
+#include "common/plan/tensor_classes.h"
+
+#include <gtest/gtest.h>
+
+#include "common/config/open_checkpoint.h"
+#include "common/config/tensor_inventory.h"
+
+namespace banyan {
+namespace {
+
+TEST(TensorClassesTest, EveryTensorOfTheDemoModelIsInOneClass) {
+  const auto model = OpenModel(BANYAN_SOURCE_DIR "/deploy/models/demo", LoadFormat::kAuto);
+  ASSERT_TRUE(model.ok()) << model.status();
+  const auto summary = CheckComplete(*model->checkpoint, model->config);
+  ASSERT_TRUE(summary.ok());
+  int64_t count = 0;
+  uint64_t bytes = 0;
+  uint64_t trunk = 0;
+  uint64_t experts = 0;
+  uint64_t unused = 0;
+  for (const PlannedTensors& tensors :
+       ClassifyTensors(*model->checkpoint, model->config, *summary)) {
+    EXPECT_FALSE(tensors.name.empty() || tensors.formats.empty());
+    count += tensors.count;
+    bytes += tensors.bytes;
+    if (tensors.destination == "trunk") trunk += tensors.bytes;
+    if (tensors.destination == "experts") experts += tensors.bytes;
+    if (tensors.destination.rfind("unused: ", 0) == 0) unused += tensors.bytes;
+  }
+  EXPECT_EQ(count, static_cast<int64_t>(model->checkpoint->entries().size()));
+  EXPECT_EQ(bytes, trunk + experts + unused);
+  EXPECT_EQ(trunk, static_cast<uint64_t>(summary->trunk_bytes));
+  EXPECT_EQ(experts, static_cast<uint64_t>(summary->expert_bytes));
+  EXPECT_EQ(unused, static_cast<uint64_t>(summary->mtp_bytes + summary->unused_bytes));
+
+  const TrunkWeightSizes sizes = TrunkWeightSizesOf(*model->checkpoint, model->config);
+  EXPECT_EQ(sizes.file_bytes, trunk);
+  EXPECT_EQ(sizes.matrix_bytes() + sizes.vector_bytes(),
+            static_cast<uint64_t>(summary->trunk_resident_bytes));
+  EXPECT_LT(sizes.bytes_per_token, trunk);
+  EXPECT_GT(sizes.bytes_per_token, trunk / 2);
+}
+
+TEST(TensorClassesTest, QuantisedModelsAreCountedAsTheyAreStoredAndKept) {
+  for (const auto& [name, format] : {std::pair("tiny-nf4", "nf4"), std::pair("tiny-int8", "int8"),
+                                     std::pair("tiny-fp8", "fp8")}) {
+    SCOPED_TRACE(name);
+    const auto model =
+        OpenModel(std::string(BANYAN_SOURCE_DIR "/tests/data/") + name, LoadFormat::kAuto);
+    ASSERT_TRUE(model.ok()) << model.status();
+    const auto summary = CheckComplete(*model->checkpoint, model->config);
+    ASSERT_TRUE(summary.ok()) << summary.status();
+    int64_t count = 0;
+    for (const PlannedTensors& tensors :
+         ClassifyTensors(*model->checkpoint, model->config, *summary)) {
+      count += tensors.count;
+      if (tensors.name == "routed experts") {
+        EXPECT_EQ(tensors.formats, format);
+      }
+    }
+    EXPECT_EQ(count, static_cast<int64_t>(model->checkpoint->entries().size()));
+    const TrunkWeightSizes sizes = TrunkWeightSizesOf(*model->checkpoint, model->config);
+    EXPECT_GT(sizes.decoded_bytes, 0u);
+    EXPECT_EQ(sizes.matrix_bytes() + sizes.vector_bytes(),
+              static_cast<uint64_t>(summary->trunk_resident_bytes));
+  }
+}
+
+}  // namespace
+}  // namespace banyan

@@ -1,0 +1,185 @@
+#include "common/plan/trunk_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/base/check.h"
+#include "common/plan/op_scratch.h"
+
+namespace banyan {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+ModelConfig Demo() {
+  auto config = LoadModelConfig(BANYAN_SOURCE_DIR "/deploy/models/demo");
+  CHECK(config.ok());
+  return *std::move(config);
+}
+
+TrunkPlanInput Input() {
+  TrunkPlanInput input;
+  input.weights.file_bytes = 10 << 20;
+  input.weights.matrices = {5 << 20, 5 << 20};
+  input.weights.vectors = {100'000, 200};
+  input.max_sequences = 32;
+  input.max_batch_tokens = 512;
+  input.available_bytes = uint64_t{16} << 30;
+  input.num_threads = 2;
+  return input;
+}
+
+// Bytes of everything at a context and a number of pages: what PlanTrunk says of one that is given.
+uint64_t TotalOf(const TrunkPlanInput& input, int32_t context, int32_t pages) {
+  TrunkPlanInput given = input;
+  given.max_context_tokens = context;
+  given.budget_bytes = 0;
+  const auto plan = PlanTrunk(Demo(), given);
+  CHECK(plan.ok());
+  uint64_t page = 0;
+  for (const MemoryPlan::Item& item : plan->memory.items()) {
+    if (item.name == "KV pages") page = item.bytes / static_cast<uint64_t>(plan->decoder.num_pages);
+  }
+  return plan->memory.total_bytes() - page * static_cast<uint64_t>(plan->decoder.num_pages - pages);
+}
+
+TEST(TrunkPlanTest, AutomaticTakesTheModelsContextAndPagesForTypicalAnswers) {
+  const auto plan = PlanTrunk(Demo(), Input());
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->decoder.max_context_tokens, 8192);
+  EXPECT_EQ(plan->decoder.num_pages, 32 * 4096 / 64);
+  EXPECT_EQ(plan->decoder.num_slots, 32);
+  EXPECT_EQ(plan->SequencesOf(4096), 32);
+  EXPECT_EQ(plan->SequencesOf(8192), 16);
+  EXPECT_THAT(plan->memory.Table(), AllOf(HasSubstr("KV pages"), HasSubstr("2048 pages"),
+                                          HasSubstr("3/4 of 16.0 GiB available")));
+}
+
+TEST(TrunkPlanTest, AtLeastOneWholeContext) {
+  TrunkPlanInput input = Input();
+  input.max_sequences = 1;
+  const auto plan = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(plan.ok());
+  EXPECT_EQ(plan->decoder.num_pages, 8192 / 64);
+}
+
+TEST(TrunkPlanTest, ToTheByte) {
+  TrunkPlanInput input = Input();
+  input.budget_bytes = TotalOf(input, 1280, 20);
+  auto plan = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->decoder.num_pages, 20);
+  EXPECT_EQ(plan->decoder.max_context_tokens, 20 * 64);
+  EXPECT_EQ(plan->memory.total_bytes(), input.budget_bytes);
+  --input.budget_bytes;
+  plan = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->decoder.max_context_tokens, 19 * 64);
+}
+
+// The order in which things give way (trunk_plan.h), on a falling budget.
+TEST(TrunkPlanTest, ShrinksInOrder) {
+  TrunkPlanInput input = Input();
+  input.max_sequences = 0;
+  input.max_batch_tokens = 0;
+  const auto first = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(first->max_sequences, 32);
+  EXPECT_EQ(first->max_batch_tokens, 512);
+  TrunkPlan last = *first;
+  bool narrow = false;
+  bool short_context = false;
+  for (uint64_t budget = first->memory.total_bytes(); budget > 0; budget -= budget / 50 + 1) {
+    input.budget_bytes = budget;
+    const auto plan = PlanTrunk(Demo(), input);
+    if (!plan.ok()) {
+      EXPECT_EQ(last.max_sequences, 1);
+      EXPECT_EQ(last.max_batch_tokens, 64);
+      EXPECT_LT(last.decoder.max_context_tokens, 2048);
+      break;
+    }
+    EXPECT_LE(plan->memory.total_bytes(), budget);
+    EXPECT_LE(plan->max_sequences, last.max_sequences);
+    EXPECT_LE(plan->max_batch_tokens, last.max_batch_tokens);
+    // Pages first: the demo's context is 8192, so it stays while anything else can give way.
+    narrow |= plan->max_batch_tokens < 512;
+    short_context |= plan->decoder.max_context_tokens < 8192;
+    if (narrow) {
+      EXPECT_TRUE(plan->decoder.num_pages >= 1024 / 64);
+    }
+    if (plan->max_sequences < 32) {
+      EXPECT_LE(plan->max_batch_tokens, 128);
+    }
+    if (short_context) {
+      EXPECT_EQ(plan->max_sequences, 1);
+    }
+    last = *plan;
+  }
+  EXPECT_TRUE(narrow);
+  EXPECT_TRUE(short_context);
+}
+
+TEST(TrunkPlanTest, RefusesWithNumbersAndWhatWouldWork) {
+  TrunkPlanInput input = Input();
+  input.budget_bytes = 20 << 20;
+  std::vector<PlanChange> changes;
+  auto plan = PlanTrunk(Demo(), input, &changes);
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(plan.status().message()),
+              AllOf(HasSubstr("1024 tokens"), HasSubstr("20.0 MiB granted (--host_budget)"),
+                    HasSubstr("this would work: --host_budget "), HasSubstr("weights"),
+                    HasSubstr("recurrent state")));
+  ASSERT_EQ(changes.size(), 1u);
+  EXPECT_EQ(changes[0].flag, "--host_budget");
+  input.budget_bytes = std::stoull(changes[0].value);
+  EXPECT_TRUE(PlanTrunk(Demo(), input).ok());
+  --input.budget_bytes;
+  EXPECT_FALSE(PlanTrunk(Demo(), input).ok());
+
+  input = Input();
+  input.max_context_tokens = 8193;
+  EXPECT_THAT(std::string(PlanTrunk(Demo(), input).status().message()),
+              AllOf(HasSubstr("--max_context_tokens 8193"), HasSubstr("8192 positions")));
+  input = Input();
+  input.max_batch_tokens = 94;
+  EXPECT_THAT(std::string(PlanTrunk(Demo(), input).status().message()),
+              HasSubstr("--max_batch_tokens 94: expected at least 95 for 32 sequence(s)"));
+
+  input = Input();
+  input.budget_bytes = TotalOf(input, 8128, 127);
+  input.max_context_tokens = 8192;
+  plan = PlanTrunk(Demo(), input, &changes);
+  EXPECT_THAT(
+      std::string(plan.status().message()),
+      AllOf(HasSubstr("a context of 8192 tokens does not fit"),
+            HasSubstr("any one of these would work: "),
+            HasSubstr("--max_context_tokens 8128, --max_sequences 31, --max_batch_tokens 5")));
+}
+
+TEST(TrunkPlanTest, WhatIsNotThereIsNotGranted) {
+  TrunkPlanInput input = Input();
+  input.available_bytes = 300 << 20;
+  input.budget_bytes = uint64_t{8} << 30;
+  const auto plan = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  // Pages of the checkpoint's files give way.
+  EXPECT_LE(plan->memory.total_bytes(), input.available_bytes + input.weights.file_bytes);
+  EXPECT_THAT(plan->memory.Table(), HasSubstr("--host_budget 8.00 GiB, but 300 MiB is available"));
+  input.weights_generated = true;
+  EXPECT_LE(PlanTrunk(Demo(), input)->memory.total_bytes(), input.available_bytes);
+}
+
+TEST(TrunkPlanTest, GpuMemoryIsCountedInBlocks) {
+  TrunkPlanInput input = Input();
+  input.on_gpu = true;
+  input.available_bytes = 0;
+  input.budget_bytes = uint64_t{8} << 30;
+  const auto plan = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_THAT(plan->memory.Table(),
+              AllOf(HasSubstr("rounding"), HasSubstr("graphs"), HasSubstr("--vram_budget")));
+}
+
+}  // namespace
+}  // namespace banyan
