@@ -16,6 +16,7 @@ static_assert(std::endian::native == std::endian::little);
 
 // Of one block: no block crosses a multiple of 2^32 words.
 constexpr int kBlockWords = 32;
+constexpr int kLineWords = static_cast<int>(kGeneratedLineBytes / 4);
 constexpr int kBlockElements = 2 * kBlockWords;
 
 struct Keys {
@@ -72,6 +73,18 @@ inline __attribute__((always_inline)) void Blocks(uint64_t seed, const Line& lin
   }
 }
 
+inline __attribute__((always_inline)) void Lines(uint64_t seed, uint64_t word, int64_t num_lines,
+                                                 std::byte* out) {
+  Keys keys = KeysOf(seed, word);
+  for (int64_t l = 0; l < num_lines; ++l, word += kLineWords, out += kGeneratedLineBytes) {
+    const auto low = static_cast<uint32_t>(word);
+    if (low == 0) keys = KeysOf(seed, word);
+    uint32_t words[kLineWords];
+    for (int i = 0; i < kLineWords; ++i) words[i] = Mix(keys, low + static_cast<uint32_t>(i));
+    std::memcpy(out, words, sizeof(words));
+  }
+}
+
 using BlocksFn = void (*)(uint64_t, const Line&, uint64_t, int64_t, std::byte*);
 
 void BlocksPortably(uint64_t seed, const Line& line, uint64_t word, int64_t n, std::byte* out) {
@@ -88,6 +101,16 @@ __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=51
 BlocksAvx512(uint64_t seed, const Line& line, uint64_t word, int64_t n, std::byte* out) {
   Blocks(seed, line, word, n, out);
 }
+
+__attribute__((target("avx2"))) void LinesAvx2(uint64_t seed, uint64_t word, int64_t n,
+                                               std::byte* out) {
+  Lines(seed, word, n, out);
+}
+
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void
+LinesAvx512(uint64_t seed, uint64_t word, int64_t n, std::byte* out) {
+  Lines(seed, word, n, out);
+}
 #endif
 
 BlocksFn BlocksOf(GeneratorTier tier) {
@@ -99,11 +122,16 @@ BlocksFn BlocksOf(GeneratorTier tier) {
   return BlocksPortably;
 }
 
-GeneratorTier BestTier() {
+GeneratorTier FindBestTier() {
   for (const GeneratorTier tier : {GeneratorTier::kAvx512, GeneratorTier::kAvx2}) {
     if (HasGeneratorTier(tier)) return tier;
   }
   return GeneratorTier::kPortable;
+}
+
+GeneratorTier BestTier() {
+  static const GeneratorTier tier = FindBestTier();
+  return tier;
 }
 
 }  // namespace
@@ -121,6 +149,27 @@ bool HasGeneratorTier(GeneratorTier tier) {
   if (tier == GeneratorTier::kAvx2) return __builtin_cpu_supports("avx2") != 0;
 #endif
   return tier == GeneratorTier::kPortable;
+}
+
+void GenerateLines(uint64_t seed, uint64_t first_line, int64_t num_lines, std::byte* out) {
+  GenerateLines(BestTier(), seed, first_line, num_lines, out);
+}
+
+void GenerateLines(GeneratorTier tier, uint64_t seed, uint64_t first_line, int64_t num_lines,
+                   std::byte* out) {
+  const uint64_t word = first_line * kLineWords;
+#if defined(__x86_64__)
+  switch (tier) {
+    case GeneratorTier::kAvx512:
+      return LinesAvx512(seed, word, num_lines, out);
+    case GeneratorTier::kAvx2:
+      return LinesAvx2(seed, word, num_lines, out);
+    case GeneratorTier::kPortable:
+      break;
+  }
+#endif
+  CHECK(tier == GeneratorTier::kPortable);
+  Lines(seed, word, num_lines, out);
 }
 
 void GenerateBF16(GeneratorTier tier, uint64_t seed, float mean, float deviation, int64_t first,
@@ -150,8 +199,7 @@ void GenerateBF16(GeneratorTier tier, uint64_t seed, float mean, float deviation
 
 void GenerateBF16(uint64_t seed, float mean, float deviation, int64_t first,
                   std::span<std::byte> out) {
-  static const GeneratorTier tier = BestTier();
-  GenerateBF16(tier, seed, mean, deviation, first, out);
+  GenerateBF16(BestTier(), seed, mean, deviation, first, out);
 }
 
 }  // namespace banyan

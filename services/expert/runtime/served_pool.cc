@@ -6,6 +6,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/config/tensor_inventory.h"
+#include "common/pool/generated_expert.h"
 #include "common/pool/pack_path.h"
 #include "services/expert/kernels/kernel_table.h"
 #include "services/expert/kernels/packed_ffn.h"
@@ -17,6 +18,9 @@ namespace banyan::expert {
 namespace {
 
 constexpr char kFastestTier[] = "amx";
+// A scale per 32 weights keeps the integer tiles busy with scaling: on an Intel Xeon with AMX, VNNI
+// takes 0.6 to 1.0 of their time at any number of rows (docs/performance.md), for the same bits.
+constexpr char kFastestIntegerTier[] = "avx512_vnni";
 
 // The kernels for weights in the checkpoint's precision, which also widen and narrow for the packed
 // ones: at `tier`, or the fastest below it that they have.
@@ -94,6 +98,7 @@ class PackedPool final : public ServedPool {
                     std::string(PoolFormatName(format)),
                     static_cast<uint64_t>(layout.file_bytes - layout.payload_offset),
                     header.fingerprint};
+    if (IsGeneratedPool(*checkpoint_, format)) RETURN_IF_ERROR(OpenGenerated(header));
     return CheckPoolFits(description_, options_.memory);
   }
 
@@ -101,6 +106,7 @@ class PackedPool final : public ServedPool {
   const char* tier() const override { return kernels_.exact->tier; }
 
   absl::StatusOr<PoolLoadReport> Load(WorkerPool& pool, PoolProgressFn progress) override {
+    if (generated_) return Generate(pool, progress);
     const auto pack_progress = [&](const PackProgress& p) {
       const PoolPhase phase = p.phase == PackProgress::Phase::kWait      ? PoolPhase::kWait
                               : p.phase == PackProgress::Phase::kConvert ? PoolPhase::kConvert
@@ -126,6 +132,7 @@ class PackedPool final : public ServedPool {
         PoolMemory::Load(std::move(result.pack), options_.memory, pool, [&](uint64_t done) {
           return progress(PoolPhase::kRead, done, description_.pool_bytes);
         }));
+    report.memory = options_.memory.mode;
     report.reused_segment = memory_->reused_segment();
     report.huge_page_bytes = memory_->huge_page_bytes();
     FillTable();
@@ -142,6 +149,38 @@ class PackedPool final : public ServedPool {
   }
 
  private:
+  // Dummy weights are made in memory; a pack of them is used where somebody made one, but none is
+  // written: to generate them again is faster than to read them.
+  absl::Status OpenGenerated(const ExpertPackHeader& header) {
+    if (!options_.pool_dir.empty() && OpenPack(request_).ok()) return absl::OkStatus();
+    if (options_.memory.mode == PoolMemoryMode::kShm) {
+      return FailedPreconditionF(
+          "--pool_memory shm: is for packs; --load_format dummy makes its weights in memory of the "
+          "process unless `banyan pack --load_format dummy` has made a pack in --pool_dir '{}'",
+          options_.pool_dir);
+    }
+    options_.memory.mode = PoolMemoryMode::kAnonymous;
+    generated_ = header;
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<PoolLoadReport> Generate(WorkerPool& pool, PoolProgressFn progress) {
+    ASSIGN_OR_RETURN(memory_,
+                     PoolMemory::Generate(
+                         *generated_, options_.memory, pool,
+                         [&](int64_t idx, std::byte* out) {
+                           return GenerateExpert(*checkpoint_, config_, *generated_, idx, out);
+                         },
+                         [&](uint64_t done) {
+                           return progress(PoolPhase::kRead, done, description_.pool_bytes);
+                         }));
+    FillTable();
+    PoolLoadReport report;
+    report.memory = options_.memory.mode;
+    report.huge_page_bytes = memory_->huge_page_bytes();
+    return report;
+  }
+
   void FillTable() {
     const ExpertPackLayout& layout = memory_->layout();
     table_.layers.resize(static_cast<size_t>(table_.geometry.num_layers));
@@ -155,12 +194,13 @@ class PackedPool final : public ServedPool {
     }
   }
 
-  const ServedPoolOptions options_;
+  ServedPoolOptions options_;
   const FfnKernels& elementwise_;
   const PackedKernelPair kernels_;
   std::unique_ptr<Checkpoint> checkpoint_;
   ModelConfig config_;
   PackRequest request_;
+  std::optional<ExpertPackHeader> generated_;  // what is generated instead of packed
   PoolDescription description_;
   std::unique_ptr<PoolMemory> memory_;
   PackedTable table_;
@@ -170,11 +210,14 @@ absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(const ServedPoolOptions& 
                                                        PoolFormat format,
                                                        const FfnKernels& elementwise,
                                                        const CpuFeatures& features) {
-  if (options.pool_dir.empty()) {
+  if (options.pool_dir.empty() && options.load_format == LoadFormat::kAuto) {
     return InvalidArgumentF("--pool_format {} needs --pool_dir: there is no home directory",
                             options.pool_format);
   }
-  const char* const tier = options.cpu_tier == "auto" ? kFastestTier : options.cpu_tier.c_str();
+  const char* const fastest = format == PoolFormat::kInt8 || format == PoolFormat::kInt4
+                                  ? kFastestIntegerTier
+                                  : kFastestTier;
+  const char* const tier = options.cpu_tier == "auto" ? fastest : options.cpu_tier.c_str();
   const PackedKernelPair kernels = {FindPackedKernels(format, Precision::kExact, tier, features),
                                     FindPackedKernels(format, Precision::kFast, tier, features)};
   if (kernels.exact == nullptr || kernels.fast == nullptr) {

@@ -60,6 +60,28 @@ TEST(GeneratedTensorTest, EveryInstructionSetGivesTheSameBits) {
   EXPECT_NE(make(GeneratorTier::kPortable, 0), make(GeneratorTier::kPortable, int64_t{1} << 33));
 }
 
+// Both read the same words.
+TEST(GeneratedTensorTest, LinesAreTheWordsOfElements) {
+  constexpr int64_t kLines = 40;
+  constexpr uint64_t kBorder = (uint64_t{1} << 32) / 16;
+  // With this deviation an element is its signed half exactly, where bf16 holds it.
+  const float deviation = 32768.0f / std::sqrt(3.0f);
+  for (const uint64_t first : {uint64_t{0}, uint64_t{3}, kBorder - 7}) {
+    std::vector<uint16_t> elements(kLines * 32);
+    GenerateBF16(42, 0, deviation, static_cast<int64_t>(first * 32),
+                 std::as_writable_bytes(std::span(elements)));
+    for (const GeneratorTier tier :
+         {GeneratorTier::kPortable, GeneratorTier::kAvx2, GeneratorTier::kAvx512}) {
+      if (!HasGeneratorTier(tier)) continue;
+      std::vector<int16_t> halves(kLines * 32);
+      GenerateLines(tier, 42, first, kLines, reinterpret_cast<std::byte*>(halves.data()));
+      for (size_t i = 0; i < halves.size(); ++i) {
+        ASSERT_NEAR(halves[i], AsFloat(elements[i]), 128.0f) << i;  // half a step of 2^15
+      }
+    }
+  }
+}
+
 // The values stand in results that are compared between hosts and versions.
 TEST(GeneratedTensorTest, NeverChanges) {
   const std::vector<uint16_t> values =
