@@ -19,7 +19,7 @@ namespace {
 
 constexpr char kFastestTier[] = "amx";
 // A scale per 32 weights keeps the integer tiles busy with scaling: on an Intel Xeon with AMX, VNNI
-// takes 0.65 to 1.0 of their time at any number of rows (docs/performance.md), for the same bits.
+// takes 0.65 to 1.0 of their time (docs/performance.md), for the same bits.
 constexpr char kFastestIntegerTier[] = "avx512_vnni";
 
 // The kernels for weights in the checkpoint's precision, which also widen and narrow for the packed
