@@ -27,7 +27,7 @@ constexpr char kSingleName[] = "model.safetensors";
 constexpr char kIndexName[] = "model.safetensors.index.json";
 constexpr size_t kMaxConfigBytes = 16'000'000;
 constexpr char kGeneratedName[] = "generated";  // in place of a file's name
-constexpr uint64_t kGeneratorVersion = 1;       // other values, another number
+constexpr uint64_t kGeneratorVersion = 2;       // other values, another number
 
 // XXH3-128 over length-prefixed parts, so that bytes cannot move from one part to the next.
 class Fingerprint {
@@ -350,7 +350,7 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Generate(
     const size_t bytes = bytes_of(tensor);
     checkpoint->entries_.push_back({tensor.name, TensorView{DType::kBF16, tensor.shape, next}, 0});
     checkpoint->generated_.push_back(
-        {next, bytes, GeneratedTensorSeed(tensor.name), tensor.mean, tensor.deviation});
+        {next, bytes, {GeneratedTensorSeed(tensor.name), tensor.mean, tensor.deviation}});
     next += (bytes + kAlignment - 1) / kAlignment * kAlignment;
   }
   std::sort(checkpoint->entries_.begin(), checkpoint->entries_.end(),
@@ -363,16 +363,27 @@ Checkpoint::~Checkpoint() {
   if (memory_ != nullptr) ::munmap(memory_, memory_bytes_);
 }
 
-void Checkpoint::Generate(std::span<const std::byte> range, std::byte* out) const {
+const Checkpoint::Generated& Checkpoint::GeneratedAt(const std::byte* data) const {
   const auto after = std::upper_bound(
-      generated_.begin(), generated_.end(), range.data(),
+      generated_.begin(), generated_.end(), data,
       [](const std::byte* at, const Generated& tensor) { return at < tensor.begin; });
   CHECK(after != generated_.begin());
-  const Generated& tensor = *std::prev(after);
+  return *std::prev(after);
+}
+
+std::optional<Checkpoint::Generator> Checkpoint::GeneratorOf(const TensorView& view) const {
+  if (generated_.empty()) return std::nullopt;
+  const Generated& tensor = GeneratedAt(view.data);
+  CHECK(view.data == tensor.begin);
+  return tensor.generator;
+}
+
+void Checkpoint::Generate(std::span<const std::byte> range, std::byte* out) const {
+  const Generated& tensor = GeneratedAt(range.data());
   const auto offset = static_cast<size_t>(range.data() - tensor.begin);
   CHECK(offset % 2 == 0 && offset + range.size() <= tensor.bytes);
-  GenerateBF16(tensor.seed, tensor.mean, tensor.deviation, static_cast<int64_t>(offset / 2),
-               {out, range.size()});
+  GenerateBF16(tensor.generator.seed, tensor.generator.mean, tensor.generator.deviation,
+               static_cast<int64_t>(offset / 2), {out, range.size()});
 }
 
 void Checkpoint::Fill(std::span<const std::byte> range) const {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -46,6 +47,15 @@ class Checkpoint {
   // Before a part of a view is used: makes its values, if they are generated. Parts may be filled
   // on several threads if they do not overlap.
   void Fill(std::span<const std::byte> range) const;
+
+  bool is_generated() const { return !generated_.empty(); }
+  // How the values of a generated tensor are made; nullopt where they come from files.
+  struct Generator {
+    uint64_t seed = 0;
+    float mean = 0;
+    float deviation = 0;
+  };
+  std::optional<Generator> GeneratorOf(const TensorView& view) const;
 
   // nullptr when there is no such tensor.
   const Entry* Find(std::string_view name) const;
@@ -96,10 +106,9 @@ class Checkpoint {
   struct Generated {
     const std::byte* begin = nullptr;
     size_t bytes = 0;
-    uint64_t seed = 0;
-    float mean = 0;
-    float deviation = 0;
+    Generator generator;
   };
+  const Generated& GeneratedAt(const std::byte* data) const;
   void Generate(std::span<const std::byte> range, std::byte* out) const;
   std::vector<Generated> generated_;
   void* memory_ = nullptr;

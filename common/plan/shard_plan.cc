@@ -58,8 +58,7 @@ std::string MappedFormat(const Checkpoint& checkpoint, const ShardGeometry& geom
 }
 
 absl::StatusOr<MemoryPlan> MemoryOf(const ShardPlanInput& input, const ShardPool& pool) {
-  const bool mapped =
-      input.memory == PoolMemoryMode::kMap && !(input.weights_generated && !pool.packed);
+  const bool mapped = input.memory == PoolMemoryMode::kMap && !input.weights_generated;
   const uint64_t there =
       mapped ? input.total_bytes : input.available_bytes + input.there_already_bytes;
   uint64_t budget = input.budget_bytes;
@@ -77,8 +76,7 @@ absl::StatusOr<MemoryPlan> MemoryOf(const ShardPlanInput& input, const ShardPool
   plan.Add("expert pool", pool.pool_bytes,
            fmt::format("{} layers of {} experts, {}, {}", pool.num_moe_layers,
                        pool.geometry.num_shard_experts, pool.format,
-                       !pool.packed && input.weights_generated ? "generated"
-                                                               : PoolMemoryName(input.memory)));
+                       input.weights_generated ? "generated" : PoolMemoryName(input.memory)));
   plan.Add("page tables", pool.pool_bytes / kBytesPerTableByte, "8 bytes for 4 KiB");
   plan.Add("workspace", kWorkspaceBytes, "program, threads, activations, replies");
   plan.Add("tensor index", TensorIndexBytes(*input.checkpoint),

@@ -63,8 +63,9 @@ struct ShardPlanInput {
   ShardSpec shard;
   std::string pool_format = "auto";
   PoolMemoryMode memory = PoolMemoryMode::kMap;
-  bool weights_generated = false;  // --load_format dummy
-  uint64_t budget_bytes = 0;       // 0: what there is
+  // --load_format dummy: in memory of the process, unless there is a pack of such weights.
+  bool weights_generated = false;
+  uint64_t budget_bytes = 0;  // 0: what there is
   // Of the machine or container: all of it, what is free now, and what a segment of an earlier
   // start holds already. total_bytes 0: not known, budget_bytes decides alone.
   uint64_t total_bytes = 0;

@@ -22,6 +22,7 @@
 #include "common/config/tensor_inventory.h"
 #include "common/io/output_file.h"
 #include "common/parallel/first_error.h"
+#include "common/pool/generated_expert.h"
 #include "common/pool/pack_path.h"
 #include "common/quant/nf4.h"
 #include "common/quant/packed_matrix.h"
@@ -260,8 +261,16 @@ class Builder {
     std::memset(packed + layout_.gate_bytes - 64, 0, 64);
     std::memset(packed + 2 * layout_.gate_bytes - 64, 0, 64);
     std::memset(packed + layout_.expert_bytes - 64, 0, 64);
+    const bool generated = IsGeneratedPool(*request_.checkpoint, header_.format);
+    if (generated) {
+      const absl::Time start = absl::Now();
+      RETURN_IF_ERROR(GenerateExpert(*request_.checkpoint, *request_.config, header_, idx, packed));
+      worker.convert_seconds += SecondsSince(start);
+    }
     for (size_t i = 0; i < 3; ++i) {
       const MatrixPart& part = parts->matrices[i];
+      source_bytes_.fetch_add(part.bytes().size(), std::memory_order_relaxed);
+      if (generated) continue;
       const absl::Time start = absl::Now();
       RETURN_IF_ERROR(
           request_.checkpoint->Read(part.bytes(), {worker.raw->data(), part.bytes().size()}));
@@ -269,7 +278,6 @@ class Builder {
       RETURN_IF_ERROR(Annotate(PackPart(part, worker, packed + parts->at[i]), place));
       worker.read_seconds += absl::ToDoubleSeconds(read - start);
       worker.convert_seconds += SecondsSince(read);
-      source_bytes_.fetch_add(part.bytes().size(), std::memory_order_relaxed);
     }
     const std::span<const std::byte> bytes(packed, static_cast<size_t>(layout_.expert_bytes));
     const absl::Time start = absl::Now();
@@ -300,6 +308,62 @@ class Builder {
   std::vector<Worker> workers_;
   std::atomic<uint64_t> source_bytes_{0};
 };
+
+absl::Status CheckPackIsOf(const ExpertPack& pack, const ExpertPackHeader& wanted) {
+  const ExpertPackHeader& found = pack.header();
+  const auto differs = [&](std::string_view what, const auto& is, const auto& expected) {
+    return FailedPreconditionF("{}: {} {}, expected {}", pack.path(), what, is, expected);
+  };
+  if (found.format != wanted.format) {
+    return differs("pool format", PoolFormatName(found.format), PoolFormatName(wanted.format));
+  }
+  if (found.fingerprint != wanted.fingerprint) {
+    return differs("of the model with fingerprint", found.fingerprint, wanted.fingerprint);
+  }
+  const auto shard = [](const ExpertPackHeader& h) {
+    return ShardText({h.shard_index, h.num_shards,
+                      h.split_by_experts ? ShardSplit::kExperts : ShardSplit::kWidth});
+  };
+  if (shard(found) != shard(wanted)) return differs("of shard", shard(found), shard(wanted));
+  const std::pair<const char*, std::pair<int32_t, int32_t>> sizes[] = {
+      {"num_layers", {found.num_layers, wanted.num_layers}},
+      {"num_experts", {found.num_experts, wanted.num_experts}},
+      {"hidden_size", {found.hidden_size, wanted.hidden_size}},
+      {"moe_intermediate_size", {found.moe_intermediate_size, wanted.moe_intermediate_size}},
+      {"first_expert", {found.first_expert, wanted.first_expert}},
+      {"num_shard_experts", {found.num_shard_experts, wanted.num_shard_experts}},
+      {"first_width", {found.first_width, wanted.first_width}},
+      {"num_shard_width", {found.num_shard_width, wanted.num_shard_width}}};
+  for (const auto& [name, values] : sizes) {
+    if (values.first != values.second) return differs(name, values.first, values.second);
+  }
+  if (found.moe_layers != wanted.moe_layers) {
+    return differs("moe layers", fmt::format("{}", fmt::join(found.moe_layers, ",")),
+                   fmt::format("{}", fmt::join(wanted.moe_layers, ",")));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckPackFresh(const ExpertPack& pack, const ExpertPackHeader& wanted) {
+  if (pack.header().source_stamp == wanted.source_stamp) return absl::OkStatus();
+  return FailedPreconditionF(
+      "{}: the checkpoint's files were rewritten or copied since it was packed (stamp {:016x}, "
+      "now {:016x})",
+      pack.path(), pack.header().source_stamp, wanted.source_stamp);
+}
+
+// A whole pack that is not an older or damaged state of the wanted one, but somebody else's: of a
+// newer program, another model, shard or format. docs/adr/foreign-packs.md.
+absl::Status CheckNotForeign(const std::string& path, const ExpertPackHeader& wanted) {
+  const absl::StatusOr<ExpertPack> there = ExpertPack::Open(path);
+  absl::Status status = absl::IsUnimplemented(there.status()) ? there.status() : absl::OkStatus();
+  if (there.ok()) status = CheckPackIsOf(*there, wanted);
+  if (status.ok()) return status;
+  return absl::Status(status.code(),
+                      fmt::format("{}; it is not replaced: move it away, or give another "
+                                  "--pool_dir, or replace it by `banyan pack --rebuild`",
+                                  ToStd(status.message())));
+}
 
 // The pack at `path` if it is whole and fits.
 absl::StatusOr<ExpertPack> OpenFitting(const std::string& path, const ExpertPackHeader& wanted) {
@@ -340,44 +404,8 @@ absl::StatusOr<ExpertPackHeader> WantedPackHeader(const PackRequest& request) {
 }
 
 absl::Status CheckPackFits(const ExpertPack& pack, const ExpertPackHeader& wanted) {
-  const ExpertPackHeader& found = pack.header();
-  const auto differs = [&](std::string_view what, const auto& is, const auto& expected) {
-    return FailedPreconditionF("{}: {} {}, expected {}", pack.path(), what, is, expected);
-  };
-  if (found.format != wanted.format) {
-    return differs("pool format", PoolFormatName(found.format), PoolFormatName(wanted.format));
-  }
-  if (found.fingerprint != wanted.fingerprint) {
-    return differs("of the model with fingerprint", found.fingerprint, wanted.fingerprint);
-  }
-  const auto shard = [](const ExpertPackHeader& h) {
-    return ShardText({h.shard_index, h.num_shards,
-                      h.split_by_experts ? ShardSplit::kExperts : ShardSplit::kWidth});
-  };
-  if (shard(found) != shard(wanted)) return differs("of shard", shard(found), shard(wanted));
-  const std::pair<const char*, std::pair<int32_t, int32_t>> sizes[] = {
-      {"num_layers", {found.num_layers, wanted.num_layers}},
-      {"num_experts", {found.num_experts, wanted.num_experts}},
-      {"hidden_size", {found.hidden_size, wanted.hidden_size}},
-      {"moe_intermediate_size", {found.moe_intermediate_size, wanted.moe_intermediate_size}},
-      {"first_expert", {found.first_expert, wanted.first_expert}},
-      {"num_shard_experts", {found.num_shard_experts, wanted.num_shard_experts}},
-      {"first_width", {found.first_width, wanted.first_width}},
-      {"num_shard_width", {found.num_shard_width, wanted.num_shard_width}}};
-  for (const auto& [name, values] : sizes) {
-    if (values.first != values.second) return differs(name, values.first, values.second);
-  }
-  if (found.moe_layers != wanted.moe_layers) {
-    return differs("moe layers", fmt::format("{}", fmt::join(found.moe_layers, ",")),
-                   fmt::format("{}", fmt::join(wanted.moe_layers, ",")));
-  }
-  if (found.source_stamp != wanted.source_stamp) {
-    return FailedPreconditionF(
-        "{}: the checkpoint's files were rewritten or copied since it was packed (stamp {:016x}, "
-        "now {:016x})",
-        pack.path(), found.source_stamp, wanted.source_stamp);
-  }
-  return absl::OkStatus();
+  RETURN_IF_ERROR(CheckPackIsOf(pack, wanted));
+  return CheckPackFresh(pack, wanted);
 }
 
 absl::Status VerifyPack(const ExpertPack& pack, WorkerPool& pool, PackProgressFn progress) {
@@ -422,6 +450,12 @@ absl::Status VerifyPack(const ExpertPack& pack, WorkerPool& pool, PackProgressFn
       pack.header().checksums[static_cast<size_t>(first_damaged)], num_damaged.load(), num_experts);
 }
 
+absl::StatusOr<ExpertPack> OpenPack(const PackRequest& request) {
+  ASSIGN_OR_RETURN(const ExpertPackHeader wanted, WantedPackHeader(request));
+  return OpenFitting(PackPath(request.pool_dir, wanted.fingerprint, request.format, request.shard),
+                     wanted);
+}
+
 absl::StatusOr<PackResult> EnsurePack(const PackRequest& request, WorkerPool& pool,
                                       PackProgressFn progress, bool rebuild) {
   ASSIGN_OR_RETURN(ExpertPackHeader wanted, WantedPackHeader(request));
@@ -430,6 +464,7 @@ absl::StatusOr<PackResult> EnsurePack(const PackRequest& request, WorkerPool& po
       PackPath(request.pool_dir, wanted.fingerprint, request.format, request.shard);
   absl::StatusOr<ExpertPack> there = OpenFitting(path, wanted);
   if (there.ok() && !rebuild) return PackResult{*std::move(there), absl::OkStatus(), {}};
+  if (!there.ok() && !rebuild) RETURN_IF_ERROR(CheckNotForeign(path, wanted));
   const absl::Status rejected =
       absl::IsNotFound(there.status()) ? absl::OkStatus() : there.status();
 
@@ -448,6 +483,7 @@ absl::StatusOr<PackResult> EnsurePack(const PackRequest& request, WorkerPool& po
     if (!rebuild) {  // whoever held the lock may have made it
       there = OpenFitting(path, wanted);
       if (there.ok()) return PackResult{*std::move(there), absl::OkStatus(), {}};
+      RETURN_IF_ERROR(CheckNotForeign(path, wanted));
     }
     // With this lock held, this run's own temporary is opened anew and emptied.
     RemoveLeftovers(folder);

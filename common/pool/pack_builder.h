@@ -63,7 +63,12 @@ absl::StatusOr<ExpertPackHeader> WantedPackHeader(const PackRequest& request);
 // files that were rewritten since.
 absl::Status CheckPackFits(const ExpertPack& pack, const ExpertPackHeader& wanted);
 
-// The pack that is there if it is whole (header and size) and fits, else a new one: written to a
+// The pack that is there: errors of ExpertPack::Open and CheckPackFits.
+absl::StatusOr<ExpertPack> OpenPack(const PackRequest& request);
+
+// The pack that is there if it is whole (header and size) and fits, else a new one; but a whole
+// pack of another model, shard, format or newer version is an error (CheckPackFits, kUnimplemented)
+// and stays, unless `rebuild` asks for a new one whatever is there. A new one is written to a
 // temporary name, read back against its checksums, synced and renamed over the old one, under a
 // file lock, so that neither a crash nor a second process leaves a half pack under the name. What a
 // killed run left in the folder is removed. Errors leave the old pack as it is and no temporary

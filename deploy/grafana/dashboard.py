@@ -426,6 +426,45 @@ PHASE = table(
     '{__name__=~"banyan_(trunk|expert)_load_phase"} == 1',
     {"instance": "process", "phase": "phase"},
 )
+PACKS = bargauge(
+    "Packs made again",
+    "Packs of experts that were found damaged or older than the checkpoint at the last start, and were "
+    "packed again. More than once on one host: its disk or its memory.",
+    [target("banyan_expert_packs_rejected_total", "{{instance}}")],
+    "none",
+    limits=thresholds((None, "green"), (1, "orange")),
+    maximum=1,
+)
+HUGE_PAGES = bargauge(
+    "Experts on huge pages",
+    "Share of a pack's weights that the kernel has put on huge pages; reading from others costs a tenth "
+    "of the bandwidth. 0 where experts are read from the page cache (--pool_memory map).",
+    [
+        target(
+            "banyan_expert_huge_page_bytes / (banyan_expert_pool_bytes > 0)",
+            "{{instance}}",
+        )
+    ],
+    "percentunit",
+    limits=thresholds((None, "blue")),
+    maximum=1,
+)
+EXPERT_SHARE = bargauge(
+    "Experts: share of the measured bandwidth",
+    "Weights read while experts compute over what the memory gave at the start. Near 1: memory is the "
+    "limit. Far below with few rows a call: the kernels or other programs are.",
+    [
+        target(
+            f"{rate('banyan_expert_weight_bytes_total')} / "
+            f"({rate('banyan_expert_call_compute_seconds_sum')} > 0) / "
+            "(banyan_expert_memory_bandwidth_bytes_per_second > 0)",
+            "{{instance}}",
+        )
+    ],
+    "percentunit",
+    limits=thresholds((None, "blue")),
+    maximum=1,
+)
 UPTIME = bargauge(
     "Up since",
     "Time since the start of each process: a short bar is a restart.",
@@ -449,6 +488,7 @@ SHARDS = table(
         "num_shards": "of",
         "split": "split",
         "pool_format": "format",
+        "memory": "memory",
         "tier": "kernels",
     },
 )
@@ -544,6 +584,7 @@ ROWS = [
     (6, line(LOADED, LOAD_TIME, PHASE)),
     (6, line(PHASE_PROGRESS, PHASE_SPEED, PLANNED)),
     (6, line(UPTIME, BUILD, SHARDS)),
+    (6, line(PACKS, HUGE_PAGES, EXPERT_SHARE)),
     (1, line(row("Errors"))),
     (7, line(OUTCOMES, EXPERT_ERRORS, REPLICA_STATE)),
     (7, line(OUTAGE, FAILED_STEPS, FAULTS)),

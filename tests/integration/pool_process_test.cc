@@ -215,7 +215,7 @@ TEST_F(PoolProcessTest, PackedOnceThenMapped) {
   EXPECT_EQ(Verify(packs_.path()).first, 0);
 }
 
-TEST_F(PoolProcessTest, WhatIsNotThisPackIsNamedAndPackedAgain) {
+TEST_F(PoolProcessTest, ADamagedPackIsPackedAgainAndAForeignOneStays) {
   ASSERT_NO_FATAL_FAILURE(MakePack());
   // Packs of another shard and of another model, made by the tool.
   const auto make = [&](std::vector<std::string> args) {
@@ -237,14 +237,27 @@ TEST_F(PoolProcessTest, WhatIsNotThisPackIsNamedAndPackedAgain) {
   newer[8] = 2;
   std::string flipped = pack_;
   flipped[90] ^= 0x20;
+  const std::pair<std::string, std::string> foreign[] = {
+      {other_shard, "of shard width-1of2, expected width-0of1"},
+      {other_model, "of the model with fingerprint"},
+      {newer, "pack version 2, this program reads version 1"},
+  };
+  for (const auto& [bytes, message] : foreign) {
+    SCOPED_TRACE(message);
+    WriteFile(path_, bytes);
+    Host host(Args());
+    EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 1);
+    for (const std::string& part : {message, path_, std::string("it is not replaced")}) {
+      EXPECT_NE(host.process().Log().find(part), std::string::npos) << host.process().Log();
+    }
+    EXPECT_EQ(host.process().Log().find(" ready "), std::string::npos) << host.process().Log();
+    EXPECT_EQ(ReadFile(path_), bytes);
+  }
   const std::pair<std::string, std::string> damages[] = {
       {pack_.substr(0, pack_.size() - 4096), "it was cut"},
       {pack_.substr(0, 1000), "it was cut"},
       {"", "too short"},
       {std::string(pack_.size(), 'x'), "not a pack"},
-      {other_shard, "of shard width-1of2, expected width-0of1"},
-      {other_model, "of the model with fingerprint"},
-      {newer, "pack version 2, this program reads version 1"},
       {flipped, "the header is damaged"},
   };
   for (const auto& [bytes, message] : damages) {
@@ -307,13 +320,13 @@ TEST_F(PoolProcessTest, ADamagedPayloadIsPackedAgainWhenAsked) {
 
 TEST_F(PoolProcessTest, AFullDiskEndsTheStartAndKeepsTheOldPack) {
   ASSERT_NO_FATAL_FAILURE(MakePack());
-  std::string newer = pack_;
-  newer[8] = 2;
-  WriteFile(path_, newer);
+  std::string stale = pack_;
+  stale[90] ^= 0x20;
+  WriteFile(path_, stale);
   Host host(Args(), Shell("ulimit -f 100"));
   EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 1);
   EXPECT_NE(host.process().Log().find("the pack needs"), std::string::npos) << host.process().Log();
-  EXPECT_EQ(ReadFile(path_), newer);
+  EXPECT_EQ(ReadFile(path_), stale);
   EXPECT_FALSE(std::filesystem::exists(path_ + ".tmp"));
 }
 
@@ -364,6 +377,32 @@ TEST_F(PoolProcessTest, EveryMemoryGivesTheSameAnswers) {
   EXPECT_EQ(host.Answers(), answers_);
   EXPECT_NE(host.process().Log().find("memory=anonymous"), std::string::npos);
   EXPECT_EQ(host.Stop(), 0);
+}
+
+// Dummy weights are made in memory, with no pack; a pack that somebody made of them is used and
+// gives the same answers.
+TEST_F(PoolProcessTest, DummyPoolsNeedNoPack) {
+  const std::vector<std::string> dummy = {"--load_format=dummy", "--pool_format=nf4"};
+  {
+    Host host(Args({dummy[0], dummy[1], "--pool_memory=shm"}));
+    EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 1);
+    EXPECT_NE(host.process().Log().find("banyan pack --load_format dummy"), std::string::npos);
+  }
+  Host generated(Args(dummy));
+  EXPECT_EQ(NumPhase(generated.AwaitReady(), LoadProgress::CONVERT), 0);
+  const std::string answers = generated.Answers();
+  EXPECT_TRUE(generated.process().WaitForLine("memory=anonymous", absl::Seconds(5)).ok());
+  EXPECT_EQ(generated.Stop(), 0);
+  EXPECT_EQ(PackPath("nf4-width-0of1.pack"), "");
+
+  Process pack({BinaryPath("banyan"), "pack", "--model=" + model_, "--pool_dir=" + packs_.path(),
+                dummy[0], dummy[1]});
+  EXPECT_EQ(pack.WaitExit(kTimeout).value_or(-1), 0) << pack.Log();
+  Host packed(Args(dummy));
+  packed.AwaitReady();
+  EXPECT_TRUE(packed.process().WaitForLine("memory=map", absl::Seconds(5)).ok());
+  EXPECT_EQ(packed.Answers(), answers);
+  EXPECT_EQ(packed.Stop(), 0);
 }
 
 // A model of its own, so that no other test has its segment.

@@ -28,6 +28,7 @@ ALERTS = {
     "BanyanQueueGrowing",
     "BanyanRequestsFailing",
     "BanyanLoadTooLong",
+    "BanyanPackRejected",
 }
 QUESTIONS = ["Is it well?", "Why is it slow?", "Capacity", "Load", "Errors"]
 

@@ -211,7 +211,10 @@ struct DownPart {
         const float* const values = acc + p * acc_panel + r * kPanelOutputs;
         float* const sum = a.sum + a.rows[first_row + r] * a.sum_stride + o;
         if (outputs == kPanelOutputs) {
-          for (int64_t j = 0; j < kPanelOutputs; ++j) sum[j] += weight * values[j];
+          // Products in an array of their own: compilers cannot know that sum and values are apart.
+          float products[kPanelOutputs];
+          for (int64_t j = 0; j < kPanelOutputs; ++j) products[j] = weight * values[j];
+          for (int64_t j = 0; j < kPanelOutputs; ++j) sum[j] += products[j];
         } else {
           for (int64_t j = 0; j < outputs; ++j) sum[j] += weight * values[j];
         }

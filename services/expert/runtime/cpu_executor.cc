@@ -60,7 +60,7 @@ void CpuExecutor::GateUp(const Tile& tile) {
   });
 }
 
-void CpuExecutor::Down(const Tile& tile, float* sum) {
+void CpuExecutor::Down(const Tile& tile, float* sum, int64_t sum_stride) {
   kernels_.down({
       .weights = &(*layer_)[static_cast<size_t>(tile.expert)],
       .width = geometry().num_shard_width,
@@ -72,7 +72,7 @@ void CpuExecutor::Down(const Tile& tile, float* sum) {
       .hidden = reinterpret_cast<const float*>(tile.hidden),
       .hidden_stride = Floats(tile.layout.hidden_bytes),
       .sum = sum,
-      .sum_stride = geometry().hidden_size,
+      .sum_stride = sum_stride,
   });
 }
 

@@ -20,7 +20,7 @@ class CpuExecutor final : public GroupedExecutor {
   RowLayout BeginCall(const ExpertCall& call) override;
   void PrepareRow(const std::byte* x, ActivationType type, std::byte* out, int thread) override;
   void GateUp(const Tile& tile) override;
-  void Down(const Tile& tile, float* sum) override;
+  void Down(const Tile& tile, float* sum, int64_t sum_stride) override;
 
   const ExpertTable& table_;
   const FfnKernels& kernels_;

@@ -24,6 +24,17 @@ int32_t TileSize(int64_t outputs, int num_threads, int32_t unit, int32_t max_til
   return static_cast<int32_t>(std::clamp<int64_t>(wanted / unit * unit, unit, max_tile));
 }
 
+// The same for the tiles of down, each of which reads all hidden rows: the widest with eight tiles
+// a thread, or with two where that makes 64 outputs, four streams of weights.
+int32_t DownTileSize(int32_t outputs, int num_threads, int32_t unit, int32_t max_tile) {
+  for (int32_t size = max_tile; size > unit; size /= 2) {
+    if (size % unit != 0) break;
+    const int32_t tiles = outputs / size;
+    if (tiles >= (size > 64 ? 8 : 2) * num_threads) return size;
+  }
+  return unit;
+}
+
 int32_t NumTiles(int32_t outputs, int32_t tile) { return (outputs + tile - 1) / tile; }
 
 }  // namespace
@@ -46,7 +57,8 @@ GroupedExecutor::GroupedExecutor(const Options& options, const ShardGeometry& ge
       elementwise_(elementwise),
       pool_(pool),
       max_scratch_bytes_(options.max_scratch_bytes),
-      grouping_(geometry.first_expert, geometry.num_shard_experts) {}
+      grouping_(geometry.first_expert, geometry.num_shard_experts),
+      sums_(static_cast<size_t>(pool.num_threads())) {}
 
 absl::Status GroupedExecutor::Check(const ExpertCall& call) {
   const ShardGeometry& g = geometry_;
@@ -91,15 +103,12 @@ void GroupedExecutor::RunBlock(const ExpertCall& call, const RowLayout& layout, 
   }
   x_.Reserve(num_rows * layout.x_bytes);
   hidden_.Reserve(num_pairs * layout.hidden_bytes);
-  if (call.reply_type == ActivationType::kBF16) {
-    sum_.Reserve(int64_t{num_rows} * g.hidden_size * static_cast<int64_t>(sizeof(float)));
-  }
 
   const int64_t macs = num_pairs * g.hidden_size * g.num_shard_width * 3;
-  const bool in_caller = pool_.num_threads() == 1 || macs < kMinParallelMacs;
+  const bool small = macs < kMinParallelMacs;
   PrepareRows(call, layout, first_row, num_rows);
-  GateUpAll(layout, in_caller);
-  DownAll(call, layout, first_row, num_rows, in_caller);
+  GateUpAll(layout, small);
+  DownAll(call, layout, first_row, num_rows, small);
 }
 
 void GroupedExecutor::PrepareRows(const ExpertCall& call, const RowLayout& layout,
@@ -131,7 +140,8 @@ GroupedExecutor::Tile GroupedExecutor::TileOf(const ExpertGroup& group, const Ro
           .thread = thread};
 }
 
-void GroupedExecutor::GateUpAll(const RowLayout& layout, bool in_caller) {
+void GroupedExecutor::GateUpAll(const RowLayout& layout, bool small) {
+  const bool in_caller = small || pool_.num_threads() == 1;
   const std::span<const ExpertGroup> groups = grouping_.groups();
   const int32_t width = geometry_.num_shard_width;
   const int32_t tile =
@@ -160,24 +170,23 @@ void GroupedExecutor::GateUpAll(const RowLayout& layout, bool in_caller) {
 }
 
 void GroupedExecutor::DownAll(const ExpertCall& call, const RowLayout& layout, int32_t first_row,
-                              int32_t num_rows, bool in_caller) {
+                              int32_t num_rows, bool small) {
   const int32_t hidden_size = geometry_.hidden_size;
   const bool reply_f32 = call.reply_type == ActivationType::kF32;
-  const int64_t out_at = int64_t{first_row} * hidden_size;
-  float* const sum = reply_f32 ? reinterpret_cast<float*>(call.out) + out_at
-                               : reinterpret_cast<float*>(sum_.data());
-  BF16* const out = reinterpret_cast<BF16*>(call.out) + out_at;
-  const int32_t tile = in_caller ? hidden_size
-                                 : TileSize(hidden_size, pool_.num_threads(), layout.down.unit,
+  const int32_t tile = small ? hidden_size
+                             : DownTileSize(hidden_size, pool_.num_threads(), layout.down.unit,
                                             layout.down.max_tile);
+  for (ScratchBuffer& sums : sums_) {
+    sums.Reserve(int64_t{num_rows} * tile * static_cast<int64_t>(sizeof(float)));
+  }
   const std::span<const ExpertGroup> groups = grouping_.groups();
+  const bool in_caller = small || pool_.num_threads() == 1;
   const int64_t stride = in_caller ? 1 : pool_.num_threads();
   const auto run = [&](int64_t t, int thread) {
     const auto first = static_cast<int32_t>(t) * tile;
     const int32_t end = std::min(first + tile, hidden_size);
-    for (int64_t row = 0; row < num_rows; ++row) {
-      std::fill(sum + row * hidden_size + first, sum + row * hidden_size + end, 0.0f);
-    }
+    auto* const sums = reinterpret_cast<float*>(sums_[static_cast<size_t>(thread)].data());
+    std::fill(sums, sums + int64_t{num_rows} * tile, 0.0f);
     for (size_t i = 0; i < groups.size(); ++i) {
       Tile part = TileOf(groups[i], layout, first, end, thread);
       if (i + 1 < groups.size()) {
@@ -187,12 +196,16 @@ void GroupedExecutor::DownAll(const ExpertCall& call, const RowLayout& layout, i
         part.next_expert = groups.front().expert;
         part.next_output = static_cast<int32_t>(next);
       }
-      Down(part, sum);
+      Down(part, sums - first, tile);
     }
-    if (reply_f32) return;
     for (int64_t row = 0; row < num_rows; ++row) {
-      const int64_t at = row * hidden_size + first;
-      elementwise_.narrow(sum + at, end - first, out + at);
+      const int64_t at = (first_row + row) * hidden_size + first;
+      if (reply_f32) {
+        std::memcpy(reinterpret_cast<float*>(call.out) + at, sums + row * tile,
+                    static_cast<size_t>(end - first) * sizeof(float));
+      } else {
+        elementwise_.narrow(sums + row * tile, end - first, reinterpret_cast<BF16*>(call.out) + at);
+      }
     }
   };
   const int32_t tiles = NumTiles(hidden_size, tile);

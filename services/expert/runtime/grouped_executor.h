@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "common/parallel/worker_pool.h"
@@ -89,7 +90,8 @@ class GroupedExecutor : public ExpertExecutor {
   // `x`: hidden_size activations of call.activation_type, at any address.
   virtual void PrepareRow(const std::byte* x, ActivationType type, std::byte* out, int thread) = 0;
   virtual void GateUp(const Tile& tile) = 0;
-  virtual void Down(const Tile& tile, float* sum) = 0;
+  // Output o of row r is summed at sum + r * sum_stride + o.
+  virtual void Down(const Tile& tile, float* sum, int64_t sum_stride) = 0;
 
   const FfnKernels& elementwise() const { return elementwise_; }
   int num_threads() const { return pool_.num_threads(); }
@@ -100,9 +102,9 @@ class GroupedExecutor : public ExpertExecutor {
                 int32_t num_rows);
   void PrepareRows(const ExpertCall& call, const RowLayout& layout, int32_t first_row,
                    int32_t num_rows);
-  void GateUpAll(const RowLayout& layout, bool in_caller);
+  void GateUpAll(const RowLayout& layout, bool small);
   void DownAll(const ExpertCall& call, const RowLayout& layout, int32_t first_row, int32_t num_rows,
-               bool in_caller);
+               bool small);
   Tile TileOf(const ExpertGroup& group, const RowLayout& layout, int32_t first, int32_t end,
               int thread) const;
 
@@ -113,7 +115,9 @@ class GroupedExecutor : public ExpertExecutor {
   RowGrouping grouping_;
   ScratchBuffer x_;       // [rows of a block, x_bytes]
   ScratchBuffer hidden_;  // [pairs of a block, hidden_bytes]
-  ScratchBuffer sum_;     // f32 [rows of a block, hidden_size], unused for replies in f32
+  // Of each thread: f32 [rows of a block, outputs of a tile]. Not in place: rows of the reply lie 8
+  // KiB apart, and so many of them share few sets of a cache.
+  std::vector<ScratchBuffer> sums_;
   CallStats last_call_;
 };
 

@@ -92,7 +92,7 @@ void PackedExecutor::GateUp(const Tile& tile) {
   });
 }
 
-void PackedExecutor::Down(const Tile& tile, float* sum) {
+void PackedExecutor::Down(const Tile& tile, float* sum, int64_t sum_stride) {
   kernels_->down({
       .weights = &(*layer_)[static_cast<size_t>(tile.expert)],
       .hidden_size = geometry().hidden_size,
@@ -105,7 +105,7 @@ void PackedExecutor::Down(const Tile& tile, float* sum) {
       .hidden = tile.hidden,
       .hidden_stride = tile.layout.hidden_bytes,
       .sum = sum,
-      .sum_stride = geometry().hidden_size,
+      .sum_stride = sum_stride,
       .scratch = Enter(tile.thread).kernel.data(),
       .next = NextOf(tile),
       .next_panel = tile.next_output / kPanel,

@@ -45,7 +45,7 @@ class PackedExecutor final : public GroupedExecutor {
   RowLayout BeginCall(const ExpertCall& call) override;
   void PrepareRow(const std::byte* x, ActivationType type, std::byte* out, int thread) override;
   void GateUp(const Tile& tile) override;
-  void Down(const Tile& tile, float* sum) override;
+  void Down(const Tile& tile, float* sum, int64_t sum_stride) override;
   // The thread's scratch; the thread is ready for the kernels of the call.
   Worker& Enter(int thread);
   const PackedExpert* NextOf(const Tile& tile) const;

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/base/byte_size.h"
@@ -34,6 +35,7 @@ constexpr int64_t kHugePageBytes = 2 << 20;
 constexpr int64_t kChunkBytes = 8 << 20;  // of one read or one population
 // Chunks of a thread between two reports of progress.
 constexpr int64_t kChunksPerReport = 8;
+constexpr int64_t kExpertsPerReport = 16;  // of a thread, generated
 // The last page of a segment; written when all before it is there.
 constexpr char kSegmentMagic[] = "BANYANSM";
 constexpr uint64_t kSegmentVersion = 1;
@@ -230,7 +232,8 @@ uint64_t SegmentBytesThere(const PoolDescription& pool, const PoolMemoryOptions&
   return ::stat(segment.c_str(), &info) == 0 ? static_cast<uint64_t>(info.st_blocks) * 512 : 0;
 }
 
-PoolMemory::PoolMemory(const ExpertPack& pack) : header_(pack.header()), layout_(pack.layout()) {}
+PoolMemory::PoolMemory(const ExpertPackHeader& header)
+    : header_(header), layout_(LayoutOf(header)) {}
 
 PoolMemory::~PoolMemory() {
   if (mapping_ != nullptr) ::munmap(mapping_, mapping_bytes_);
@@ -239,7 +242,7 @@ PoolMemory::~PoolMemory() {
 absl::StatusOr<std::unique_ptr<PoolMemory>> PoolMemory::Load(
     ExpertPack pack, const PoolMemoryOptions& options, WorkerPool& pool,
     absl::FunctionRef<bool(uint64_t)> progress) {
-  std::unique_ptr<PoolMemory> memory(new PoolMemory(pack));
+  std::unique_ptr<PoolMemory> memory(new PoolMemory(pack.header()));
   switch (options.mode) {
     case PoolMemoryMode::kMap:
       RETURN_IF_ERROR(memory->LoadMap(std::move(pack), options, pool, progress));
@@ -252,6 +255,35 @@ absl::StatusOr<std::unique_ptr<PoolMemory>> PoolMemory::Load(
       break;
   }
   memory->huge_page_bytes_ = HugePageBytes(memory->Expert(0), memory->mapping_bytes_);
+  return memory;
+}
+
+absl::StatusOr<std::unique_ptr<PoolMemory>> PoolMemory::Generate(
+    const ExpertPackHeader& header, const PoolMemoryOptions& options, WorkerPool& pool,
+    absl::FunctionRef<absl::Status(int64_t, std::byte*)> make,
+    absl::FunctionRef<bool(uint64_t)> progress) {
+  std::unique_ptr<PoolMemory> memory(new PoolMemory(header));
+  const ExpertPackLayout& layout = memory->layout_;
+  ASSIGN_OR_RETURN(std::byte* const image, memory->MapAnonymous(options));
+  const int64_t num_experts = header.num_packed_experts();
+  const int64_t batch = kExpertsPerReport * pool.num_threads();
+  absl::Mutex mutex;
+  absl::Status error;
+  for (int64_t first = 0; first < num_experts; first += batch) {
+    if (!progress(static_cast<uint64_t>(first * layout.expert_bytes))) {
+      return absl::CancelledError("load stopped");
+    }
+    pool.ParallelFor(std::min(batch, num_experts - first), [&](int64_t i, int) {
+      const absl::Status status = make(first + i, image + layout.ExpertOffset(first + i));
+      if (status.ok()) return;
+      absl::MutexLock lock(&mutex);
+      error.Update(status);
+    });
+    RETURN_IF_ERROR(error);
+  }
+  progress(static_cast<uint64_t>(num_experts * layout.expert_bytes));
+  (void)::mprotect(memory->mapping_, memory->mapping_bytes_, PROT_READ);
+  memory->huge_page_bytes_ = HugePageBytes(memory->mapping_, memory->mapping_bytes_);
   return memory;
 }
 
@@ -269,9 +301,7 @@ absl::Status PoolMemory::LoadMap(ExpertPack pack, const PoolMemoryOptions& optio
       [&](int64_t first, int64_t size) { return Populate(payload + first, size); }, pack_->path());
 }
 
-absl::Status PoolMemory::LoadAnonymous(const ExpertPack& pack, const PoolMemoryOptions& options,
-                                       WorkerPool& pool,
-                                       absl::FunctionRef<bool(uint64_t)> progress) {
+absl::StatusOr<std::byte*> PoolMemory::MapAnonymous(const PoolMemoryOptions& options) {
   const int64_t payload_bytes = layout_.file_bytes - layout_.payload_offset;
   mapping_bytes_ = static_cast<size_t>(RoundUp(payload_bytes, kHugePageBytes));
   constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -300,8 +330,14 @@ absl::Status PoolMemory::LoadAnonymous(const ExpertPack& pack, const PoolMemoryO
   mapping_ = mapping;
   image_ = static_cast<const std::byte*>(mapping) - layout_.payload_offset;
   if (options.lock) RETURN_IF_ERROR(Lock(mapping_, mapping_bytes_));
-  RETURN_IF_ERROR(
-      ReadPayload(pack, static_cast<std::byte*>(mapping) - layout_.payload_offset, pool, progress));
+  return static_cast<std::byte*>(mapping) - layout_.payload_offset;
+}
+
+absl::Status PoolMemory::LoadAnonymous(const ExpertPack& pack, const PoolMemoryOptions& options,
+                                       WorkerPool& pool,
+                                       absl::FunctionRef<bool(uint64_t)> progress) {
+  ASSIGN_OR_RETURN(std::byte* const image, MapAnonymous(options));
+  RETURN_IF_ERROR(ReadPayload(pack, image, pool, progress));
   (void)::mprotect(mapping_, mapping_bytes_, PROT_READ);
   return absl::OkStatus();
 }

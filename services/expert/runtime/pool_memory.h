@@ -40,6 +40,12 @@ class PoolMemory {
   static absl::StatusOr<std::unique_ptr<PoolMemory>> Load(
       ExpertPack pack, const PoolMemoryOptions& options, WorkerPool& pool,
       absl::FunctionRef<bool(uint64_t bytes_done)> progress);
+  // Anonymous memory of the same layout that make(idx, out) fills, expert by expert, on the pool's
+  // threads; its first error.
+  static absl::StatusOr<std::unique_ptr<PoolMemory>> Generate(
+      const ExpertPackHeader& header, const PoolMemoryOptions& options, WorkerPool& pool,
+      absl::FunctionRef<absl::Status(int64_t idx, std::byte* out)> make,
+      absl::FunctionRef<bool(uint64_t bytes_done)> progress);
   ~PoolMemory();
   PoolMemory(const PoolMemory&) = delete;
   PoolMemory& operator=(const PoolMemory&) = delete;
@@ -54,9 +60,11 @@ class PoolMemory {
   uint64_t huge_page_bytes() const { return huge_page_bytes_; }
 
  private:
-  explicit PoolMemory(const ExpertPack& pack);
+  explicit PoolMemory(const ExpertPackHeader& header);
   absl::Status LoadMap(ExpertPack pack, const PoolMemoryOptions& options, WorkerPool& pool,
                        absl::FunctionRef<bool(uint64_t)> progress);
+  // Maps anonymous memory for the payload: the address of the image's byte 0, which lies before it.
+  absl::StatusOr<std::byte*> MapAnonymous(const PoolMemoryOptions& options);
   absl::Status LoadAnonymous(const ExpertPack& pack, const PoolMemoryOptions& options,
                              WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress);
   absl::Status LoadShm(const ExpertPack& pack, const PoolMemoryOptions& options, WorkerPool& pool,

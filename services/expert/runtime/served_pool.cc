@@ -9,6 +9,7 @@
 #include "common/config/tensor_inventory.h"
 #include "common/memory/memory_plan.h"
 #include "common/plan/shard_plan.h"
+#include "common/pool/generated_expert.h"
 #include "common/pool/pack_path.h"
 #include "services/expert/kernels/kernel_table.h"
 #include "services/expert/kernels/packed_ffn.h"
@@ -20,6 +21,9 @@ namespace banyan::expert {
 namespace {
 
 constexpr char kFastestTier[] = "amx";
+// A scale per 32 weights keeps the integer tiles busy with scaling: on an Intel Xeon with AMX, VNNI
+// takes 0.65 to 1.0 of their time (docs/performance.md), for the same bits.
+constexpr char kFastestIntegerTier[] = "avx512_vnni";
 
 // The kernels for weights in the checkpoint's precision, which also widen and narrow for the packed
 // ones: at `tier`, or the fastest below it that they have.
@@ -40,7 +44,7 @@ absl::StatusOr<const FfnKernels*> PlainKernels(const std::string& tier,
 // What the shard takes, against what there is. The plan sees the same pool as this program.
 absl::StatusOr<ShardPlan> PlanMemory(const ServedPoolOptions& options, const Checkpoint& checkpoint,
                                      const ModelConfig& config, const CheckpointSummary& summary,
-                                     const PoolDescription& pool) {
+                                     const PoolDescription& pool, bool generated) {
   ASSIGN_OR_RETURN(ShardPlan plan,
                    PlanShard({.checkpoint = &checkpoint,
                               .config = &config,
@@ -48,7 +52,7 @@ absl::StatusOr<ShardPlan> PlanMemory(const ServedPoolOptions& options, const Che
                               .shard = options.shard,
                               .pool_format = options.pool_format,
                               .memory = options.memory.mode,
-                              .weights_generated = options.load_format == LoadFormat::kDummy,
+                              .weights_generated = generated,
                               .budget_bytes = options.memory.budget_bytes,
                               .total_bytes = TotalHostMemory(),
                               .available_bytes = AvailableHostMemory(),
@@ -117,8 +121,9 @@ class PackedPool final : public ServedPool {
                     std::string(PoolFormatName(format)),
                     static_cast<uint64_t>(layout.file_bytes - layout.payload_offset),
                     header.fingerprint};
-    ASSIGN_OR_RETURN(ShardPlan plan,
-                     PlanMemory(options_, *checkpoint_, config_, summary, description_));
+    if (IsGeneratedPool(*checkpoint_, format)) RETURN_IF_ERROR(OpenGenerated(header));
+    ASSIGN_OR_RETURN(ShardPlan plan, PlanMemory(options_, *checkpoint_, config_, summary,
+                                                description_, generated_.has_value()));
     memory_plan_ = std::move(plan.memory);
     return absl::OkStatus();
   }
@@ -128,6 +133,7 @@ class PackedPool final : public ServedPool {
   const char* tier() const override { return kernels_.exact->tier; }
 
   absl::StatusOr<PoolLoadReport> Load(WorkerPool& pool, PoolProgressFn progress) override {
+    if (generated_) return Generate(pool, progress);
     const auto pack_progress = [&](const PackProgress& p) {
       const PoolPhase phase = p.phase == PackProgress::Phase::kWait      ? PoolPhase::kWait
                               : p.phase == PackProgress::Phase::kConvert ? PoolPhase::kConvert
@@ -153,6 +159,7 @@ class PackedPool final : public ServedPool {
         PoolMemory::Load(std::move(result.pack), options_.memory, pool, [&](uint64_t done) {
           return progress(PoolPhase::kRead, done, description_.pool_bytes);
         }));
+    report.memory = options_.memory.mode;
     report.reused_segment = memory_->reused_segment();
     report.huge_page_bytes = memory_->huge_page_bytes();
     FillTable();
@@ -169,6 +176,38 @@ class PackedPool final : public ServedPool {
   }
 
  private:
+  // Dummy weights are made in memory; a pack of them is used where somebody made one, but none is
+  // written: to generate them again is faster than to read them.
+  absl::Status OpenGenerated(const ExpertPackHeader& header) {
+    if (!options_.pool_dir.empty() && OpenPack(request_).ok()) return absl::OkStatus();
+    if (options_.memory.mode == PoolMemoryMode::kShm) {
+      return FailedPreconditionF(
+          "--pool_memory shm: is for packs; --load_format dummy makes its weights in memory of the "
+          "process unless `banyan pack --load_format dummy` has made a pack in --pool_dir '{}'",
+          options_.pool_dir);
+    }
+    options_.memory.mode = PoolMemoryMode::kAnonymous;
+    generated_ = header;
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<PoolLoadReport> Generate(WorkerPool& pool, PoolProgressFn progress) {
+    ASSIGN_OR_RETURN(memory_,
+                     PoolMemory::Generate(
+                         *generated_, options_.memory, pool,
+                         [&](int64_t idx, std::byte* out) {
+                           return GenerateExpert(*checkpoint_, config_, *generated_, idx, out);
+                         },
+                         [&](uint64_t done) {
+                           return progress(PoolPhase::kRead, done, description_.pool_bytes);
+                         }));
+    FillTable();
+    PoolLoadReport report;
+    report.memory = options_.memory.mode;
+    report.huge_page_bytes = memory_->huge_page_bytes();
+    return report;
+  }
+
   void FillTable() {
     const ExpertPackLayout& layout = memory_->layout();
     table_.layers.resize(static_cast<size_t>(table_.geometry.num_layers));
@@ -182,12 +221,13 @@ class PackedPool final : public ServedPool {
     }
   }
 
-  const ServedPoolOptions options_;
+  ServedPoolOptions options_;
   const FfnKernels& elementwise_;
   const PackedKernelPair kernels_;
   std::unique_ptr<Checkpoint> checkpoint_;
   ModelConfig config_;
   PackRequest request_;
+  std::optional<ExpertPackHeader> generated_;  // what is generated instead of packed
   PoolDescription description_;
   std::optional<MemoryPlan> memory_plan_;
   std::unique_ptr<PoolMemory> memory_;
@@ -197,11 +237,14 @@ class PackedPool final : public ServedPool {
 absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(
     const ServedPoolOptions& options, OpenedModel model, const CheckpointSummary& summary,
     PoolFormat format, const FfnKernels& elementwise, const CpuFeatures& features) {
-  if (options.pool_dir.empty()) {
+  if (options.pool_dir.empty() && options.load_format == LoadFormat::kAuto) {
     return InvalidArgumentF("--pool_format {} needs --pool_dir: there is no home directory",
                             options.pool_format);
   }
-  const char* const tier = options.cpu_tier == "auto" ? kFastestTier : options.cpu_tier.c_str();
+  const char* const fastest = format == PoolFormat::kInt8 || format == PoolFormat::kInt4
+                                  ? kFastestIntegerTier
+                                  : kFastestTier;
+  const char* const tier = options.cpu_tier == "auto" ? fastest : options.cpu_tier.c_str();
   const PackedKernelPair kernels = {FindPackedKernels(format, Precision::kExact, tier, features),
                                     FindPackedKernels(format, Precision::kFast, tier, features)};
   if (kernels.exact == nullptr || kernels.fast == nullptr) {
@@ -241,8 +284,9 @@ absl::StatusOr<std::unique_ptr<ServedPool>> ServedPool::Open(const ServedPoolOpt
         PoolMemoryName(options.memory.mode), options.memory.lock ? " --mlock" : "",
         options.pool_format, options.model_dir);
   }
-  ASSIGN_OR_RETURN(ShardPlan plan, PlanMemory(options, store->checkpoint(), store->config(),
-                                              summary, store->description()));
+  ASSIGN_OR_RETURN(ShardPlan plan,
+                   PlanMemory(options, store->checkpoint(), store->config(), summary,
+                              store->description(), options.load_format == LoadFormat::kDummy));
   return std::make_unique<CheckpointPool>(std::move(store), std::move(plan.memory), *kernels);
 }
 

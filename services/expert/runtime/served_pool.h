@@ -41,7 +41,8 @@ using PoolProgressFn =
 
 // How a load went; for the log and metrics.
 struct PoolLoadReport {
-  std::string pack_path;           // "": no pack is used
+  std::string pack_path;  // "": no pack is used
+  PoolMemoryMode memory = PoolMemoryMode::kMap;
   absl::Status rejected;           // why a pack that lay there was not used
   std::optional<PackStats> built;  // a pack was made
   bool reused_segment = false;

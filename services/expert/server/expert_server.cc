@@ -62,7 +62,7 @@ struct LoadMetrics {
                                       "Bytes of a pack's weights that lie on huge pages.")),
         packs_rejected(metrics.Counter(
             "banyan_expert_packs_rejected_total",
-            "Packs that were found damaged or of something else, and were packed again.")),
+            "Packs that were found damaged or older than the checkpoint, and were packed again.")),
         ready(metrics.Gauge("banyan_expert_ready", "1 while calls are taken, else 0.")) {}
   prometheus::Gauge& pool_bytes;
   prometheus::Gauge& planned_bytes;
@@ -177,9 +177,7 @@ class ExpertServer::Impl {
     load_metrics_.seconds.Set(seconds);
     const ShardGeometry& geometry = pool.geometry;
     const std::string split(ShardSplitName(options_.shard.split));
-    // Only a pack can lie elsewhere than in the page cache.
-    const std::string memory(PoolMemoryName(report.pack_path.empty() ? PoolMemoryMode::kMap
-                                                                     : options_.pool_memory.mode));
+    const std::string memory(PoolMemoryName(report.memory));
     metrics_
         .Gauge("banyan_expert_shard_info", "1; the labels say which part of the model is here.",
                {{"shard", std::to_string(options_.shard.index)},
@@ -266,12 +264,12 @@ class ExpertServer::Impl {
                          {"sync_seconds", report.built->sync_seconds},
                          {"verify_seconds", report.built->verify_seconds}});
     }
-    if (options_.pool_memory.mode != PoolMemoryMode::kMap && !report.pack_path.empty() &&
+    if (report.memory != PoolMemoryMode::kMap &&
         report.huge_page_bytes < served_->description().pool_bytes / 2) {
       LogWarning("no_huge_pages",
                  {{"huge_page_bytes", report.huge_page_bytes},
                   {"pool_bytes", served_->description().pool_bytes},
-                  {"hint", options_.pool_memory.mode == PoolMemoryMode::kShm
+                  {"hint", report.memory == PoolMemoryMode::kShm
                                ? "/sys/kernel/mm/transparent_hugepage/shmem_enabled: advise"
                                : "/sys/kernel/mm/transparent_hugepage/enabled: madvise"}});
     }

@@ -8,7 +8,7 @@
 // Before each case the read bandwidth of the same threads over the same pages: four streams a
 // thread with prefetch 1 KiB ahead, the fastest of 8 passes of half a GiB. A call: prepared rows,
 // all (expert, tile of width) pairs, one barrier, tiles of the output each over all experts, as
-// cpu_executor.cc does. Ids are uniform without repetition, layer and ids fresh every call.
+// grouped_executor.cc does. Ids are uniform without repetition, layer and ids fresh every call.
 // Columns:
 //   Time      mean of the calls
 //   bandwidth GB/s, measured just before
@@ -199,7 +199,7 @@ class Runner {
         activations_(int64_t{num_rows} * kHiddenSize * 4),
         x_(num_rows * x_stride_),
         hidden_(num_rows * kTopK * hidden_stride_),
-        sum_(int64_t{num_rows} * kHiddenSize * 4),
+        out_(int64_t{num_rows} * kHiddenSize * 4),
         order_(kNumExperts) {
     std::normal_distribution<float> normal;
     auto* values = reinterpret_cast<float*>(activations_.data);
@@ -207,6 +207,8 @@ class Runner {
     std::iota(order_.begin(), order_.end(), 0);
     for (int t = 0; t < settings.num_threads; ++t) {
       scratch_.push_back(std::make_unique<AlignedBytes>(kernels.scratch_bytes));
+      sums_.push_back(
+          std::make_unique<AlignedBytes>(int64_t{num_rows} * kTilePanels * kPanelOutputs * 4));
     }
     SharedThreads().ParallelFor(settings.num_threads, [&](int64_t, int) {
       if (kernels_.enter_thread != nullptr) kernels_.enter_thread();
@@ -297,11 +299,9 @@ class Runner {
     constexpr int64_t kTiles = kHiddenSize / kPanelOutputs / kTilePanels;
     SharedThreads().ParallelFor(kTiles, [&](int64_t t, int thread) {
       const auto first = static_cast<int32_t>(t) * kTilePanels;
-      auto* const sum = reinterpret_cast<float*>(sum_.data);
-      for (int64_t row = 0; row < num_rows_; ++row) {
-        float* const at = sum + row * kHiddenSize + first * kPanelOutputs;
-        std::fill(at, at + kTilePanels * kPanelOutputs, 0.0f);
-      }
+      constexpr int64_t kOutputs = int64_t{kTilePanels} * kPanelOutputs;
+      auto* const sums = reinterpret_cast<float*>(sums_[static_cast<size_t>(thread)]->data);
+      std::fill(sums, sums + num_rows_ * kOutputs, 0.0f);
       for (const Group& group : groups_) {
         kernels_.down({.weights = &group.weights,
                        .hidden_size = kHiddenSize,
@@ -313,11 +313,15 @@ class Runner {
                        .routing_weights = weights_.data() + group.first_pair,
                        .hidden = hidden_.data + group.first_pair * hidden_stride_,
                        .hidden_stride = hidden_stride_,
-                       .sum = sum,
-                       .sum_stride = kHiddenSize,
+                       .sum = sums - first * kPanelOutputs,
+                       .sum_stride = kOutputs,
                        .scratch = scratch_[static_cast<size_t>(thread)]->data,
                        .next = &group == &groups_.back() ? nullptr : &(&group)[1].weights,
                        .next_panel = first});
+      }
+      for (int64_t row = 0; row < num_rows_; ++row) {
+        std::memcpy(reinterpret_cast<float*>(out_.data) + row * kHiddenSize + first * kPanelOutputs,
+                    sums + row * kOutputs, kOutputs * sizeof(float));
       }
     });
   }
@@ -331,9 +335,10 @@ class Runner {
   AlignedBytes activations_;
   AlignedBytes x_;
   AlignedBytes hidden_;
-  AlignedBytes sum_;
+  AlignedBytes out_;
   std::vector<int32_t> order_;
   std::vector<std::unique_ptr<AlignedBytes>> scratch_;
+  std::vector<std::unique_ptr<AlignedBytes>> sums_;
   int64_t layer_ = 0;
   std::vector<Group> groups_;
   std::vector<int32_t> rows_;

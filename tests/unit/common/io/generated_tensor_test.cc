@@ -27,10 +27,57 @@ float AsFloat(uint16_t bits) {
 
 TEST(GeneratedTensorTest, AnyPartHasTheValuesOfTheWhole) {
   const std::vector<uint16_t> whole = Values("a", 0, 1000);
-  for (const int64_t first : {0, 1, 2, 3, 4, 5, 501, 998}) {
-    for (int64_t count = 0; count <= 11 && first + count <= 1000; ++count) {
+  for (const int64_t first : {0, 1, 2, 3, 63, 64, 65, 501, 870, 998}) {
+    for (int64_t count = 0; count <= 130 && first + count <= 1000; ++count) {
       const std::vector<uint16_t> part = Values("a", first, count);
       EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + first)) << first;
+    }
+  }
+}
+
+// Also where the counter outgrows its low half, 2^33 elements into a tensor.
+TEST(GeneratedTensorTest, EveryInstructionSetGivesTheSameBits) {
+  constexpr int64_t kCount = 2000;
+  const auto make = [](GeneratorTier tier, int64_t first) {
+    std::vector<uint16_t> out(kCount);
+    GenerateBF16(tier, 42, 0.1f, 0.7f, first, std::as_writable_bytes(std::span(out)));
+    return out;
+  };
+  for (const int64_t first : {int64_t{0}, int64_t{17}, (int64_t{1} << 33) - 1000}) {
+    std::vector<uint16_t> one_by_one;
+    for (int64_t i = 0; i < kCount; ++i) {
+      uint16_t value;
+      GenerateBF16(GeneratorTier::kPortable, 42, 0.1f, 0.7f, first + i,
+                   std::as_writable_bytes(std::span(&value, 1)));
+      one_by_one.push_back(value);
+    }
+    for (const GeneratorTier tier :
+         {GeneratorTier::kPortable, GeneratorTier::kAvx2, GeneratorTier::kAvx512}) {
+      if (!HasGeneratorTier(tier)) continue;
+      EXPECT_EQ(make(tier, first), one_by_one) << first;
+    }
+  }
+  EXPECT_NE(make(GeneratorTier::kPortable, 0), make(GeneratorTier::kPortable, int64_t{1} << 33));
+}
+
+// Both read the same words.
+TEST(GeneratedTensorTest, LinesAreTheWordsOfElements) {
+  constexpr int64_t kLines = 40;
+  constexpr uint64_t kBorder = (uint64_t{1} << 32) / 16;
+  // With this deviation an element is its signed half exactly, where bf16 holds it.
+  const float deviation = 32768.0f / std::sqrt(3.0f);
+  for (const uint64_t first : {uint64_t{0}, uint64_t{3}, kBorder - 7}) {
+    std::vector<uint16_t> elements(kLines * 32);
+    GenerateBF16(42, 0, deviation, static_cast<int64_t>(first * 32),
+                 std::as_writable_bytes(std::span(elements)));
+    for (const GeneratorTier tier :
+         {GeneratorTier::kPortable, GeneratorTier::kAvx2, GeneratorTier::kAvx512}) {
+      if (!HasGeneratorTier(tier)) continue;
+      std::vector<int16_t> halves(kLines * 32);
+      GenerateLines(tier, 42, first, kLines, reinterpret_cast<std::byte*>(halves.data()));
+      for (size_t i = 0; i < halves.size(); ++i) {
+        ASSERT_NEAR(halves[i], AsFloat(elements[i]), 128.0f) << i;  // half a step of 2^15
+      }
     }
   }
 }
@@ -39,7 +86,7 @@ TEST(GeneratedTensorTest, AnyPartHasTheValuesOfTheWhole) {
 TEST(GeneratedTensorTest, NeverChanges) {
   const std::vector<uint16_t> values =
       Values("model.layers.0.mlp.experts.0.gate_proj.weight", 0, 4);
-  EXPECT_EQ(values, (std::vector<uint16_t>{16059, 48880, 48986, 49083}));
+  EXPECT_EQ(values, (std::vector<uint16_t>{16289, 48577, 48806, 48950}));
 }
 
 TEST(GeneratedTensorTest, HasTheMeanAndDeviation) {

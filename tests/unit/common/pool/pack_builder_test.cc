@@ -15,7 +15,9 @@
 #include <vector>
 
 #include "common/base/strings.h"
+#include "common/config/open_checkpoint.h"
 #include "common/config/tensor_inventory.h"
+#include "common/pool/generated_expert.h"
 #include "common/pool/pack_path.h"
 #include "common/quant/packed_matrix.h"
 #include "common/quant/reference.h"
@@ -188,7 +190,7 @@ TEST_F(PackBuilderTest, WhateverThreadsTheSameBytes) {
                 PackPath(other.path(), model.checkpoint().fingerprint(), PoolFormat::kInt4, {})));
 }
 
-TEST_F(PackBuilderTest, WhatDoesNotFitIsNamedAndPackedAgain) {
+TEST_F(PackBuilderTest, WhatIsDamagedOrStaleIsPackedAgainAndWhatIsForeignStays) {
   const std::string directory = Copy();
   const ShardSpec shard{0, 2, ShardSplit::kWidth};
   std::string sound;
@@ -199,6 +201,20 @@ TEST_F(PackBuilderTest, WhatDoesNotFitIsNamedAndPackedAgain) {
     EXPECT_TRUE(made->built.has_value()) << part;
     EXPECT_NE(Message(made->rejected).find(part), std::string::npos) << made->rejected;
     ExpectPacked(made->pack, model);
+  };
+  const auto refuse = [&](const std::string& path, const std::string& part) {
+    const Model model(directory);
+    const std::string before = test::ReadFile(path);
+    const PackRequest request = model.Request(PoolFormat::kInt8, shard, temp_.path());
+    const auto made = EnsurePack(request, pool_, Go);
+    EXPECT_NE(Message(made.status()).find(part), std::string::npos) << made.status();
+    EXPECT_NE(Message(made.status()).find(path), std::string::npos) << made.status();
+    EXPECT_NE(Message(made.status()).find("it is not replaced"), std::string::npos);
+    EXPECT_EQ(test::ReadFile(path), before);
+    EXPECT_EQ(NumFiles(model, ".tmp"), 0);
+    const auto rebuilt = EnsurePack(request, pool_, Go, /*rebuild=*/true);
+    ASSERT_TRUE(rebuilt.ok()) << rebuilt.status();
+    ExpectPacked(rebuilt->pack, model);
   };
   reject("");  // nothing was there
   const Model model(directory);
@@ -215,22 +231,22 @@ TEST_F(PackBuilderTest, WhatDoesNotFitIsNamedAndPackedAgain) {
   damaged = sound;
   damaged[8] = 9;
   test::WriteFile(path, damaged);
-  reject("pack version 9");
+  refuse(path, "pack version 9");
 
   ASSERT_TRUE(EnsurePack(model.Request(PoolFormat::kInt4, shard, temp_.path()), pool_, Go).ok());
   std::filesystem::copy_file(PathOf(model, PoolFormat::kInt4, shard), path,
                              std::filesystem::copy_options::overwrite_existing);
-  reject("pool format int4, expected int8");
+  refuse(path, "pool format int4, expected int8");
   const ShardSpec other{1, 2, ShardSplit::kWidth};
   ASSERT_TRUE(EnsurePack(model.Request(PoolFormat::kInt8, other, temp_.path()), pool_, Go).ok());
   std::filesystem::copy_file(PathOf(model, PoolFormat::kInt8, other), path,
                              std::filesystem::copy_options::overwrite_existing);
-  reject("of shard width-1of2, expected width-0of2");
+  refuse(path, "of shard width-1of2, expected width-0of2");
   const Model stranger(DataDir("tiny-fused"));
   ASSERT_TRUE(EnsurePack(stranger.Request(PoolFormat::kInt8, shard, temp_.path()), pool_, Go).ok());
   std::filesystem::copy_file(PathOf(stranger, PoolFormat::kInt8, shard), path,
                              std::filesystem::copy_options::overwrite_existing);
-  reject("of the model with fingerprint");
+  refuse(path, "of the model with fingerprint");
 
   // One weight changes and no header does.
   test::TestCheckpoint changed = test::TestCheckpoint::Read(directory);
@@ -358,6 +374,60 @@ TEST_F(PackBuilderTest, AFolderThatCannotBeMadeIsNamed) {
   ASSERT_FALSE(made.ok());
   EXPECT_NE(Message(made.status()).find("--pool_dir: " + temp_.File("file")), std::string::npos)
       << made.status();
+}
+
+// Of a dummy model: the quantised experts that any host of any shard generates for itself.
+TEST_F(PackBuilderTest, ADummyPackHoldsTheGeneratedExperts) {
+  const auto dummy = OpenModel(DataDir("tiny"), LoadFormat::kDummy);
+  ASSERT_TRUE(dummy.ok()) << dummy.status();
+  WorkerPool pool({.num_threads = 2});
+  for (const PoolFormat format : {PoolFormat::kInt8, PoolFormat::kInt4}) {
+    std::vector<float> halves[2];
+    for (const int32_t index : {0, 1}) {
+      const PackRequest request = {dummy->checkpoint.get(),
+                                   &dummy->config,
+                                   {index, 2, ShardSplit::kWidth},
+                                   format,
+                                   temp_.path()};
+      EXPECT_TRUE(absl::IsNotFound(OpenPack(request).status()));
+      const auto made = EnsurePack(request, pool, Go);
+      ASSERT_TRUE(made.ok()) << made.status();
+      const ExpertPackHeader& header = made->pack.header();
+      const auto bytes = static_cast<size_t>(made->pack.layout().expert_bytes);
+      std::vector<std::byte> expert(bytes);
+      for (int64_t i = 0; i < header.num_packed_experts(); ++i) {
+        ASSERT_TRUE(
+            GenerateExpert(*dummy->checkpoint, dummy->config, header, i, expert.data()).ok());
+        ASSERT_EQ(std::memcmp(expert.data(), made->pack.Expert(i).data(), bytes), 0) << i;
+      }
+      EXPECT_TRUE(OpenPack(request).ok());
+      // down_proj of the last expert: [hidden_size][width of the shard]
+      halves[index].resize(static_cast<size_t>(header.hidden_size) * header.num_shard_width);
+      UnpackMatrix(format, expert.data() + 2 * made->pack.layout().gate_bytes, header.hidden_size,
+                   header.num_shard_width, halves[index].data());
+    }
+    const ShardSpec all = {0, 1, ShardSplit::kWidth};
+    const auto whole =
+        WantedPackHeader({dummy->checkpoint.get(), &dummy->config, all, format, temp_.path()});
+    ASSERT_TRUE(whole.ok()) << whole.status();
+    const ExpertPackLayout layout = LayoutOf(*whole);
+    std::vector<std::byte> expert(static_cast<size_t>(layout.expert_bytes));
+    ASSERT_TRUE(GenerateExpert(*dummy->checkpoint, dummy->config, *whole,
+                               whole->num_packed_experts() - 1, expert.data())
+                    .ok());
+    const int64_t width = whole->num_shard_width;
+    std::vector<float> down(static_cast<size_t>(whole->hidden_size * width));
+    UnpackMatrix(format, expert.data() + 2 * layout.gate_bytes, whole->hidden_size, width,
+                 down.data());
+    for (int64_t o = 0; o < whole->hidden_size; ++o) {
+      for (int64_t i = 0; i < width; ++i) {
+        const std::vector<float>& half = halves[i >= width / 2 ? 1 : 0];
+        ASSERT_EQ(down[static_cast<size_t>(o * width + i)],
+                  half[static_cast<size_t>(o * width / 2 + i % (width / 2))])
+            << o << " " << i;
+      }
+    }
+  }
 }
 
 }  // namespace
