@@ -31,7 +31,9 @@ absl::Status GenerateExpert(const Checkpoint& checkpoint, const ModelConfig& con
   std::memset(out + 2 * layout.gate_bytes - 64, 0, 64);
   std::memset(out + layout.expert_bytes - 64, 0, 64);
   const std::pair<const TensorView*, const MatrixSlice*> matrices[] = {
-      {&tensors.gate_proj, &wide}, {&tensors.up_proj, &wide}, {&tensors.down_proj, &tall}};
+      {&tensors.gate_proj.weight, &wide},
+      {&tensors.up_proj.weight, &wide},
+      {&tensors.down_proj.weight, &tall}};
   std::byte* at = out;
   for (const auto& [tensor, slice] : matrices) {
     const std::optional<Checkpoint::Generator> generator = checkpoint.GeneratorOf(*tensor);
