@@ -33,6 +33,8 @@ struct Given {
   std::string experts;
   std::string backend = "auto";
   std::string load_format = "auto";
+  std::string trunk_format = "auto";
+  std::string kv_format = "auto";
   std::string host_budget = "0";
   std::string vram_budget = "0";
   std::string expert_wait = "10s";
@@ -60,6 +62,13 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
          "--load_format", given.load_format,
          "auto (the checkpoint's files) or dummy (generated weights, of which only config.json "
          "is needed); the same as the experts'")
+      ->capture_default_str();
+  app.add_option("--trunk_format", given.trunk_format,
+                 "How the trunk's matrices are kept: bf16 (as stored), int8 (8-bit codes, half the "
+                 "memory and reads), or auto (int8 only where bf16 does not fit the GPU)")
+      ->capture_default_str();
+  app.add_option("--kv_format", given.kv_format,
+                 "How keys and values are kept: f32, bf16 (on a GPU), or auto (bf16 on a GPU)")
       ->capture_default_str();
   app.add_option("--max_context_tokens", options.max_context_tokens,
                  "Prompt and answer of one request; 0: what model and memory allow")
@@ -128,6 +137,29 @@ absl::Status CheckBackend(const std::string& backend) {
   }
   if (backend != "auto" && backend != "cpu" && backend != "cuda") {
     return InvalidArgumentF("--backend '{}': expected auto, cuda or cpu", Printable(backend));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ParseFormats(const Given& given, TrunkOptions* options) {
+  if (given.trunk_format == "bf16") {
+    options->trunk_format = TrunkFormat::kBf16;
+  } else if (given.trunk_format == "int8") {
+    options->trunk_format = TrunkFormat::kInt8;
+  } else if (given.trunk_format != "auto") {
+    return InvalidArgumentF("--trunk_format '{}': expected auto, bf16 or int8",
+                            Printable(given.trunk_format));
+  }
+  if (given.kv_format == "f32") {
+    options->kv_dtype = DType::kF32;
+  } else if (given.kv_format == "bf16") {
+    options->kv_dtype = DType::kBF16;
+  } else if (given.kv_format != "auto") {
+    return InvalidArgumentF("--kv_format '{}': expected auto, f32 or bf16",
+                            Printable(given.kv_format));
+  }
+  if (options->kv_dtype == DType::kBF16 && !options->use_cuda) {
+    return InvalidArgumentF("--kv_format bf16: the CPU keeps keys and values in f32");
   }
   return absl::OkStatus();
 }
@@ -213,6 +245,7 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
   if (!vram_budget.ok()) return Annotate(vram_budget.status(), "--vram_budget");
   options.vram_budget_bytes = *vram_budget;
   options.use_cuda = given.backend == "cuda" || (given.backend == "auto" && HasGpu());
+  RETURN_IF_ERROR(ParseFormats(given, &options));
   ASSIGN_OR_RETURN(options.expert_wait, ParseDuration("--expert_wait", given.expert_wait, true));
   ASSIGN_OR_RETURN(options.drain_timeout,
                    ParseDuration("--drain_timeout", given.drain_timeout, true));

@@ -17,7 +17,8 @@ out=$1
 bin=${2:-$root/build/release}/bin
 most_mib=40
 
-programs=(trunk_ops_test cuda_ops_test golden_model_test cuda_bench)
+programs=(trunk_ops_test cuda_ops_test golden_model_test cuda_bench
+  banyan-trunk banyan-expert banyan)
 [[ ! -e $out ]] || die "$out exists"
 mkdir -p "$out/bin" "$out/lib"
 
@@ -35,7 +36,7 @@ if [[ $data == yes ]]; then
   tar -C "$root" -cf - tests/data/tiny tests/data/tiny-fused deploy/models/demo |
     xz -T 0 >"$out/data.tar.xz"
 fi
-cp "$root/tests/gpu/run.sh" "$out/"
+cp "$root/tests/gpu/run.sh" "$root/tests/gpu/serve.sh" "$out/"
 
 mib=$(du -sm "$out" | cut -f1)
 [[ $mib -le $most_mib ]] || die "$out: $mib MiB, at most $most_mib"

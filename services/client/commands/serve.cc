@@ -47,7 +47,7 @@ struct Options {
   std::vector<std::pair<const char*, std::optional<std::string>>> to_trunk = {
       {"--backend", {}},          {"--max_context_tokens", {}},  {"--max_sequences", {}},
       {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}},
-      {"--vram_budget", {}}};
+      {"--vram_budget", {}},      {"--trunk_format", {}},        {"--kv_format", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}},
                                                                              {"--load_format", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {

@@ -1,6 +1,7 @@
 #include "services/trunk/model/decoder.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -24,13 +25,14 @@ int32_t CountMixers(const ModelConfig& config, MixerKind kind) {
   return static_cast<int32_t>(std::count(config.mixers.begin(), config.mixers.end(), kind));
 }
 
-AttentionShape AttentionShapeOf(const ModelConfig& config) {
+AttentionShape AttentionShapeOf(const ModelConfig& config, const DecoderOptions& options) {
   if (CountMixers(config, MixerKind::kFullAttention) == 0) return {};
   return {.num_heads = config.num_attention_heads,
           .num_kv_heads = config.num_key_value_heads,
           .head_dim = config.head_dim,
           .rotary_dim = config.rotary_dim,
-          .eps = config.rms_norm_eps};
+          .eps = config.rms_norm_eps,
+          .cache_dtype = options.kv_dtype};
 }
 
 DeltaNetShape DeltaNetShapeOf(const ModelConfig& config) {
@@ -53,7 +55,7 @@ OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
           .max_segments = std::min(options.max_rows, options.num_slots),
           .max_position = MaxPosition(config, options),
           .num_experts = config.num_experts,
-          .attention = AttentionShapeOf(config),
+          .attention = AttentionShapeOf(config, options),
           .delta_net = DeltaNetShapeOf(config)};
 }
 
@@ -79,6 +81,10 @@ absl::Status CheckOptions(const ModelConfig& config, const DecoderOptions& optio
   for (const auto& [name, value] : positive) {
     if (value < 1) return InvalidArgumentF("decoder: {} is {}, expected at least 1", name, value);
   }
+  if (options.num_state_copies < 0) {
+    return InvalidArgumentF("decoder: num_state_copies is {}, expected at least 0",
+                            options.num_state_copies);
+  }
   if (options.max_context_tokens < 0 ||
       options.max_context_tokens > config.max_position_embeddings) {
     return InvalidArgumentF(
@@ -98,7 +104,7 @@ class Decoder::Impl {
         router_{.num_experts = config.num_experts,
                 .top_k = config.num_experts_per_tok,
                 .norm_topk_prob = config.norm_topk_prob},
-        attention_(AttentionShapeOf(config)),
+        attention_(AttentionShapeOf(config, options)),
         delta_net_(DeltaNetShapeOf(config)),
         planner_(PlannerOptionsOf(config, options)),
         backend_(backend),
@@ -113,7 +119,8 @@ class Decoder::Impl {
   }
 
   absl::Status Allocate(const DecoderOptions& options, const Checkpoint& checkpoint) {
-    ASSIGN_OR_RETURN(weights_, LoadTrunkWeights(checkpoint, config_, backend_));
+    ASSIGN_OR_RETURN(weights_,
+                     LoadTrunkWeights(checkpoint, config_, options.trunk_format, backend_));
     int32_t linear_layers = 0;
     int32_t full_layers = 0;
     for (const LayerWeights& layer : weights_.layers) {
@@ -127,7 +134,9 @@ class Decoder::Impl {
     ASSIGN_OR_RETURN(
         recurrent_state_,
         RecurrentState::Create(delta_net_, CountMixers(config_, MixerKind::kLinearAttention),
-                               options.num_slots, backend_));
+                               options.num_slots + options.num_state_copies, backend_));
+    state_history_.emplace(&recurrent_state_, options.num_slots, options.num_state_copies,
+                           backend_);
     RETURN_IF_ERROR(
         PlaceActivations(config_, ActivationLimitsOf(options), backend_, &activations_));
     if (observer_ != nullptr) {
@@ -139,6 +148,7 @@ class Decoder::Impl {
 
   const Limits& limits() const { return limits_; }
   uint64_t weight_bytes_read() const { return weight_bytes_read_; }
+  StateHistory& state_history() { return *state_history_; }
 
   absl::Status Forward(const Step& step) {
     const StepPlan& plan = planner_.Build(step);
@@ -178,7 +188,8 @@ class Decoder::Impl {
   void QueueLayer(int32_t layer) {
     const Activations& a = activations_;
     const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
-    Norm(weights.input_norm, nullptr, a.normed);
+    // After experts the norm came with what they answered.
+    if (layer == 0 || MoeOf(layer - 1) == nullptr) Norm(weights.input_norm, nullptr, a.normed);
     if (const auto* mixer = std::get_if<LinearAttentionWeights>(&weights.mixer)) {
       RunGatedDeltaNet(delta_net_, *mixer,
                        recurrent_state_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_,
@@ -188,11 +199,47 @@ class Decoder::Impl {
                         kv_cache_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_, a,
                         backend_);
     }
+    WillReadMlp(weights);
     Norm(weights.post_attention_norm, a.mixer_out, a.normed);
     if (const MoeWeights* moe = MoeOf(layer)) {
       QueueRouting(router_, *moe, num_rows_, a, backend_);
     } else if (observer_ == nullptr) {
       RunDenseMlp(std::get<FfnWeights>(weights.mlp), num_rows_, a, backend_);
+    }
+  }
+
+  bool IsLast(int32_t layer) const { return layer + 1 == config_.num_hidden_layers; }
+
+  // The answer of a layer's experts and the norm after it: the next layer's, or the last.
+  void QueueExpertSums(int32_t layer, const MoeWeights& moe) {
+    NextNorm norm = {weights_.final_norm, config_.rms_norm_eps, activations_.final_out};
+    if (!IsLast(layer)) {
+      const LayerWeights& next = weights_.layers[static_cast<size_t>(layer) + 1];
+      norm.weight = next.input_norm;
+      norm.out = activations_.normed;
+      if (const auto* mixer = std::get_if<LinearAttentionWeights>(&next.mixer)) {
+        const Matrix* const in[] = {&mixer->in_proj_qkvz};
+        backend_->WillRead(in);
+      } else {
+        const auto& full = std::get<FullAttentionWeights>(next.mixer);
+        const Matrix* const in[] = {&full.q_proj, &full.k_proj, &full.v_proj};
+        backend_->WillRead(in);
+      }
+    }
+    QueueCombine(moe, norm, num_rows_, activations_, backend_);
+  }
+
+  void QueueFinalNorm() {
+    if (MoeOf(config_.num_hidden_layers - 1) != nullptr) return;  // came with the experts' answer
+    Norm(weights_.final_norm, nullptr, activations_.final_out);
+  }
+
+  void WillReadMlp(const LayerWeights& weights) {
+    if (const auto* moe = std::get_if<MoeWeights>(&weights.mlp)) {
+      const FfnWeights& shared = moe->shared_expert;
+      const Matrix* const next[] = {&moe->router, &shared.gate_proj, &shared.up_proj,
+                                    &shared.down_proj};
+      backend_->WillRead(next);
     }
   }
 
@@ -220,11 +267,11 @@ class Decoder::Impl {
         QueueSharedExpert(*moe, num_rows_, a, backend_);
         RETURN_IF_ERROR(experts_->Combine(a.routed.host));
         backend_->ReleaseToDevice();
-        QueueCombine(*moe, num_rows_, a, backend_);
+        QueueExpertSums(layer, *moe);
       }
       if (observer_ != nullptr) RETURN_IF_ERROR(ObserveLayer(layer));
     }
-    Norm(weights_.final_norm, nullptr, a.final_out);
+    QueueFinalNorm();
     if (observer_ != nullptr) {
       ASSIGN_OR_RETURN(const auto hidden, Observe(a.final_out));
       observer_->OnFinalNorm(hidden);
@@ -240,10 +287,10 @@ class Decoder::Impl {
       QueueLayer(layer);
       if (const MoeWeights* moe = MoeOf(layer)) {
         QueueSharedExpert(*moe, num_rows_, a, backend_);
-        QueueCombine(*moe, num_rows_, a, backend_);
+        QueueExpertSums(layer, *moe);
       }
     }
-    Norm(weights_.final_norm, nullptr, a.final_out);
+    QueueFinalNorm();
     backend_->EndRecording();
   }
 
@@ -290,7 +337,7 @@ class Decoder::Impl {
   }
 
   const ModelConfig config_;
-  const Router::Options router_;
+  const RouterOptions router_;
   const AttentionShape attention_;
   const DeltaNetShape delta_net_;
   StepPlanner planner_;
@@ -302,6 +349,7 @@ class Decoder::Impl {
   std::vector<int32_t> mixer_index_;  // of each layer among those of its kind
   KvCache kv_cache_;
   RecurrentState recurrent_state_;
+  std::optional<StateHistory> state_history_;
   Activations activations_;
   std::vector<float> observed_;
   int32_t num_rows_ = 0;      // of the last step
@@ -314,16 +362,17 @@ Decoder::~Decoder() = default;
 
 DecoderMemory Decoder::Plan(const ModelConfig& config, const DecoderOptions& options,
                             const Backend& backend) {
-  return {.weight_bytes = TrunkWeightBytes(config, DType::kBF16),
-          .kv_cache_bytes =
-              KvCache::Bytes(AttentionShapeOf(config),
-                             CountMixers(config, MixerKind::kFullAttention), options.num_pages),
-          .recurrent_state_bytes = RecurrentState::Bytes(
-              DeltaNetShapeOf(config), CountMixers(config, MixerKind::kLinearAttention),
-              options.num_slots),
-          .activation_bytes = ActivationBytes(config, ActivationLimitsOf(options)),
-          .scratch_bytes = backend.ScratchBytes(OpLimitsOf(config, options)) +
-                           StepPlanner::Bytes(PlannerOptionsOf(config, options))};
+  return {
+      .weight_bytes = TrunkWeightBytes(config, options.trunk_format, backend.TablesInHostMemory()),
+      .kv_cache_bytes =
+          KvCache::Bytes(AttentionShapeOf(config, options),
+                         CountMixers(config, MixerKind::kFullAttention), options.num_pages),
+      .recurrent_state_bytes = RecurrentState::Bytes(
+          DeltaNetShapeOf(config), CountMixers(config, MixerKind::kLinearAttention),
+          options.num_slots + options.num_state_copies),
+      .activation_bytes = ActivationBytes(config, ActivationLimitsOf(options)),
+      .scratch_bytes = backend.ScratchBytes(OpLimitsOf(config, options)) +
+                       StepPlanner::Bytes(PlannerOptionsOf(config, options))};
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const ModelConfig& config,
@@ -346,5 +395,7 @@ absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, std::span<flo
 }
 
 uint64_t Decoder::weight_bytes_read() const { return impl_->weight_bytes_read(); }
+
+StateHistory& Decoder::state_history() { return impl_->state_history(); }
 
 }  // namespace banyan::trunk

@@ -12,21 +12,28 @@
 #include "common/io/checkpoint.h"
 #include "services/trunk/engine/forward_pass.h"
 #include "services/trunk/experts/expert_transport.h"
+#include "services/trunk/model/weights.h"
 #include "services/trunk/ops/ops.h"
+#include "services/trunk/state/state_history.h"
 
 namespace banyan::trunk {
 
 struct DecoderOptions {
   int32_t max_rows = 512;          // of one step
   int32_t num_slots = 32;          // recurrent-state slots: sequences alive at once
+  int32_t num_state_copies = 0;    // of slots, to go back to: StateHistory
   int32_t num_pages = 0;           // KV pages of kPageTokens tokens
   int32_t max_logits_rows = 32;    // of one ComputeLogits call
   int32_t max_context_tokens = 0;  // of one sequence; 0: the model's max_position_embeddings
+  TrunkFormat trunk_format = TrunkFormat::kBf16;
+  DType kv_dtype = DType::kF32;  // of keys and values in the cache: AttentionShape::cache_dtype
 };
 
 // Bytes, before anything is allocated.
 struct DecoderMemory {
-  size_t weight_bytes = 0;  // trunk tensors as bf16: the CPU reads them where the files are mapped
+  // Trunk tensors in the trunk's format, less a table kept in host memory. The CPU reads matrices
+  // of bf16 where the files are mapped.
+  size_t weight_bytes = 0;
   size_t kv_cache_bytes = 0;
   size_t recurrent_state_bytes = 0;
   size_t activation_bytes = 0;
@@ -76,6 +83,8 @@ class Decoder : public ForwardPass {
   absl::Status Forward(const Step& step) override;
   absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
   uint64_t weight_bytes_read() const override;
+  // What the slots held at earlier positions; num_state_copies of it.
+  StateHistory& state_history();
 
  private:
   class Impl;

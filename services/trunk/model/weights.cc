@@ -27,16 +27,26 @@ std::vector<float> WidenToF32(const TensorView& view) {
   return values;
 }
 
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+
+// Small, and what they decide is sharp.
+bool IsKeptAsStored(const std::string& name) {
+  return name.ends_with(".mlp.gate.weight") || name.ends_with(".shared_expert_gate.weight") ||
+         name.ends_with(".in_proj_ba.weight");
+}
+
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, const ModelConfig& config, Backend* backend)
-      : checkpoint_(checkpoint), config_(config), backend_(backend) {}
+  Loader(const Checkpoint& checkpoint, const ModelConfig& config, TrunkFormat format,
+         Backend* backend)
+      : checkpoint_(checkpoint), config_(config), format_(format), backend_(backend) {}
 
   absl::StatusOr<TrunkWeights> Load() {
     TrunkWeights out;
     const int64_t hidden = config_.hidden_size;
-    RETURN_IF_ERROR(
-        Place("model.embed_tokens.weight", config_.vocab_size, hidden, &out.embed_tokens));
+    ASSIGN_OR_RETURN(const TensorView table, View(kEmbedding, config_.vocab_size, hidden));
+    ASSIGN_OR_RETURN(out.embed_tokens, config_.tie_word_embeddings ? backend_->PlaceMatrix(table)
+                                                                   : backend_->PlaceTable(table));
     for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
       RETURN_IF_ERROR(LoadLayer(i, &out.layers.emplace_back()));
     }
@@ -67,8 +77,9 @@ class Loader {
       return LoadFfn(p + "mlp.", config_.intermediate_size, &out->mlp.emplace<FfnWeights>());
     }
     auto& moe = out->mlp.emplace<MoeWeights>();
-    RETURN_IF_ERROR(Place(p + "mlp.gate.weight", config_.num_experts, hidden, &moe.router));
-    RETURN_IF_ERROR(Place(p + "mlp.shared_expert_gate.weight", 1, hidden, &moe.shared_expert_gate));
+    RETURN_IF_ERROR(AsStored(p + "mlp.gate.weight", config_.num_experts, hidden, &moe.router));
+    RETURN_IF_ERROR(
+        AsStored(p + "mlp.shared_expert_gate.weight", 1, hidden, &moe.shared_expert_gate));
     return LoadFfn(p + "mlp.shared_expert.", config_.shared_expert_intermediate_size,
                    &moe.shared_expert);
   }
@@ -80,7 +91,7 @@ class Loader {
     const int64_t taps = config_.linear_conv_kernel_dim;
     const int64_t qkvz = channels + config_.linear_value_dim();
     RETURN_IF_ERROR(Place(p + "in_proj_qkvz.weight", qkvz, hidden, &out->in_proj_qkvz));
-    RETURN_IF_ERROR(Place(p + "in_proj_ba.weight", 2 * heads, hidden, &out->in_proj_ba));
+    RETURN_IF_ERROR(AsStored(p + "in_proj_ba.weight", 2 * heads, hidden, &out->in_proj_ba));
     RETURN_IF_ERROR(
         Place(p + "out_proj.weight", hidden, config_.linear_value_dim(), &out->out_proj));
 
@@ -121,9 +132,20 @@ class Loader {
     return Place(p + "down_proj.weight", hidden, width, &out->down_proj);
   }
 
+  absl::StatusOr<TensorView> View(const std::string& name, int64_t rows, int64_t cols) {
+    return checkpoint_.Get(name, Shape{rows, cols}, kWeightDTypes);
+  }
+
+  // In the trunk's format.
   absl::Status Place(const std::string& name, int64_t rows, int64_t cols, Matrix* out) {
-    ASSIGN_OR_RETURN(const TensorView view,
-                     checkpoint_.Get(name, Shape{rows, cols}, kWeightDTypes));
+    if (format_ == TrunkFormat::kBf16) return AsStored(name, rows, cols, out);
+    ASSIGN_OR_RETURN(const TensorView view, View(name, rows, cols));
+    ASSIGN_OR_RETURN(*out, backend_->PlaceInt8Matrix(view));
+    return absl::OkStatus();
+  }
+
+  absl::Status AsStored(const std::string& name, int64_t rows, int64_t cols, Matrix* out) {
+    ASSIGN_OR_RETURN(const TensorView view, View(name, rows, cols));
     ASSIGN_OR_RETURN(*out, backend_->PlaceMatrix(view));
     return absl::OkStatus();
   }
@@ -143,18 +165,22 @@ class Loader {
 
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
+  const TrunkFormat format_;
   Backend* backend_;
 };
 
 }  // namespace
 
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
-                                              const ModelConfig& config, Backend* backend) {
-  return Loader(checkpoint, config, backend).Load();
+                                              const ModelConfig& config, TrunkFormat format,
+                                              Backend* backend) {
+  return Loader(checkpoint, config, format, backend).Load();
 }
 
 uint64_t RowBytes(const Matrix& matrix) {
-  return static_cast<uint64_t>(matrix.cols) * DTypeSizeBytes(matrix.dtype);
+  const auto cols = static_cast<uint64_t>(matrix.cols);
+  if (matrix.dtype != DType::kI8) return cols * DTypeSizeBytes(matrix.dtype);
+  return cols + static_cast<uint64_t>(Int8Groups(matrix.cols)) * sizeof(float);
 }
 
 uint64_t LayerWeightBytes(const LayerWeights& layer) {
@@ -176,11 +202,22 @@ uint64_t LayerWeightBytes(const LayerWeights& layer) {
   return bytes;
 }
 
-size_t TrunkWeightBytes(const ModelConfig& config, DType matrix_dtype) {
+size_t TrunkWeightBytes(const ModelConfig& config, TrunkFormat format, bool table_in_host_memory) {
   size_t bytes = 0;
   for (const TensorSpec& spec : TrunkTensors(config)) {
     const auto elements = static_cast<size_t>(spec.shape.num_elements());
-    bytes += elements * (spec.shape.rank() == 2 ? DTypeSizeBytes(matrix_dtype) : sizeof(float));
+    if (spec.shape.rank() != 2) {
+      bytes += elements * sizeof(float);
+      continue;
+    }
+    const bool table = spec.name == kEmbedding && !config.tie_word_embeddings;
+    if (table && table_in_host_memory) continue;
+    if (format == TrunkFormat::kBf16 || spec.name == kEmbedding || IsKeptAsStored(spec.name)) {
+      bytes += elements * sizeof(uint16_t);
+      continue;
+    }
+    const auto groups = static_cast<size_t>(Int8Groups(static_cast<int32_t>(spec.shape.dim(1))));
+    bytes += elements + static_cast<size_t>(spec.shape.dim(0)) * groups * sizeof(float);
   }
   return bytes;
 }

@@ -59,10 +59,15 @@ struct TrunkWeights {
   Matrix lm_head;  // embed_tokens when the word embeddings are tied
 };
 
+// How the trunk's matrices are kept: as stored, or those that cost the most to read (projections of
+// mixers and FFNs, the head) as 8-bit codes. Router, gates of the DeltaNet and embedding stay.
+enum class TrunkFormat { kBf16, kInt8 };
+
 // `checkpoint` and `backend` outlive the weights. Errors as Checkpoint::Get: they name tensor,
 // file, expected and found.
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
-                                              const ModelConfig& config, Backend* backend);
+                                              const ModelConfig& config, TrunkFormat format,
+                                              Backend* backend);
 
 // Bytes of one row of a matrix, and of all matrices of a layer: what one step reads of it, as
 // stored. The vectors (norms, convolution, decay) are left out: below 0.2 % of the matrices
@@ -70,7 +75,9 @@ absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
 uint64_t RowBytes(const Matrix& matrix);
 uint64_t LayerWeightBytes(const LayerWeights& layer);
 
-// Bytes of the trunk's tensors that a step may read: matrices as stored, vectors as f32.
-size_t TrunkWeightBytes(const ModelConfig& config, DType matrix_dtype);
+// Bytes that the trunk's tensors take where the operations read them: matrices of bf16 or in the
+// format's codes, vectors as f32. Without the embedding where it is a table in host memory and not
+// the head as well.
+size_t TrunkWeightBytes(const ModelConfig& config, TrunkFormat format, bool table_in_host_memory);
 
 }  // namespace banyan::trunk

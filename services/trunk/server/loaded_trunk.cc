@@ -154,7 +154,6 @@ class LoadedTrunk::Impl {
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
     ASSIGN_OR_RETURN(backend_, CreateBackend(options_, &*pool_));
     TrunkPlanInput input;
-    input.weight_bytes = static_cast<uint64_t>(summary.trunk_bytes);
     input.max_context_tokens = options_.max_context_tokens;
     input.max_sequences = options_.max_sequences;
     input.max_batch_tokens = options_.max_batch_tokens;
@@ -162,7 +161,9 @@ class LoadedTrunk::Impl {
     input.on_gpu = vram.has_value();
     input.budget_bytes = vram ? options_.vram_budget_bytes : options_.host_budget_bytes;
     input.available_bytes = vram ? *vram : AvailableHostMemory();
-    ASSIGN_OR_RETURN(const TrunkPlan plan, PlanTrunk(config_, input, *backend_));
+    input.kv_dtype = options_.kv_dtype.value_or(options_.use_cuda ? DType::kBF16 : DType::kF32);
+    ASSIGN_OR_RETURN(const TrunkPlan plan,
+                     PlanFormat(input, static_cast<uint64_t>(summary.trunk_bytes)));
     decoder_options_ = plan.decoder;
     LogInfo("plan", {{"model", config_.model_type},
                      {"layers", config_.num_hidden_layers},
@@ -171,6 +172,8 @@ class LoadedTrunk::Impl {
                      {"mtp_tensors_unused", summary.num_mtp_tensors},
                      {"backend", BackendKind()},
                      {"tier", backend_->name()},
+                     {"trunk_format", FormatName(plan.decoder.trunk_format)},
+                     {"kv_format", plan.decoder.kv_dtype == DType::kBF16 ? "bf16" : "f32"},
                      {"threads", num_threads},
                      {"max_context_tokens", plan.decoder.max_context_tokens},
                      {"max_sequences", options_.max_sequences},
@@ -184,6 +187,26 @@ class LoadedTrunk::Impl {
     LogInfo("plan_memory_total",
             {{"bytes", plan.memory.total_bytes()}, {"budget_bytes", plan.memory.budget_bytes()}});
     return stopping_() ? Stopping() : absl::OkStatus();
+  }
+
+  // With the format asked for, or the first of bf16 and int8 that fits the GPU.
+  absl::StatusOr<TrunkPlan> PlanFormat(TrunkPlanInput input, uint64_t stored_bytes) {
+    const bool table_on_host = backend_->TablesInHostMemory() && !config_.tie_word_embeddings;
+    const auto plan_as = [&](TrunkFormat format) {
+      input.trunk_format = format;
+      input.weight_bytes = TrunkWeightBytes(config_, format, backend_->TablesInHostMemory());
+      if (format == TrunkFormat::kBf16) {
+        const size_t table = TrunkWeightBytes(config_, format, false) - input.weight_bytes;
+        input.weight_bytes = stored_bytes - (table_on_host ? std::min(table, stored_bytes) : 0);
+      }
+      return PlanTrunk(config_, input, *backend_);
+    };
+    absl::StatusOr<TrunkPlan> plan = plan_as(options_.trunk_format.value_or(TrunkFormat::kBf16));
+    if (!options_.trunk_format && input.on_gpu && absl::IsResourceExhausted(plan.status())) {
+      absl::StatusOr<TrunkPlan> smaller = plan_as(TrunkFormat::kInt8);
+      if (smaller.ok()) return smaller;
+    }
+    return plan;
   }
 
   // Brings the trunk's tensors into the page cache, so that no step waits for the disk.
@@ -230,6 +253,9 @@ class LoadedTrunk::Impl {
     });
   }
 
+  static const char* FormatName(TrunkFormat format) {
+    return format == TrunkFormat::kInt8 ? "int8" : "bf16";
+  }
   const char* BackendKind() const { return options_.use_cuda ? "cuda" : "cpu"; }
 
   void ReportBytes(uint64_t done, uint64_t total) {

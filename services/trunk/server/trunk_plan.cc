@@ -44,6 +44,8 @@ absl::StatusOr<TrunkPlan> PlanTrunk(const ModelConfig& config, const TrunkPlanIn
   const int64_t least_context = input.max_context_tokens > 0
                                     ? wanted_context
                                     : std::min<int64_t>(wanted_context, kLeastContextTokens);
+  plan.decoder.trunk_format = input.trunk_format;
+  plan.decoder.kv_dtype = input.kv_dtype;
   plan.decoder.max_rows = input.max_batch_tokens;
   plan.decoder.num_slots = input.max_sequences;
   plan.decoder.max_logits_rows = std::min(kMaxLogitsRows, input.max_batch_tokens);
@@ -53,7 +55,9 @@ absl::StatusOr<TrunkPlan> PlanTrunk(const ModelConfig& config, const TrunkPlanIn
   const DecoderMemory memory = Decoder::Plan(config, plan.decoder, backend);
   const uint64_t page_bytes = memory.kv_cache_bytes;
   plan.memory.Add("weights", input.weight_bytes,
-                  input.on_gpu ? "copied from the checkpoint" : "mapped from the checkpoint");
+                  input.trunk_format == TrunkFormat::kInt8 ? "8-bit codes"
+                  : input.on_gpu                           ? "copied from the checkpoint"
+                                                           : "mapped from the checkpoint");
   if (input.on_gpu) {
     plan.memory.Add("rounding", kGpuRoundingBytes, "tensors to 256 bytes, small ones share blocks");
   }

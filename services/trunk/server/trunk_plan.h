@@ -12,7 +12,9 @@
 namespace banyan::trunk {
 
 struct TrunkPlanInput {
-  uint64_t weight_bytes = 0;       // tensors of the trunk in the checkpoint
+  uint64_t weight_bytes = 0;       // tensors of the trunk as they will be kept
+  TrunkFormat trunk_format = TrunkFormat::kBf16;
+  DType kv_dtype = DType::kF32;
   int32_t max_context_tokens = 0;  // 0: what model and memory allow
   int32_t max_sequences = 0;
   int32_t max_batch_tokens = 0;

@@ -324,7 +324,7 @@ TEST_P(CudaOpsTest, AttentionOfRaggedSteps) {
     const Inputs now = inputs(step.num_rows);
     const auto run = [&](Backend* backend) {
       AttentionArgs args = {.shape = shape, .q_norm = q_norm.data(), .k_norm = k_norm.data()};
-      const auto floats = static_cast<size_t>(step.num_pages * args.page_floats());
+      const auto floats = static_cast<size_t>(step.num_pages * args.page_elements());
       std::vector<float> keys(floats, NAN), values(floats, NAN);
       args.key_pages = keys.data();
       args.value_pages = values.data();

@@ -1,4 +1,5 @@
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/handover.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
 #include "services/trunk/ops/cuda/router_topk.h"
 
@@ -7,15 +8,13 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Lane l holds experts l, l + 32, ...: kPerLane of them, -1 where there is none or it is taken.
+// A warp routes a row. Lane l holds experts l, l + 32, ...: kPerLane of them, -1 where there is
+// none or it is taken.
 template <int kPerLane>
-__global__ void __launch_bounds__(kThreads)
-    RouterKernel(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
-                 const float* logits, uint16_t* ids, float* weights) {
-  BeginKernel();
+__device__ __forceinline__ void RouteRow(int64_t row, int32_t num_experts, int32_t top_k,
+                                         bool renormalize, const float* logits, uint16_t* ids,
+                                         float* weights) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
-  if (row >= num_rows) return;
   logits += row * num_experts;
   float p[kPerLane];
   float max = -INFINITY;
@@ -76,6 +75,41 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kPerLane>
+__global__ void __launch_bounds__(kThreads)
+    RouterKernel(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
+                 const float* logits, uint16_t* ids, float* weights) {
+  BeginKernel();
+  const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (row >= num_rows) return;
+  RouteRow<kPerLane>(row, num_experts, top_k, renormalize, logits, ids, weights);
+}
+
+constexpr int kHandThreads = 256;
+
+// A CTA a row: its first warp routes it, the others meanwhile bring the row to the host.
+template <int kPerLane>
+__global__ void __launch_bounds__(kHandThreads) RouteAndHandKernel(const RouteLaunch args) {
+  BeginKernel();
+  const int64_t row = blockIdx.x;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kWarp) {
+    RouteRow<kPerLane>(row, args.num_experts, args.top_k, args.renormalize, args.logits, args.ids,
+                       args.weights);
+    __syncwarp();
+    for (int k = thread; k < args.top_k; k += kWarp) {
+      args.host_ids[row * args.top_k + k] = args.ids[row * args.top_k + k];
+      args.host_weights[row * args.top_k + k] = args.weights[row * args.top_k + k];
+    }
+  } else {
+    const int64_t pieces = args.hidden_size / 4;
+    const auto* from = reinterpret_cast<const float4*>(args.input) + row * pieces;
+    auto* to = reinterpret_cast<float4*>(args.host_input) + row * pieces;
+    for (int64_t i = thread - kWarp; i < pieces; i += kHandThreads - kWarp) to[i] = from[i];
+  }
+  RaiseToHost(args.state, args.flags, gridDim.x);
+}
+
+template <int kPerLane>
 void LaunchRouter(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
                   const float* logits, uint16_t* ids, float* weights, cudaStream_t stream) {
   const int per_cta = kThreads / kWarp;
@@ -95,6 +129,23 @@ cudaError_t RouterTopK(int32_t num_rows, int32_t num_experts, int32_t top_k, boo
   } else {
     LaunchRouter<kMaxRouterExperts / kWarp>(num_rows, num_experts, top_k, renormalize, logits, ids,
                                             weights, stream);
+  }
+  return cudaPeekAtLastError();
+}
+
+bool TakesRouteAndHand(int32_t num_rows, int32_t hidden_size) {
+  return num_rows <= kMostHandedRows && hidden_size % 4 == 0;
+}
+
+cudaError_t RouteAndHand(int32_t num_rows, const RouteLaunch& args, cudaStream_t stream) {
+  if (num_rows == 0) return cudaSuccess;
+  const auto ctas = static_cast<unsigned>(num_rows);
+  if (args.num_experts <= 128) {
+    Launch(RouteAndHandKernel<4>, ctas, kHandThreads, 0, stream, args);
+  } else if (args.num_experts <= 512) {
+    Launch(RouteAndHandKernel<16>, ctas, kHandThreads, 0, stream, args);
+  } else {
+    Launch(RouteAndHandKernel<kMaxRouterExperts / kWarp>, ctas, kHandThreads, 0, stream, args);
   }
   return cudaPeekAtLastError();
 }
