@@ -199,7 +199,6 @@ class Decoder::Impl {
                         kv_cache_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_, a,
                         backend_);
     }
-    WillReadMlp(weights);
     Norm(weights.post_attention_norm, a.mixer_out, a.normed);
     if (const MoeWeights* moe = MoeOf(layer)) {
       QueueRouting(router_, *moe, num_rows_, a, backend_);
@@ -232,15 +231,6 @@ class Decoder::Impl {
   void QueueFinalNorm() {
     if (MoeOf(config_.num_hidden_layers - 1) != nullptr) return;  // came with the experts' answer
     Norm(weights_.final_norm, nullptr, activations_.final_out);
-  }
-
-  void WillReadMlp(const LayerWeights& weights) {
-    if (const auto* moe = std::get_if<MoeWeights>(&weights.mlp)) {
-      const FfnWeights& shared = moe->shared_expert;
-      const Matrix* const next[] = {&moe->router, &shared.gate_proj, &shared.up_proj,
-                                    &shared.down_proj};
-      backend_->WillRead(next);
-    }
   }
 
   // Operations in the order of the layers, the host's part after each.

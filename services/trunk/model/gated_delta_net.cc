@@ -8,8 +8,6 @@ void RunGatedDeltaNet(const DeltaNetShape& shape, const LinearAttentionWeights& 
   const LinearArgs in[] = {{.x = a.normed, .w = &weights.in_proj_qkvz, .y = a.qkvz},
                            {.x = a.normed, .w = &weights.in_proj_ba, .y = a.ba}};
   backend->Linear(num_rows, in);
-  const Matrix* const next[] = {&weights.out_proj};
-  backend->WillRead(next);
   backend->ConvDeltaNet({.shape = shape,
                          .qkvz = a.qkvz,
                          .ba = a.ba,

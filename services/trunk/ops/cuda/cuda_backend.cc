@@ -40,18 +40,22 @@ static_assert(kMaxSharedCopies <= kMaxCopies);
 static_assert(kMaxExperts == kMaxRouterExperts);
 static_assert(kGroupColumns == kInt8GroupColumns);
 
-// Up to here a kernel that touches mapped host memory is faster than the copy engine.
-constexpr size_t kMappedCopyBytes = size_t{128} << 10;
+// Up to here a kernel that touches mapped host memory is faster than the copy engine: it writes as
+// fast as the link, and reads at 7 GB/s (H200).
+constexpr size_t kMappedWriteBytes = size_t{128} << 10;
+constexpr size_t kMappedReadBytes = size_t{32} << 10;
 // Host memory that copies pass through where the caller's is not pinned, two of them in turn.
 constexpr size_t kStagingBytes = size_t{16} << 20;
-// Threads that fill them while weights are loaded, and the least that is worth sharing out: one
-// thread copies at 6 to 8 GB/s, the link takes 55.
-constexpr int kMostLoaders = 8;
-constexpr size_t kLoaderBytes = size_t{1} << 20;
+// Threads that copy to and from them, and the least that is worth sharing out: one thread copies at
+// 6 to 11 GB/s, the link takes 55.
+constexpr int kMostCopiers = 8;
+constexpr size_t kCopierBytes = size_t{512} << 10;
 constexpr int64_t kMostPartialBytes = int64_t{64} << 20;
 // Steps of up to so many sequences that decode are recorded; shapes remembered at the most.
 constexpr int32_t kMostRecordedRows = 64;
 constexpr size_t kMostRecordings = 64;
+// Outputs of two CTAs' first tiles on every multiprocessor.
+constexpr int64_t kEarlyRows = 32;
 // Steps of more rows keep the memory busy as it is.
 constexpr int32_t kMostPrefetchRows = 16;
 // Looks at a flag before the driver is asked whether the device is well.
@@ -172,8 +176,10 @@ class CudaBackend : public Backend {
     ASSIGN_OR_RETURN(std::byte * flags, memory_.AllocatePinned(sizeof(HandoverFlags)));
     handover_state_ = reinterpret_cast<HandoverState*>(state);
     handover_flags_ = reinterpret_cast<HandoverFlags*>(flags);
-    loaders_ = std::make_unique<WorkerPool>(
-        WorkerPool::Options{.num_threads = std::clamp(UsableCpuCount(), 1, kMostLoaders)});
+    // Asleep between copies: the CPUs may be the experts'.
+    copiers_ = std::make_unique<WorkerPool>(
+        WorkerPool::Options{.num_threads = std::clamp(UsableCpuCount(), 1, kMostCopiers),
+                            .spin = absl::ZeroDuration()});
     for (int i = 0; i < 2; ++i) {
       ASSIGN_OR_RETURN(staging_[i], memory_.AllocatePinned(kStagingBytes));
       RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&staged_[i], cudaEventDisableTiming),
@@ -265,7 +271,6 @@ class CudaBackend : public Backend {
     ASSIGN_OR_RETURN(std::byte * partials, memory_.Allocate(static_cast<size_t>(partial_bytes)));
     partials_ = reinterpret_cast<float*>(partials);
     if (partial_bytes > 0) partial_capacity_ = partial_bytes / PageBytes(limits.attention);
-    loaders_.reset();  // the weights are there
     return Synchronize();
   }
 
@@ -379,8 +384,7 @@ class CudaBackend : public Backend {
   void RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight, const float* addend,
                float* x, float* out) override {
     if (!status_.ok()) return;
-    Done(cuda::RmsNorm(num_rows, n, eps, weight, addend, x, out, TakePrefetch(num_rows), stream_),
-         "rms_norm", num_rows, n);
+    Done(cuda::RmsNorm(num_rows, n, eps, weight, addend, x, out, stream_), "rms_norm", num_rows, n);
   }
 
   void CausalConv(const CausalConvArgs& a) override {
@@ -405,8 +409,8 @@ class CudaBackend : public Backend {
     }
     if (!status_.ok()) return;
     const int32_t rows = step_.tables().num_rows;
-    Done(DeltaNetStep(step_.tables(), ToLaunch(conv), ToLaunch(delta), TakePrefetch(rows), stream_),
-         "delta_net_step", rows, delta.shape.value_dim());
+    Done(DeltaNetStep(step_.tables(), ToLaunch(conv), ToLaunch(delta), stream_), "delta_net_step",
+         rows, delta.shape.value_dim());
   }
 
   void PrepareAttention(const AttentionArgs& args) override {
@@ -470,15 +474,21 @@ class CudaBackend : public Backend {
          num_rows, n);
   }
 
+  // A kernel's first tiles are on their way as soon as it is there, which is early: what comes
+  // after them is brought to the second-level cache.
   void WillRead(std::span<const Matrix* const> matrices) override {
     prefetch_ = Prefetch();
+    int64_t skip = int64_t{facts_.num_sms} * kEarlyRows;
     int64_t left = facts_.l2_bytes / 2;
     for (const Matrix* m : matrices) {
-      const int64_t bytes =
-          int64_t{m->rows} * m->cols * static_cast<int64_t>(DTypeSizeBytes(m->dtype)) / 16 * 16;
-      if (prefetch_.num_ranges == kMaxPrefetchRanges || left == 0) break;
-      prefetch_.ranges[prefetch_.num_ranges++] = {m->data, std::min(bytes, left)};
-      left -= std::min(bytes, left);
+      const int64_t row_bytes = m->cols * static_cast<int64_t>(DTypeSizeBytes(m->dtype));
+      const int64_t first = std::min<int64_t>(skip, m->rows);
+      skip -= first;
+      const int64_t bytes = std::min(left, (m->rows - first) * row_bytes) / 16 * 16;
+      if (bytes == 0 || first * row_bytes % 16 != 0) continue;
+      if (prefetch_.num_ranges == kMaxPrefetchRanges) break;
+      prefetch_.ranges[prefetch_.num_ranges++] = {m->data + first * row_bytes, bytes};
+      left -= bytes;
     }
   }
 
@@ -506,22 +516,31 @@ class CudaBackend : public Backend {
   }
 
   void CombineFromHost(int32_t num_rows, const CombineArgs& a) override {
-    if (!TakesCombine(num_rows, a.hidden_size)) return Backend::CombineFromHost(num_rows, a);
+    if (!TakesCombine(a.hidden_size)) return Backend::CombineFromHost(num_rows, a);
     if (!status_.ok()) return;
-    Done(CombineNorm(num_rows, a.hidden_size, a.eps, a.norm_weight,
-                     {.routed = As<const float4>(a.routed.host),
-                      .shared = reinterpret_cast<const float4*>(a.shared),
-                      .gate_logit = a.gate_logit,
-                      .state = handover_state_,
-                      .flags = handover_flags_},
-                     a.hidden, a.normed, TakePrefetch(num_rows), stream_),
+    CombineLaunch launch = {.routed = As<const float4>(a.routed.host),
+                            .shared = reinterpret_cast<const float4*>(a.shared),
+                            .gate_logit = a.gate_logit,
+                            .state = handover_state_,
+                            .flags = handover_flags_};
+    const size_t bytes =
+        static_cast<size_t>(num_rows) * static_cast<size_t>(a.hidden_size) * sizeof(float);
+    if (bytes > kMappedReadBytes) {
+      const SharedCopy copies[] = {{a.routed, bytes}};
+      CopyToDevice(copies);
+      launch.routed = As<const float4>(a.routed.device);
+      launch.state = nullptr;
+    }
+    Done(CombineNorm(num_rows, a.hidden_size, a.eps, a.norm_weight, launch, a.hidden, a.normed,
+                     TakePrefetch(num_rows), stream_),
          "combine_from_host", num_rows, a.hidden_size);
   }
 
   void SwigluLinear(int32_t num_rows, float* gate, const float* up, const Matrix& w,
                     float* y) override {
     LinearMatrix matrix = ToLaunch(gate, w, y);
-    if (!TakesSwiglu(matrix, num_rows)) return Backend::SwigluLinear(num_rows, gate, up, w, y);
+    if (!TakesSwiglu(matrix, num_rows, Tuning()))
+      return Backend::SwigluLinear(num_rows, gate, up, w, y);
     if (!status_.ok()) return;
     matrix.up = up;
     Done(cuda::Linear(&matrix, 1, num_rows, Tuning(), stream_), "swiglu_linear", num_rows, w.rows);
@@ -553,7 +572,7 @@ class CudaBackend : public Backend {
       Done(cudaMemcpyAsync(staging_[0], from + at, some, cudaMemcpyDeviceToHost, stream_),
            "read_back", 1, 0);
       RETURN_IF_ERROR(Synchronize());
-      std::memcpy(to + at, staging_[0], some);
+      Fill(staging_[0], some, to + at);
     }
     return status_;
   }
@@ -626,18 +645,19 @@ class CudaBackend : public Backend {
     CHECK(copies.size() <= kMaxSharedCopies);
     if (!status_.ok()) return;
     const char* const op = to_host ? "copy_to_host" : "copy_to_device";
+    const size_t mapped_bytes = to_host ? kMappedWriteBytes : kMappedReadBytes;
     HandoverLaunch launch;
     launch.state = handover_state_;
     launch.flags = handover_flags_;
     for (const SharedCopy& copy : copies) {
-      if (copy.bytes > kMappedCopyBytes) continue;
+      if (copy.bytes > mapped_bytes) continue;
       launch.copies[launch.num_copies++] = {to_host ? copy.buffer.device : copy.buffer.host,
                                             to_host ? copy.buffer.host : copy.buffer.device,
                                             static_cast<int64_t>(copy.bytes)};
     }
     if (!to_host) Done(TakeFromHost(launch, stream_), op, launch.num_copies, 0);
     for (const SharedCopy& copy : copies) {
-      if (copy.bytes <= kMappedCopyBytes) continue;
+      if (copy.bytes <= mapped_bytes) continue;
       Done(cudaMemcpyAsync(to_host ? copy.buffer.host : copy.buffer.device,
                            to_host ? copy.buffer.device : copy.buffer.host, copy.bytes,
                            to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, stream_),
@@ -647,14 +667,14 @@ class CudaBackend : public Backend {
   }
 
   void Fill(const std::byte* from, size_t bytes, std::byte* to) {
-    if (loaders_ == nullptr || bytes < 2 * kLoaderBytes) {
+    if (bytes < 2 * kCopierBytes) {
       std::memcpy(to, from, bytes);
       return;
     }
-    const size_t parts = (bytes + kLoaderBytes - 1) / kLoaderBytes;
-    loaders_->ParallelFor(static_cast<int64_t>(parts), [&](int64_t part, int) {
-      const size_t at = static_cast<size_t>(part) * kLoaderBytes;
-      std::memcpy(to + at, from + at, std::min(kLoaderBytes, bytes - at));
+    const size_t parts = (bytes + kCopierBytes - 1) / kCopierBytes;
+    copiers_->ParallelFor(static_cast<int64_t>(parts), [&](int64_t part, int) {
+      const size_t at = static_cast<size_t>(part) * kCopierBytes;
+      std::memcpy(to + at, from + at, std::min(kCopierBytes, bytes - at));
     });
   }
 
@@ -683,8 +703,8 @@ class CudaBackend : public Backend {
   std::byte* staging_[2] = {};  // pinned
   cudaEvent_t staged_[2] = {};
   int staging_turn_ = 0;
-  std::unique_ptr<WorkerPool> loaders_;  // until Reserve
-  std::byte* staging_device_[2] = {};    // of rows on their way to codes
+  std::unique_ptr<WorkerPool> copiers_;
+  std::byte* staging_device_[2] = {};  // of rows on their way to codes
   Prefetch prefetch_;
   StepUpload step_;
   float* partials_ = nullptr;

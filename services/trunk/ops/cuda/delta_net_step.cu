@@ -8,7 +8,6 @@
 #include "services/trunk/ops/cuda/delta_net_step.h"
 #include "services/trunk/ops/cuda/device.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
-#include "services/trunk/ops/cuda/prefetch.cuh"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -66,15 +65,10 @@ __device__ __forceinline__ void ConvolveHead(const ConvLaunch& args, const float
 template <int kRatio>
 __global__ void __launch_bounds__(kHeadThreads* kRatio)
     StepKernel(const StepTables step, const __grid_constant__ ConvLaunch conv,
-               const __grid_constant__ DeltaLaunch delta,
-               const __grid_constant__ Prefetch prefetch) {
+               const __grid_constant__ DeltaLaunch delta) {
   LetNextStart();
   const DeltaShape& s = delta.shape;
   const int key_head = static_cast<int>(blockIdx.x);
-  if (key_head >= s.num_key_heads) {
-    if (blockIdx.y == 0) PrefetchShare(prefetch, key_head - s.num_key_heads);
-    return;
-  }
   __shared__ float4 partial[kRatio][kWarps][kWarp];
   __shared__ float update[kRatio][kDim];
   __shared__ float heads[2 + kRatio][kDim];  // query, key, values
@@ -197,15 +191,14 @@ bool TakesDeltaNetStep(const StepTables& step, const DeltaShape& shape) {
 }
 
 cudaError_t DeltaNetStep(const StepTables& step, const ConvLaunch& conv, const DeltaLaunch& delta,
-                         const Prefetch& prefetch, cudaStream_t stream) {
+                         cudaStream_t stream) {
   if (step.num_recurrent == 0) return cudaSuccess;
-  const int more = prefetch.num_ranges > 0 ? kPrefetchCtas : 0;
-  const dim3 grid(static_cast<unsigned>(delta.shape.num_key_heads + more),
+  const dim3 grid(static_cast<unsigned>(delta.shape.num_key_heads),
                   static_cast<unsigned>(step.num_recurrent));
   if (delta.shape.ratio == 1) {
-    Launch(StepKernel<1>, grid, kHeadThreads, 0, stream, step, conv, delta, prefetch);
+    Launch(StepKernel<1>, grid, kHeadThreads, 0, stream, step, conv, delta);
   } else {
-    Launch(StepKernel<2>, grid, 2 * kHeadThreads, 0, stream, step, conv, delta, prefetch);
+    Launch(StepKernel<2>, grid, 2 * kHeadThreads, 0, stream, step, conv, delta);
   }
   return cudaPeekAtLastError();
 }

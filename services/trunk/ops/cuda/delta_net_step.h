@@ -5,7 +5,6 @@
 
 #include "services/trunk/ops/cuda/causal_conv.h"
 #include "services/trunk/ops/cuda/delta_net.h"
-#include "services/trunk/ops/cuda/prefetch.h"
 #include "services/trunk/ops/cuda/step_tables.h"
 
 namespace banyan::trunk::cuda {
@@ -15,6 +14,6 @@ bool TakesDeltaNetStep(const StepTables& step, const DeltaShape& shape);
 
 // conv.qkv, log_decay and beta are left alone.
 cudaError_t DeltaNetStep(const StepTables& step, const ConvLaunch& conv, const DeltaLaunch& delta,
-                         const Prefetch& prefetch, cudaStream_t stream);
+                         cudaStream_t stream);
 
 }  // namespace banyan::trunk::cuda

@@ -28,8 +28,8 @@ __device__ __forceinline__ void AwaitRelease(const HandoverState* state,
 // The last of `ctas` counts the release as taken. One thread of each, after all of the CTA have
 // passed AwaitRelease.
 __device__ __forceinline__ void CountRelease(HandoverState* state, unsigned ctas) {
-  __threadfence();
-  if (IsLastCta(state, ctas)) ++state->to_device;
+  if (ctas > 1) __threadfence();
+  if (ctas == 1 || IsLastCta(state, ctas)) ++state->to_device;
 }
 
 // Shows the host what all CTAs wrote before. All threads; the last of `ctas` raises the flag.
@@ -37,8 +37,11 @@ __device__ __forceinline__ void RaiseToHost(HandoverState* state, HandoverFlags*
                                             unsigned ctas) {
   __threadfence_system();
   __syncthreads();
-  if (threadIdx.x != 0 || !IsLastCta(state, ctas)) return;
-  __threadfence_system();
+  if (threadIdx.x != 0) return;
+  if (ctas > 1) {
+    if (!IsLastCta(state, ctas)) return;
+    __threadfence_system();
+  }
   flags->to_host = ++state->to_host;
 }
 

@@ -210,15 +210,14 @@ __device__ __forceinline__ uint4* StagedAt(uint4* staged, int rows, int block, i
   return staged + (block * 3 + term) * (4 * rows) + lane;
 }
 
+// Eight columns from x, or of silu(x) * up where that is not null.
 template <bool kSwiglu>
-__device__ __forceinline__ TokenFragment LoadToken(const LinearMatrix& matrix, int64_t row,
-                                                   int column) {
-  const int64_t at = row * matrix.k + column;
-  const auto* p = reinterpret_cast<const float4*>(matrix.x + at);
+__device__ __forceinline__ TokenFragment LoadToken(const float* x, const float* up) {
+  const auto* p = reinterpret_cast<const float4*>(x);
   float4 a = p[0];
   float4 b = p[1];
-  if (kSwiglu && matrix.up != nullptr) {
-    const auto* q = reinterpret_cast<const float4*>(matrix.up + at);
+  if (kSwiglu && up != nullptr) {
+    const auto* q = reinterpret_cast<const float4*>(up);
     a = SwigluOf(a, q[0]);
     b = SwigluOf(b, q[1]);
   }
@@ -228,9 +227,9 @@ __device__ __forceinline__ TokenFragment LoadToken(const LinearMatrix& matrix, i
 // A CTA: tiles of 16 kM outputs and 8 kN rows, one after the other; a warp: one partition of the
 // columns. Weights are read once, kAhead blocks before they are used, straight into the registers
 // of the product; those of the next tile are on their way while the partitions of this one are
-// joined. x is the same for all tiles: kStaged keeps a warp's columns of it in shared memory, split
-// once; else, where it does not fit, it is split for every tile anew.
-template <typename Source, int kM, int kN, int kAhead, bool kStaged>
+// joined. x is the same for all tiles: kStaged keeps it in shared memory, split once, which pays up
+// to four rows (H200); else it is split for every tile anew.
+template <typename Source, int kM, int kN, int kAhead, bool kStaged, bool kSwiglu>
 __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int num_tiles, int step,
                                              float (*partial)[kM * kN * 4][kWarp], uint4* staged) {
   const int row0 = static_cast<int>(blockIdx.y) * 8 * kN;
@@ -258,23 +257,29 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
     if (begin + i < end) source.Load(begin + i, w[i]);
   }
   AwaitOthers();  // weights are on their way, x may still be in the making
+  const float* const x_all = batch.matrices[0].x;
+  const float* const up_all = kSwiglu ? batch.matrices[0].up : nullptr;
+  const int64_t lane_x = (row0 + g) * int64_t{batch.matrices[0].k} + t * 8;
+  const float* const x = x_all + lane_x;
+  const float* const up = up_all == nullptr ? nullptr : up_all + lane_x;
   if constexpr (kStaged) {
-    for (int block = begin; block < end; ++block) {
+    // All threads at once: one wait for memory, not one for each block.
+    const int pieces = batch.matrices[0].k / 8;
+#pragma unroll 2
+    for (int i = static_cast<int>(threadIdx.x); i < pieces * rows; i += kFewThreads) {
+      const int row = i / pieces;
+      const int piece = i % pieces;
+      const int64_t from = (row0 + row) * int64_t{batch.matrices[0].k} + piece * 8;
+      const TokenFragment token =
+          LoadToken<kSwiglu>(x_all + from, up_all ? up_all + from : nullptr);
 #pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        const int row = n * 8 + g;
-        if (row >= rows) continue;
-        const TokenFragment token =
-            LoadToken<true>(batch.matrices[0], row0 + row, block * kBlock + t * 8);
-#pragma unroll
-        for (int term = 0; term < 3; ++term) {
-          *StagedAt(staged, rows, block, term, row * 4 + t) = {
-              token.pair[0].term[term], token.pair[1].term[term], token.pair[2].term[term],
-              token.pair[3].term[term]};
-        }
+      for (int term = 0; term < 3; ++term) {
+        *StagedAt(staged, rows, piece / 4, term, row * 4 + piece % 4) = {
+            token.pair[0].term[term], token.pair[1].term[term], token.pair[2].term[term],
+            token.pair[3].term[term]};
       }
     }
-    __syncwarp();
+    __syncthreads();
   }
   while (true) {
     float acc[kM][kN][4] = {};
@@ -294,7 +299,8 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
             tokens[n].pair[3].term[term] = v.w;
           }
         } else {
-          tokens[n] = LoadToken<true>(batch.matrices[0], row0 + row, block * kBlock + t * 8);
+          const int64_t from = n * 8 * int64_t{batch.matrices[0].k} + block * kBlock;
+          tokens[n] = LoadToken<kSwiglu>(x + from, kSwiglu && up != nullptr ? up + from : nullptr);
         }
       }
       MultiplyHeld<kM, kN>(acc, from, tokens);
@@ -346,31 +352,30 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
   }
 }
 
-template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, bool kStaged>
+template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, bool kStaged, bool kSwiglu>
 __global__ void __launch_bounds__(kFewThreads, kCtasPerSm)
     FewRows(const __grid_constant__ Batch batch) {
   LetNextStart();
   __shared__ float partial[kPartitions][kM * kN * 4][kWarp];
   extern __shared__ __align__(16) uint4 staged[];
-  FewRowsTiles<Source, kM, kN, kAhead, kStaged>(batch, static_cast<int>(blockIdx.x),
-                                                batch.first_cta[batch.num_matrices],
-                                                static_cast<int>(gridDim.x), partial, staged);
+  FewRowsTiles<Source, kM, kN, kAhead, kStaged, kSwiglu>(
+      batch, static_cast<int>(blockIdx.x), batch.first_cta[batch.num_matrices],
+      static_cast<int>(gridDim.x), partial, staged);
 }
 
 // Matrices of both kinds: the first CTAs take those of bf16.
-template <int kN, int kAhead, int kCtasPerSm>
-__global__ void __launch_bounds__(kFewThreads, kCtasPerSm)
-    FewRowsOfBoth(const __grid_constant__ Batch batch) {
+template <int kN, int kAhead, bool kStaged>
+__global__ void __launch_bounds__(kFewThreads) FewRowsOfBoth(const __grid_constant__ Batch batch) {
   LetNextStart();
   __shared__ float partial[kPartitions][kN * 4][kWarp];
   extern __shared__ __align__(16) uint4 staged[];
   const int cta = static_cast<int>(blockIdx.x);
   const int bf16_tiles = batch.first_cta[batch.num_bf16];
   if (cta < batch.bf16_ctas) {
-    FewRowsTiles<Bf16Source<1>, 1, kN, kAhead, true>(batch, cta, bf16_tiles, batch.bf16_ctas,
-                                                     partial, staged);
+    FewRowsTiles<Bf16Source<1>, 1, kN, kAhead, kStaged, false>(batch, cta, bf16_tiles,
+                                                               batch.bf16_ctas, partial, staged);
   } else {
-    FewRowsTiles<CodeSource<1>, 1, kN, kAhead, true>(
+    FewRowsTiles<CodeSource<1>, 1, kN, kAhead, kStaged, false>(
         batch, bf16_tiles + cta - batch.bf16_ctas, batch.first_cta[batch.num_matrices],
         static_cast<int>(gridDim.x) - batch.bf16_ctas, partial, staged);
   }
@@ -602,35 +607,36 @@ int32_t PlaceCtas(Batch* batch, int32_t outputs_per_cta) {
   return batch->first_cta[batch->num_matrices];
 }
 
-// Shared memory of a CTA's rows of x, and what there is for it.
-int StagedBytes(const Batch& batch, int most_rows) {
-  return 6 * batch.matrices[0].k * std::min(batch.num_rows, most_rows);
-}
+// Up to here x is kept split in shared memory.
+constexpr int32_t kMostStagedRows = 4;
 constexpr int kJoinBytes = 32 << 10;  // the most that a kernel takes beside it
-int MostStagedBytes(const LinearTuning& tuning) { return tuning.shared_bytes - kJoinBytes; }
 
-template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, bool kStaged = true>
+int StagedBytes(const Batch& batch) { return 6 * batch.matrices[0].k * batch.num_rows; }
+
+bool IsStaged(const Batch& batch, const LinearTuning& tuning) {
+  return batch.num_rows <= kMostStagedRows &&
+         StagedBytes(batch) + kJoinBytes <= tuning.shared_bytes / 2;
+}
+
+template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, bool kStaged, bool kSwiglu>
 void LaunchFew(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
   const int tiles = PlaceCtas(batch, 16 * kM);
   const int groups = (batch->num_rows + 8 * kN - 1) / (8 * kN);
   const int resident = std::max(1, tuning.num_sms * kCtasPerSm / groups);
   const dim3 grid(static_cast<unsigned>(std::min(tiles, resident)), static_cast<unsigned>(groups));
-  const int staged_bytes = kStaged ? StagedBytes(*batch, 8 * kN) : 0;
-  Launch(FewRows<Source, kM, kN, kAhead, kCtasPerSm, kStaged>, grid, kFewThreads,
-         static_cast<size_t>(staged_bytes), stream, *batch);
+  Launch(FewRows<Source, kM, kN, kAhead, kCtasPerSm, kStaged, kSwiglu>, grid, kFewThreads,
+         static_cast<size_t>(kStaged ? StagedBytes(*batch) : 0), stream, *batch);
 }
 
-template <int kN, int kAhead>
+template <int kN, int kAhead, bool kStaged>
 void LaunchFewOfBoth(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
   const int tiles = PlaceCtas(batch, 16);
   const int bf16_tiles = batch->first_cta[batch->num_bf16];
-  const int groups = (batch->num_rows + 8 * kN - 1) / (8 * kN);
   // At least one for either kind.
-  const int ctas = std::clamp(tuning.num_sms / groups, 2, tiles);
+  const int ctas = std::clamp(tuning.num_sms, 2, tiles);
   batch->bf16_ctas = std::clamp(static_cast<int>(int64_t{ctas} * bf16_tiles / tiles), 1, ctas - 1);
-  const dim3 grid(static_cast<unsigned>(ctas), static_cast<unsigned>(groups));
-  Launch(FewRowsOfBoth<kN, kAhead, 1>, grid, kFewThreads,
-         static_cast<size_t>(StagedBytes(*batch, 8 * kN)), stream, *batch);
+  Launch(FewRowsOfBoth<kN, kAhead, kStaged>, static_cast<unsigned>(ctas), kFewThreads,
+         static_cast<size_t>(kStaged ? StagedBytes(*batch) : 0), stream, *batch);
 }
 
 template <int kRows, int kWarpsN, bool kCodes>
@@ -647,32 +653,39 @@ constexpr int32_t kMostFewRows = 64;
 // Up to here matrices of both kinds share a launch.
 constexpr int32_t kMostRowsOfBoth = 16;
 
+// One CTA for each multiprocessor does, or two do better.
+bool IsSmall(int64_t outputs, const LinearTuning& tuning) {
+  return outputs <= int64_t{tuning.num_sms} * 16;
+}
+
 template <template <int> typename Source, bool kCodes>
 void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
   int64_t outputs = 0;
   for (int i = 0; i < batch->num_matrices; ++i) outputs += batch->matrices[i].n;
-  // One CTA for each multiprocessor, or two.
-  const bool small = outputs <= int64_t{tuning.num_sms} * 16;
-  const int64_t tiles = (int64_t{batch->num_rows} + 63) / 64 * ((outputs + 127) / 128);
+  const bool small = IsSmall(outputs, tuning);
   const int32_t rows = batch->num_rows;
-  const int most_staged = MostStagedBytes(tuning);
+  if (IsStaged(*batch, tuning)) {
+    return small ? LaunchFew<Source<1>, 1, 1, 8, 1, true, true>(batch, tuning, stream)
+                 : LaunchFew<Source<1>, 1, 1, 3, 2, true, true>(batch, tuning, stream);
+  }
+  if (rows <= 8) {
+    return small ? LaunchFew<Source<1>, 1, 1, 8, 1, false, true>(batch, tuning, stream)
+                 : LaunchFew<Source<1>, 1, 1, 3, 2, false, false>(batch, tuning, stream);
+  }
   if (rows <= 16) {
-    if (rows > 8 && StagedBytes(*batch, 16) <= most_staged) {
-      return small ? LaunchFew<Source<1>, 1, 2, 6, 1>(batch, tuning, stream)
-                   : LaunchFew<Source<2>, 2, 2, 2, 1>(batch, tuning, stream);
-    }
-    if (StagedBytes(*batch, 8) > most_staged) {
-      return LaunchFew<Source<1>, 1, 2, 4, 1, false>(batch, tuning, stream);
-    }
-    // Of more than eight rows, halves; the second finds the weights in the second-level cache.
-    return small || 2 * StagedBytes(*batch, 8) > most_staged
-               ? LaunchFew<Source<1>, 1, 1, 8, 1>(batch, tuning, stream)
-               : LaunchFew<Source<1>, 1, 1, 3, 2>(batch, tuning, stream);
+    // Larger tiles read x less often; smaller ones keep every multiprocessor busy.
+    return outputs >= int64_t{tuning.num_sms} * 64
+               ? LaunchFew<Source<2>, 2, 2, 2, 1, false, false>(batch, tuning, stream)
+               : LaunchFew<Source<1>, 1, 2, 4, 1, false, true>(batch, tuning, stream);
   }
+  const int64_t tiles = (int64_t{rows} + 63) / 64 * ((outputs + 127) / 128);
   if (rows <= kMostFewRows || tiles * 2 < tuning.num_sms) {
-    return LaunchFew<Source<1>, 1, 4, 2, 1, false>(batch, tuning, stream);
+    return LaunchFew<Source<1>, 1, 4, 2, 1, false, true>(batch, tuning, stream);
   }
-  if (rows <= 128 || small) return LaunchMany<64, 2, kCodes>(batch, stream);
+  const int64_t large_tiles = (int64_t{rows} + 127) / 128 * ((outputs + 127) / 128);
+  if (rows <= 128 || large_tiles < tuning.num_sms) {
+    return LaunchMany<64, 2, kCodes>(batch, stream);
+  }
   return LaunchMany<128, 8, kCodes>(batch, stream);
 }
 
@@ -693,9 +706,12 @@ void LaunchBothKinds(Batch* batch, const LinearTuning& tuning, cudaStream_t stre
   }
   if (batch->num_bf16 == batch->num_matrices) return LaunchBf16(batch, tuning, stream);
   if (batch->num_bf16 == 0) return LaunchCodes(batch, tuning, stream);
-  if (batch->num_rows <= kMostRowsOfBoth && StagedBytes(*batch, 16) <= MostStagedBytes(tuning)) {
-    return batch->num_rows <= 8 ? LaunchFewOfBoth<1, 6>(batch, tuning, stream)
-                                : LaunchFewOfBoth<2, 4>(batch, tuning, stream);
+  int64_t outputs = 0;
+  for (int i = 0; i < batch->num_matrices; ++i) outputs += batch->matrices[i].n;
+  if (batch->num_rows <= kMostRowsOfBoth && IsSmall(outputs, tuning)) {
+    if (IsStaged(*batch, tuning)) return LaunchFewOfBoth<1, 6, true>(batch, tuning, stream);
+    return batch->num_rows <= 8 ? LaunchFewOfBoth<1, 6, false>(batch, tuning, stream)
+                                : LaunchFewOfBoth<2, 4, false>(batch, tuning, stream);
   }
   Batch codes = *batch;
   codes.num_matrices = batch->num_matrices - batch->num_bf16;
@@ -740,12 +756,9 @@ cudaError_t AllowStaged(void (*kernel)(Batch)) {
 
 template <template <int> typename Source>
 cudaError_t AllowStagedOfKind() {
-  for (void (*kernel)(Batch) :
-       {FewRows<Source<1>, 1, 2, 6, 1, true>, FewRows<Source<2>, 2, 2, 2, 1, true>,
-        FewRows<Source<1>, 1, 1, 8, 1, true>, FewRows<Source<1>, 1, 1, 3, 2, true>}) {
-    if (cudaError_t error = AllowStaged(kernel); error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  const cudaError_t error = AllowStaged(FewRows<Source<1>, 1, 1, 8, 1, true, true>);
+  if (error != cudaSuccess) return error;
+  return AllowStaged(FewRows<Source<1>, 1, 1, 3, 2, true, true>);
 }
 
 }  // namespace
@@ -758,9 +771,7 @@ cudaError_t PrepareLinear() {
   if (error != cudaSuccess) return error;
   error = AllowStagedOfKind<CodeSource>();
   if (error != cudaSuccess) return error;
-  error = AllowStaged(FewRowsOfBoth<1, 6, 1>);
-  if (error != cudaSuccess) return error;
-  error = AllowStaged(FewRowsOfBoth<2, 4, 1>);
+  error = AllowStaged(FewRowsOfBoth<1, 6, true>);
   if (error != cudaSuccess) return error;
   error = allow(ManyRows<128, 8, false>, kStages * kStageBytes<128, false>);
   if (error != cudaSuccess) return error;
@@ -771,8 +782,8 @@ cudaError_t PrepareLinear() {
   return allow(ManyRows<64, 2, true>, kStages * kStageBytes<64, true>);
 }
 
-bool TakesSwiglu(const LinearMatrix& matrix, int32_t num_rows) {
-  return FitsTensorCores(matrix) && num_rows <= kMostFewRows;
+bool TakesSwiglu(const LinearMatrix& matrix, int32_t num_rows, const LinearTuning& tuning) {
+  return FitsTensorCores(matrix) && num_rows <= kMostFewRows && IsSmall(matrix.n, tuning);
 }
 
 cudaError_t Linear(const LinearMatrix* matrices, int num_matrices, int32_t num_rows,

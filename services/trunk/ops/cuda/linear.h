@@ -38,8 +38,8 @@ struct LinearTuning {
   int32_t shared_bytes = 227 << 10;  // that a CTA may have
 };
 
-// Whether Linear takes matrices with `up` for so many rows.
-bool TakesSwiglu(const LinearMatrix& matrix, int32_t num_rows);
+// Whether Linear takes a matrix with `up` for so many rows.
+bool TakesSwiglu(const LinearMatrix& matrix, int32_t num_rows, const LinearTuning& tuning);
 
 cudaError_t Linear(const LinearMatrix* matrices, int num_matrices, int32_t num_rows,
                    const LinearTuning& tuning, cudaStream_t stream);

@@ -364,7 +364,7 @@ template <bool kExact, typename Cell>
 __global__ void __launch_bounds__(kSplitThreads)
     PageKernel(const StepTables step, const AttentionLaunch args, const TileRange range,
                float* partials) {
-  BeginKernel();
+  LetNextStart();
   __shared__ float4 exchange[kKeyTiles][kWarp];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -380,6 +380,15 @@ __global__ void __launch_bounds__(kSplitThreads)
   const float scale = 1.0f / sqrtf(static_cast<float>(dim));
   const int64_t base = place.pages[page] * place.page_stride;
   const int first_position = page * kPageTokens;
+  // The plan lies there since before the step's first kernel, and most of the page does: on its way
+  // to the second-level cache, whoever still writes the rest.
+  for (int line = static_cast<int>(threadIdx.x); line * 128 < dim * kPageTokens * int{sizeof(Cell)};
+       line += kSplitThreads) {
+    constexpr int kLineCells = 128 / static_cast<int>(sizeof(Cell));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(place.keys + base + line * kLineCells));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(place.values + base + line * kLineCells));
+  }
+  AwaitOthers();
 
   float mine[4] = {};
 #pragma unroll
@@ -439,7 +448,7 @@ constexpr int kJoinThreads = kMaxAttentionHeadDim;
 __global__ void __launch_bounds__(kJoinThreads)
     JoinKernel(const StepTables step, const AttentionLaunch args, const TileRange range,
                float* partials) {
-  BeginKernel();
+  LetNextStart();
   __shared__ float running[kJoinThreads];
   __shared__ float warp_max[kJoinThreads / kWarp];
   __shared__ float2 factors[kJoinThreads];
@@ -452,6 +461,7 @@ __global__ void __launch_bounds__(kJoinThreads)
   const int lane = thread % kWarp;
   const int64_t stride = args.num_kv_heads * PartialFloats(dim);
   const float* first = PartialAt(partials, args, tile.first_partial - range.first_partial, kv_head);
+  AwaitOthers();
 
   float max = -INFINITY;
   float sum = 0;

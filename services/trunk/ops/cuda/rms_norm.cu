@@ -43,7 +43,11 @@ __global__ void __launch_bounds__(kThreads)
                         const __grid_constant__ Prefetch prefetch) {
   LetNextStart();
   const int row = static_cast<int>(blockIdx.x);
-  if (row >= num_rows) return PrefetchShare(prefetch, row - num_rows);
+  if (row >= num_rows) {
+    // Not before the rows have gone to the host: they would queue behind it.
+    AwaitOthers();
+    return PrefetchShare(prefetch, row - num_rows);
+  }
   __shared__ float scratch[kThreads / kWarp];
   const int pieces = n / 4;
   const int thread = static_cast<int>(threadIdx.x);
@@ -69,13 +73,14 @@ __global__ void __launch_bounds__(kThreads)
       const int at = i * kThreads + thread;
       if (at < pieces) shared[i] = combine.shared[base + at];
     }
-    const float gate = Sigmoid(combine.gate_logit[row]);
-    AwaitRelease(combine.state, combine.flags);
+    const float gate_logit = combine.gate_logit[row];
+    if (combine.state != nullptr) AwaitRelease(combine.state, combine.flags);
+    const float gate = Sigmoid(gate_logit);
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const int at = i * kThreads + thread;
       if (at >= pieces) continue;
-      const float4 routed = __ldcv(combine.routed + base + at);
+      const float4 routed = combine.routed[base + at];
       values[i].x += fmaf(gate, shared[i].x, routed.x);
       values[i].y += fmaf(gate, shared[i].y, routed.y);
       values[i].z += fmaf(gate, shared[i].z, routed.z);
@@ -114,7 +119,8 @@ __global__ void __launch_bounds__(kThreads)
     out[base + at] = {v.x * scale * (1.0f + w.x), v.y * scale * (1.0f + w.y),
                       v.z * scale * (1.0f + w.z), v.w * scale * (1.0f + w.w)};
   }
-  if (kCombine && thread == 0) CountRelease(combine.state, static_cast<unsigned>(num_rows));
+  if (kCombine && combine.state != nullptr && thread == 0)
+    CountRelease(combine.state, static_cast<unsigned>(num_rows));
 }
 
 bool FitsRegisters(int32_t n) { return n % 4 == 0 && n <= kPerThread * kThreads * 4; }
@@ -125,9 +131,7 @@ unsigned Ctas(int32_t num_rows, const Prefetch& prefetch) {
 
 }  // namespace
 
-bool TakesCombine(int32_t num_rows, int32_t n) {
-  return FitsRegisters(n) && num_rows <= kMostCombineRows;
-}
+bool TakesCombine(int32_t n) { return FitsRegisters(n); }
 
 cudaError_t CombineNorm(int32_t num_rows, int32_t n, float eps, const float* weight,
                         const CombineLaunch& combine, float* x, float* out,
@@ -140,13 +144,13 @@ cudaError_t CombineNorm(int32_t num_rows, int32_t n, float eps, const float* wei
 }
 
 cudaError_t RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight,
-                    const float* addend, float* x, float* out, const Prefetch& prefetch,
-                    cudaStream_t stream) {
+                    const float* addend, float* x, float* out, cudaStream_t stream) {
   if (num_rows == 0) return cudaSuccess;
   if (FitsRegisters(n)) {
-    Launch(RmsNormVectorKernel<false>, Ctas(num_rows, prefetch), kThreads, 0, stream, num_rows, n,
-           eps, reinterpret_cast<const float4*>(weight), reinterpret_cast<const float4*>(addend),
-           reinterpret_cast<float4*>(x), reinterpret_cast<float4*>(out), CombineLaunch(), prefetch);
+    Launch(RmsNormVectorKernel<false>, static_cast<unsigned>(num_rows), kThreads, 0, stream,
+           num_rows, n, eps, reinterpret_cast<const float4*>(weight),
+           reinterpret_cast<const float4*>(addend), reinterpret_cast<float4*>(x),
+           reinterpret_cast<float4*>(out), CombineLaunch(), Prefetch());
     return cudaPeekAtLastError();
   }
   Launch(RmsNormKernel, static_cast<unsigned>(num_rows), kThreads, 0, stream, n, eps, weight,

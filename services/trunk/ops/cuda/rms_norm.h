@@ -11,22 +11,19 @@
 namespace banyan::trunk::cuda {
 
 cudaError_t RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight,
-                    const float* addend, float* x, float* out, const Prefetch& prefetch,
-                    cudaStream_t stream);
+                    const float* addend, float* x, float* out, cudaStream_t stream);
 
 // What is added before the norm: x += routed + sigmoid(gate_logit) * shared, as soon as the host
 // has released `routed`.
 struct CombineLaunch {
-  const float4* routed = nullptr;  // host memory that the device maps
+  const float4* routed = nullptr;  // with `state`: host memory that the device maps
   const float4* shared = nullptr;
   const float* gate_logit = nullptr;
-  HandoverState* state = nullptr;
+  HandoverState* state = nullptr;  // null: `routed` is there already
   HandoverFlags* flags = nullptr;
 };
 
-// Rows beyond that take longer over the bus one by one than with the copy engine.
-inline constexpr int32_t kMostCombineRows = 16;
-bool TakesCombine(int32_t num_rows, int32_t n);
+bool TakesCombine(int32_t n);
 
 cudaError_t CombineNorm(int32_t num_rows, int32_t n, float eps, const float* weight,
                         const CombineLaunch& combine, float* x, float* out,

@@ -9,11 +9,12 @@ namespace {
 constexpr int kThreads = 128;
 
 // A warp routes a row. Lane l holds experts l, l + 32, ...: kPerLane of them, -1 where there is
-// none or it is taken.
-template <int kPerLane>
+// none or it is taken. `store(k, id, weight, false)` is called by lane k % 32 for each of the
+// top_k; `store(k, 0, total, true)` later divides the weight it stored before.
+template <int kPerLane, typename Store>
 __device__ __forceinline__ void RouteRow(int64_t row, int32_t num_experts, int32_t top_k,
-                                         bool renormalize, const float* logits, uint16_t* ids,
-                                         float* weights) {
+                                         bool renormalize, const float* logits,
+                                         const Store& store) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   logits += row * num_experts;
   float p[kPerLane];
@@ -42,6 +43,8 @@ __device__ __forceinline__ void RouteRow(int64_t row, int32_t num_experts, int32
     if (!there) p[i] = -1;
   }
   float total = 0;
+  float chosen = 0;  // of this lane among the latest 32
+  int chosen_at = 0;
   for (int32_t k = 0; k < top_k; ++k) {
     float mine = -1;
     int mine_at = num_experts;
@@ -64,14 +67,18 @@ __device__ __forceinline__ void RouteRow(int64_t row, int32_t num_experts, int32
       if (i * kWarp + lane == best_at) p[i] = -1;
     }
     total += best;
-    if (lane == 0) {
-      ids[row * top_k + k] = static_cast<uint16_t>(best_at);
-      weights[row * top_k + k] = best;
+    if (k % kWarp == lane) {
+      chosen = best;
+      chosen_at = best_at;
     }
+    // More than 32 experts a row: what lanes hold goes out before it is overwritten, unscaled.
+    if (k % kWarp == kWarp - 1 && k + 1 < top_k)
+      store(k - kWarp + 1 + lane, chosen_at, chosen, false);
   }
+  const int last = (top_k - 1) / kWarp * kWarp + lane;
+  if (last < top_k) store(last, chosen_at, renormalize ? chosen / total : chosen, false);
   if (!renormalize) return;
-  __syncwarp();
-  for (int32_t k = lane; k < top_k; k += kWarp) weights[row * top_k + k] /= total;
+  for (int k = lane; k < (top_k - 1) / kWarp * kWarp; k += kWarp) store(k, 0, total, true);
 }
 
 template <int kPerLane>
@@ -81,7 +88,16 @@ __global__ void __launch_bounds__(kThreads)
   BeginKernel();
   const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (row >= num_rows) return;
-  RouteRow<kPerLane>(row, num_experts, top_k, renormalize, logits, ids, weights);
+  RouteRow<kPerLane>(row, num_experts, top_k, renormalize, logits,
+                     [&](int k, int id, float weight, bool divide) {
+                       const int64_t at = row * top_k + k;
+                       if (divide) {
+                         weights[at] /= weight;
+                       } else {
+                         ids[at] = static_cast<uint16_t>(id);
+                         weights[at] = weight;
+                       }
+                     });
 }
 
 constexpr int kHandThreads = 256;
@@ -93,13 +109,18 @@ __global__ void __launch_bounds__(kHandThreads) RouteAndHandKernel(const RouteLa
   const int64_t row = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < kWarp) {
-    RouteRow<kPerLane>(row, args.num_experts, args.top_k, args.renormalize, args.logits, args.ids,
-                       args.weights);
-    __syncwarp();
-    for (int k = thread; k < args.top_k; k += kWarp) {
-      args.host_ids[row * args.top_k + k] = args.ids[row * args.top_k + k];
-      args.host_weights[row * args.top_k + k] = args.weights[row * args.top_k + k];
-    }
+    RouteRow<kPerLane>(row, args.num_experts, args.top_k, args.renormalize, args.logits,
+                       [&](int k, int id, float weight, bool divide) {
+                         const int64_t at = row * args.top_k + k;
+                         if (divide) {
+                           weight = args.weights[at] / weight;
+                         } else {
+                           args.ids[at] = static_cast<uint16_t>(id);
+                           args.host_ids[at] = static_cast<uint16_t>(id);
+                         }
+                         args.weights[at] = weight;
+                         args.host_weights[at] = weight;
+                       });
   } else {
     const int64_t pieces = args.hidden_size / 4;
     const auto* from = reinterpret_cast<const float4*>(args.input) + row * pieces;
