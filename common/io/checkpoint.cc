@@ -25,7 +25,7 @@ constexpr char kSingleName[] = "model.safetensors";
 constexpr char kIndexName[] = "model.safetensors.index.json";
 constexpr size_t kMaxConfigBytes = 16'000'000;
 constexpr char kGeneratedName[] = "generated";  // in place of a file's name
-constexpr uint64_t kGeneratorVersion = 1;       // other values, another number
+constexpr uint64_t kGeneratorVersion = 2;       // other values, another number
 
 // XXH3-128 over length-prefixed parts, so that bytes cannot move from one part to the next.
 class Fingerprint {
