@@ -2,7 +2,7 @@
 # End to end on one machine: banyan-trunk on the GPU, banyan-expert on the CPUs, banyan bench against
 # them, with generated weights at the geometry of Qwen3-Next-80B-A3B, or fewer of its layers:
 #   serve.sh [--layers N] [--log_dir DIR] [--threads N] POOL_FORMAT TRUNK_FORMAT
-# Prints start-up seconds, memory, tokens/s of decoding and of prompts, and where the trunk's time
+# BACKEND=cpu tries the script where there is no GPU. Prints start-up seconds, memory, tokens/s of decoding and of prompts, and where the trunk's time
 # goes. Packs lie in a file system in memory of their own, which is unmounted at the end: root.
 set -euo pipefail
 
@@ -59,15 +59,19 @@ begin=$SECONDS
   --pool_dir "$work/packs" --listen "unix:$work/expert" --metrics_listen 127.0.0.1:9102 \
   --threads "$threads" >"$log_dir/expert-$name.log" 2>&1 &
 pids+=($!)
-"$bin/banyan-trunk" --model "$work/model" --load_format dummy --backend cuda \
+"$bin/banyan-trunk" --model "$work/model" --load_format dummy --backend "${BACKEND:-cuda}" \
   --trunk_format "$trunk_format" --experts "unix:$work/expert" --listen "unix:$work/trunk" \
   --metrics_listen 127.0.0.1:9101 --max_batch_tokens 2111 --max_sequences 4 \
   --max_context_tokens 32768 >"$log_dir/trunk-$name.log" 2>&1 &
 pids+=($!)
-"$bin/banyan" status --server "unix:$work/trunk" --wait 600 --health >/dev/null
+until "$bin/banyan" status --server "unix:$work/trunk" --wait 2 --health >/dev/null 2>&1; do
+  for pid in "${pids[@]}"; do
+    kill -0 "$pid" 2>/dev/null || { tail -n 5 "$log_dir"/{expert,trunk}-"$name".log; exit 1; }
+  done
+done
 printf '%s pool, %s trunk, %s layers: ready after %s s\n' "$pool_format" "$trunk_format" "$layers" \
   "$((SECONDS - begin))"
-nvidia-smi --query-gpu=name,memory.used --format=csv,noheader
+nvidia-smi --query-gpu=name,memory.used --format=csv,noheader 2>/dev/null || true
 for pid in "${pids[@]}"; do
   grep -E 'Name|VmHWM|RssAnon|RssFile|RssShmem' "/proc/$pid/status" | tr -s '\t\n' ' '
   printf '\n'

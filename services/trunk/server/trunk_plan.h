@@ -12,7 +12,7 @@
 namespace banyan::trunk {
 
 struct TrunkPlanInput {
-  uint64_t weight_bytes = 0;       // tensors of the trunk as they will be kept
+  uint64_t weight_bytes = 0;  // tensors of the trunk as they will be kept
   TrunkFormat trunk_format = TrunkFormat::kBf16;
   DType kv_dtype = DType::kF32;
   int32_t max_context_tokens = 0;  // 0: what model and memory allow
