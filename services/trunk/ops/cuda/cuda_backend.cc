@@ -1,8 +1,6 @@
 #include "services/trunk/ops/cuda/cuda_backend.h"
 
 #include <cuda_runtime_api.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -153,20 +151,6 @@ int32_t RoundedPages(int32_t pages) {
   int32_t power = 1;
   while (power < pages) power *= 2;
   return pages <= power / 4 * 3 ? power / 4 * 3 : power;
-}
-
-// Pages of a mapped file at once instead of by a fault each. Where the kernel does not know how, or
-// the memory is no file's, nothing is lost.
-void MapPages(const std::byte* from, size_t bytes) {
-#ifdef MADV_POPULATE_READ
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(from) / page * page;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(from) + bytes;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);  // NOLINT
-#else
-  (void)from;
-  (void)bytes;
-#endif
 }
 
 class CudaBackend : public Backend {
@@ -692,7 +676,6 @@ class CudaBackend : public Backend {
     copiers_->ParallelFor(static_cast<int64_t>(parts), [&](int64_t part, int) {
       const size_t at = static_cast<size_t>(part) * kCopierBytes;
       const size_t some = std::min(kCopierBytes, bytes - at);
-      MapPages(from + at, some);
       std::memcpy(to + at, from + at, some);
     });
   }

@@ -130,8 +130,9 @@ void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream
                  : LaunchFew<Source<1>, 1, 1, 3, 2, true, true>(batch, tuning, stream);
   }
   if (rows <= 8) {
-    return small ? LaunchFew<Source<1>, 1, 1, 8, 1, false, true>(batch, tuning, stream)
-                 : LaunchFew<Source<1>, 1, 1, 3, 2, false, false>(batch, tuning, stream);
+    // Codes and rows in two CTAs are more than there are registers for.
+    return small || kCodes ? LaunchFew<Source<1>, 1, 1, 8, 1, false, true>(batch, tuning, stream)
+                           : LaunchFew<Source<1>, 1, 1, 3, 2, false, false>(batch, tuning, stream);
   }
   if (rows <= 16) {
     // Larger tiles read x less often; smaller ones keep every multiprocessor busy.

@@ -13,16 +13,22 @@ __device__ __forceinline__ uint4* StagedAt(uint4* staged, int rows, int block, i
   return staged + (block * 3 + term) * (4 * rows) + lane;
 }
 
-// Eight columns from x, or of silu(x) * up where that is not null.
+// Eight columns from x, or of silu(x) * up where that is not null; zeros where there is no such
+// row. Nothing but the loads depends on that, so that those of several rows are on their way at
+// once.
 template <bool kSwiglu>
-__device__ __forceinline__ TokenFragment LoadToken(const float* x, const float* up) {
-  const auto* p = reinterpret_cast<const float4*>(x);
-  float4 a = p[0];
-  float4 b = p[1];
-  if (kSwiglu && up != nullptr) {
-    const auto* q = reinterpret_cast<const float4*>(up);
-    a = SwigluOf(a, q[0]);
-    b = SwigluOf(b, q[1]);
+__device__ __forceinline__ TokenFragment LoadToken(const float* x, const float* up, bool present) {
+  float4 a = {0, 0, 0, 0};
+  float4 b = {0, 0, 0, 0};
+  if (present) {
+    const auto* p = reinterpret_cast<const float4*>(x);
+    a = p[0];
+    b = p[1];
+    if (kSwiglu && up != nullptr) {
+      const auto* q = reinterpret_cast<const float4*>(up);
+      a = SwigluOf(a, q[0]);
+      b = SwigluOf(b, q[1]);
+    }
   }
   return SplitToken(a, b);
 }
@@ -74,7 +80,7 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
       const int piece = i % pieces;
       const int64_t from = (row0 + row) * int64_t{batch.matrices[0].k} + piece * 8;
       const TokenFragment token =
-          LoadToken<kSwiglu>(x_all + from, up_all ? up_all + from : nullptr);
+          LoadToken<kSwiglu>(x_all + from, up_all == nullptr ? nullptr : up_all + from, true);
 #pragma unroll
       for (int term = 0; term < 3; ++term) {
         *StagedAt(staged, rows, piece / 4, term, row * 4 + piece % 4) = {
@@ -87,15 +93,15 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
   while (true) {
     float acc[kM][kN][4] = {};
     const auto multiply = [&](int block, const typename Source::Held(&from)[kM]) {
-      TokenFragment tokens[kN] = {};
+      TokenFragment tokens[kN];
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
         const int row = n * 8 + g;
-        if (row >= rows) continue;
         if constexpr (kStaged) {
 #pragma unroll
           for (int term = 0; term < 3; ++term) {
-            const uint4 v = *StagedAt(staged, rows, block, term, row * 4 + t);
+            const uint4 v =
+                row < rows ? *StagedAt(staged, rows, block, term, row * 4 + t) : uint4{0, 0, 0, 0};
             tokens[n].pair[0].term[term] = v.x;
             tokens[n].pair[1].term[term] = v.y;
             tokens[n].pair[2].term[term] = v.z;
@@ -103,7 +109,8 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
           }
         } else {
           const int64_t from = n * 8 * int64_t{batch.matrices[0].k} + block * kBlock;
-          tokens[n] = LoadToken<kSwiglu>(x + from, kSwiglu && up != nullptr ? up + from : nullptr);
+          tokens[n] = LoadToken<kSwiglu>(x + from, kSwiglu && up != nullptr ? up + from : nullptr,
+                                         row < rows);
         }
       }
       MultiplyHeld<kM, kN>(acc, from, tokens);
