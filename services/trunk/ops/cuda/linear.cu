@@ -119,20 +119,25 @@ bool IsSmall(int64_t outputs, const LinearTuning& tuning) {
   return outputs <= int64_t{tuning.num_sms} * 16;
 }
 
+// Of a multiprocessor: a dozen tiles for each of its CTAs.
+constexpr int64_t kManyOutputs = 400;
+
 template <template <int> typename Source, bool kCodes>
 void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
   int64_t outputs = 0;
   for (int i = 0; i < batch->num_matrices; ++i) outputs += batch->matrices[i].n;
   const bool small = IsSmall(outputs, tuning);
   const int32_t rows = batch->num_rows;
-  if (IsStaged(*batch, tuning)) {
+  // Splitting x ahead of all tiles delays the first: one that few tiles follow is split as it goes,
+  // if its weights are wide enough to hide that.
+  const bool pays = kCodes || small || outputs >= int64_t{tuning.num_sms} * kManyOutputs;
+  if (pays && IsStaged(*batch, tuning)) {
     return small ? LaunchFew<Source<1>, 1, 1, 8, 1, true, true>(batch, tuning, stream)
                  : LaunchFew<Source<1>, 1, 1, 3, 2, true, true>(batch, tuning, stream);
   }
   if (rows <= 8) {
-    // Codes and rows in two CTAs are more than there are registers for.
-    return small || kCodes ? LaunchFew<Source<1>, 1, 1, 8, 1, false, true>(batch, tuning, stream)
-                           : LaunchFew<Source<1>, 1, 1, 3, 2, false, false>(batch, tuning, stream);
+    return small ? LaunchFew<Source<1>, 1, 1, 8, 1, false, true>(batch, tuning, stream)
+                 : LaunchFew<Source<1>, 1, 1, 3, 2, false, false>(batch, tuning, stream);
   }
   if (rows <= 16) {
     // Larger tiles read x less often; smaller ones keep every multiprocessor busy.
