@@ -8,6 +8,7 @@
 set -uo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+[[ ! -f $here/programs.tar.xz || -d $here/bin ]] || tar -C "$here" -xJf "$here/programs.tar.xz"
 if [[ -d $here/bin ]]; then
   bin=$here/bin
   export LD_LIBRARY_PATH=$here/lib
@@ -27,7 +28,8 @@ if [[ ${1:-} == --log_dir ]]; then
   shift 2
 fi
 parts=("$@")
-[[ ${#parts[@]} -gt 0 ]] || parts=(tests golden eval sanitizer ops step)
+[[ ${#parts[@]} -gt 0 ]] || parts=(tests golden sanitizer ops step)
+[[ ! -x $bin/banyan-trunk || ${#} -gt 0 ]] || parts=(tests golden eval sanitizer ops step)
 
 summary=()
 failed=0
@@ -48,6 +50,7 @@ run() {
 }
 
 # evaluate TRUNK_FORMAT KV_FORMAT CONCURRENCY: 214 of 214 and a perplexity of at most 1.1070.
+# shellcheck disable=SC2317
 evaluate() {
   local work pid code=1
   local demo=${BANYAN_TEST_SOURCE_DIR:-$here/../..}/deploy/models/demo

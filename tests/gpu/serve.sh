@@ -8,6 +8,7 @@ set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 bin=$here/../../build/release/bin
+[[ ! -f $here/programs.tar.xz || -d $here/bin ]] || tar -C "$here" -xJf "$here/programs.tar.xz"
 if [[ -d $here/bin ]]; then
   bin=$here/bin
   export LD_LIBRARY_PATH=$here/lib
