@@ -85,6 +85,7 @@ LAUNCHER_PROJECT = KERNEL_PROJECT + (
     "common/plan/op_limits.h",
     "common/plan/op_scratch.h",
     "common/plan/device_blocks.h",
+    "common/plan/trunk_format.h",
 )
 FORBIDDEN_IN_LAUNCHERS = ("nlohmann/", "spdlog/", "prometheus/", "CLI/")
 

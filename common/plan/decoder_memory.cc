@@ -17,13 +17,14 @@ int32_t CountMlps(const ModelConfig& config, MlpKind kind) {
   return static_cast<int32_t>(std::count(config.mlps.begin(), config.mlps.end(), kind));
 }
 
-AttentionShape AttentionShapeOf(const ModelConfig& config) {
+AttentionShape AttentionShapeOf(const ModelConfig& config, const DecoderOptions& options) {
   if (CountMixers(config, MixerKind::kFullAttention) == 0) return {};
   return {.num_heads = config.num_attention_heads,
           .num_kv_heads = config.num_key_value_heads,
           .head_dim = config.head_dim,
           .rotary_dim = config.rotary_dim,
-          .eps = config.rms_norm_eps};
+          .eps = config.rms_norm_eps,
+          .cache_dtype = options.kv_dtype};
 }
 
 DeltaNetShape DeltaNetShapeOf(const ModelConfig& config) {
@@ -46,13 +47,13 @@ OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
           .max_segments = std::min(options.max_rows, options.num_slots),
           .max_position = MaxPositionOf(config, options),
           .num_experts = config.num_experts,
-          .attention = AttentionShapeOf(config),
+          .attention = AttentionShapeOf(config, options),
           .delta_net = DeltaNetShapeOf(config)};
 }
 
 size_t KvPageBytes(const AttentionShape& shape) {
   return static_cast<size_t>(shape.num_kv_heads) * static_cast<size_t>(shape.head_dim) *
-         kKvPageTokens * sizeof(float);
+         kKvPageTokens * DTypeSizeBytes(shape.cache_dtype);
 }
 
 size_t KvCacheBytes(const AttentionShape& shape, int32_t num_layers, int32_t num_pages) {
@@ -125,11 +126,11 @@ size_t StepTableBytes(const StepTableOptions& o) {
 DecoderMemory PlanDecoderMemory(const ModelConfig& config, const DecoderOptions& options,
                                 size_t scratch_bytes) {
   return {.kv_cache_bytes =
-              KvCacheBytes(AttentionShapeOf(config), CountMixers(config, MixerKind::kFullAttention),
-                           options.num_pages),
+              KvCacheBytes(AttentionShapeOf(config, options),
+                           CountMixers(config, MixerKind::kFullAttention), options.num_pages),
           .recurrent_state_bytes = RecurrentStateBytes(
               DeltaNetShapeOf(config), CountMixers(config, MixerKind::kLinearAttention),
-              options.num_slots),
+              options.num_slots + options.num_state_copies),
           .activation_bytes =
               ActivationBytes(ActivationSizesOf(config, options.max_rows, options.max_logits_rows)),
           .scratch_bytes = scratch_bytes,

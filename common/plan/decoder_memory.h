@@ -7,27 +7,32 @@
 
 #include "common/config/model_config.h"
 #include "common/plan/op_limits.h"
+#include "common/plan/trunk_format.h"
+#include "common/tensor/dtype.h"
 
 namespace banyan {
 
 struct DecoderOptions {
   int32_t max_rows = 512;          // of one step
   int32_t num_slots = 32;          // recurrent-state slots: sequences alive at once
+  int32_t num_state_copies = 0;    // of slots, to go back to: StateHistory
   int32_t num_pages = 0;           // KV pages of kKvPageTokens tokens
   int32_t max_logits_rows = 32;    // of one ComputeLogits call
   int32_t max_context_tokens = 0;  // of one sequence; 0: the model's max_position_embeddings
+  TrunkFormat trunk_format = TrunkFormat::kBf16;
+  DType kv_dtype = DType::kF32;  // of keys and values in the cache: AttentionShape::cache_dtype
 };
 
 int32_t CountMixers(const ModelConfig& config, MixerKind kind);
 int32_t CountMlps(const ModelConfig& config, MlpKind kind);
 
 // All zero where the model has no such layer.
-AttentionShape AttentionShapeOf(const ModelConfig& config);
+AttentionShape AttentionShapeOf(const ModelConfig& config, const DecoderOptions& options);
 DeltaNetShape DeltaNetShapeOf(const ModelConfig& config);
 int32_t MaxPositionOf(const ModelConfig& config, const DecoderOptions& options);
 OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options);
 
-// Keys, or values, of one page in one layer: f32.
+// Keys, or values, of one page in one layer.
 size_t KvPageBytes(const AttentionShape& shape);
 // Both, of all pages and layers.
 size_t KvCacheBytes(const AttentionShape& shape, int32_t num_layers, int32_t num_pages);

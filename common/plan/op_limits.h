@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common/tensor/dtype.h"
+
 namespace banyan {
 
 inline constexpr int32_t kKvPageTokens = 64;  // tokens of one KV page
@@ -13,6 +15,7 @@ struct AttentionShape {
   int32_t head_dim = 0;
   int32_t rotary_dim = 0;  // even, <= head_dim
   float eps = 0;
+  DType cache_dtype = DType::kF32;  // of keys and values in pages: f32, or bf16 on a GPU
 };
 
 struct DeltaNetShape {

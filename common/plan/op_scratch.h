@@ -39,6 +39,9 @@ constexpr int64_t CudaPartialFloats(int32_t head_dim) {
 int64_t CudaPartialPageBytes(const AttentionShape& shape);
 int64_t CudaPartialBytes(const OpLimits& limits);
 
+// What matrices pass through on their way to 8-bit codes, two of them in turn.
+inline constexpr size_t kCudaCodeStagingBytes = size_t{16} << 20;
+
 size_t CudaScratchBytes(const OpLimits& limits);
 
 }  // namespace banyan

@@ -115,7 +115,8 @@ uint64_t TrunkWeightSizes::vector_bytes() const {
   return std::accumulate(vectors.begin(), vectors.end(), uint64_t{0});
 }
 
-TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelConfig& config) {
+TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelConfig& config,
+                                    TrunkFormat format) {
   TrunkWeightSizes out;
   uint64_t embedding = 0;
   for (const TensorSpec& spec : TrunkTensors(config)) {
@@ -129,9 +130,23 @@ TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelCon
     }
     const auto dtype = DequantizedDType(checkpoint, *stored);
     const DType resident = dtype.ok() ? ResidentDType(*dtype) : DType::kF32;
+    if (format == TrunkFormat::kInt8 && !IsKeptAsStored(spec.name)) {
+      const auto groups =
+          static_cast<uint64_t>(Int8Groups(static_cast<int32_t>(spec.shape.dim(1))));
+      const uint64_t scales = static_cast<uint64_t>(spec.shape.dim(0)) * groups * sizeof(float);
+      out.code_bytes += elements + scales;
+      out.bytes_per_token += elements + scales;
+      out.matrices.insert(out.matrices.end(), {elements, scales});
+      continue;
+    }
     const uint64_t bytes = elements * DTypeSizeBytes(resident);
     (stored->weight.dtype == resident ? out.file_bytes : out.decoded_bytes) += bytes;
-    out.matrices.push_back(bytes);
+    const bool table = spec.tensor_class == TensorClass::kEmbeddings && !config.tie_word_embeddings;
+    if (table) {
+      out.table_bytes += bytes;
+    } else {
+      out.matrices.push_back(bytes);
+    }
     if (spec.tensor_class == TensorClass::kEmbeddings) {
       embedding = bytes;
       out.bytes_per_token += bytes / static_cast<uint64_t>(spec.shape.dim(0));

@@ -9,6 +9,7 @@
 #include "common/config/model_config.h"
 #include "common/config/tensor_inventory.h"
 #include "common/io/checkpoint.h"
+#include "common/plan/trunk_format.h"
 
 namespace banyan {
 
@@ -29,7 +30,9 @@ std::vector<PlannedTensors> ClassifyTensors(const Checkpoint& checkpoint, const 
 struct TrunkWeightSizes {
   uint64_t file_bytes = 0;         // used where the checkpoint is mapped
   uint64_t decoded_bytes = 0;      // of matrices that are quantised or f16 there
-  std::vector<uint64_t> matrices;  // each as bf16 or f32
+  uint64_t code_bytes = 0;         // of matrices that are made to 8-bit codes, scales included
+  uint64_t table_bytes = 0;        // of an embedding that is not the head too: on the host always
+  std::vector<uint64_t> matrices;  // each but that one; codes and scales apart
   std::vector<uint64_t> vectors;   // and convolutions: always copied, as f32
   // Read for one token: every matrix of the layers, the head, one row of the embedding.
   uint64_t bytes_per_token = 0;
@@ -37,7 +40,8 @@ struct TrunkWeightSizes {
   uint64_t matrix_bytes() const;
   uint64_t vector_bytes() const;
 };
-TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelConfig& config);
+TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelConfig& config,
+                                    TrunkFormat format = TrunkFormat::kBf16);
 
 // Host memory of a checkpoint's table of tensors.
 uint64_t TensorIndexBytes(const Checkpoint& checkpoint);

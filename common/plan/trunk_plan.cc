@@ -45,7 +45,11 @@ struct Items {
 
 class Planner {
  public:
-  Planner(const ModelConfig& config, const TrunkPlanInput& input) : config_(config), input_(input) {
+  Planner(const ModelConfig& config, const TrunkPlanInput& input)
+      : config_(config),
+        input_(input),
+        format_(input.trunk_format.value_or(TrunkFormat::kBf16)),
+        weights_(format_ == TrunkFormat::kInt8 ? input.int8_weights : input.weights) {
     const bool automatic = input.budget_bytes == 0;
     const uint64_t share =
         input.on_gpu ? input.available_bytes / 10 * 9 : input.available_bytes / 4 * 3;
@@ -57,7 +61,7 @@ class Planner {
     most_ = std::numeric_limits<uint64_t>::max();
     if (input.available_bytes > 0) {
       const bool mapped = !input.on_gpu && !input.weights_generated;
-      most_ = input.available_bytes + (mapped ? input.weights.file_bytes : 0);
+      most_ = input.available_bytes + (mapped ? weights_.file_bytes : 0);
     }
     if (budget_ > most_) {
       budget_ = most_;
@@ -174,7 +178,9 @@ class Planner {
             .num_slots = width.sequences,
             .num_pages = static_cast<int32_t>(pages),
             .max_logits_rows = std::min(kMaxLogitsRows, width.rows),
-            .max_context_tokens = context};
+            .max_context_tokens = context,
+            .trunk_format = format_,
+            .kv_dtype = input_.kv_dtype};
   }
 
   Items ItemsOf(const DecoderOptions& options) const {
@@ -184,21 +190,24 @@ class Planner {
         input_.on_gpu ? CudaScratchBytes(limits) : CpuScratchBytes(limits, input_.num_threads));
     Items out;
     if (input_.others_bytes > 0) out.Add("others", input_.others_bytes, input_.others);
-    const uint64_t weights =
-        input_.on_gpu ? input_.weights.matrix_bytes() : input_.weights.file_bytes;
+    const uint64_t weights = input_.on_gpu ? weights_.matrix_bytes() : weights_.file_bytes;
     out.Add("weights", weights,
-            input_.on_gpu              ? "copied from the checkpoint"
-            : input_.weights_generated ? "generated"
-                                       : "mapped from the checkpoint");
-    if (!input_.on_gpu && input_.weights.decoded_bytes > 0) {
-      out.Add("decoded weights", input_.weights.decoded_bytes, "quantised matrices as bf16 or f32");
+            input_.on_gpu && format_ == TrunkFormat::kInt8 ? "8-bit codes made from the checkpoint"
+            : input_.on_gpu                                ? "copied from the checkpoint"
+            : input_.weights_generated                     ? "generated"
+                                                           : "mapped from the checkpoint");
+    if (!input_.on_gpu && weights_.code_bytes > 0) {
+      out.Add("8-bit weights", weights_.code_bytes, "codes and scales");
     }
-    out.Add("vectors", input_.weights.vector_bytes(), "norms, convolutions, decays as f32");
+    if (!input_.on_gpu && weights_.decoded_bytes > 0) {
+      out.Add("decoded weights", weights_.decoded_bytes, "quantised matrices as bf16 or f32");
+    }
+    out.Add("vectors", weights_.vector_bytes(), "norms, convolutions, decays as f32");
     out.Add("recurrent state", memory.recurrent_state_bytes,
             fmt::format("{} slots of {}", options.num_slots,
                         FormatByteSize(memory.recurrent_state_bytes /
                                        static_cast<uint64_t>(std::max(1, options.num_slots)))));
-    const uint64_t workspace = memory.activation_bytes + memory.scratch_bytes +
+    const uint64_t workspace = memory.activation_bytes + memory.scratch_bytes + CodeStagingBytes() +
                                (input_.on_gpu ? 0 : memory.step_table_bytes);
     out.Add("workspace", workspace,
             fmt::format("activations and scratch, {} rows a step", options.max_rows));
@@ -217,22 +226,28 @@ class Planner {
     return out;
   }
 
+  uint64_t CodeStagingBytes() const {
+    return input_.on_gpu && format_ == TrunkFormat::kInt8 ? 2 * kCudaCodeStagingBytes : 0;
+  }
+
   // Every piece of device memory that the decoder asks its backend for.
   uint64_t BlockBytes(const DecoderOptions& options, const OpLimits& limits) const {
     DeviceBlocks blocks;
-    for (const uint64_t bytes : input_.weights.matrices) blocks.Add(bytes);
-    for (const uint64_t bytes : input_.weights.vectors) blocks.Add(bytes);
+    for (const uint64_t bytes : weights_.matrices) blocks.Add(bytes);
+    for (const uint64_t bytes : weights_.vectors) blocks.Add(bytes);
     const int32_t full = CountMixers(config_, MixerKind::kFullAttention);
     const int32_t linear = CountMixers(config_, MixerKind::kLinearAttention);
     blocks.Add(KvPageBytes(limits.attention) * static_cast<uint64_t>(options.num_pages),
                2 * int64_t{full});
-    const auto slots = static_cast<uint64_t>(options.num_slots) * sizeof(float);
+    const auto slots =
+        static_cast<uint64_t>(options.num_slots + options.num_state_copies) * sizeof(float);
     blocks.Add(slots * static_cast<uint64_t>(limits.delta_net.state_floats()), linear);
     blocks.Add(slots * static_cast<uint64_t>(limits.delta_net.conv_state_floats()), linear);
     ActivationSizesOf(config_, options.max_rows, options.max_logits_rows)
         .ForEach([&blocks](int64_t elements, size_t each) {
           blocks.Add(static_cast<uint64_t>(elements) * each);
         });
+    if (CodeStagingBytes() > 0) blocks.Add(kCudaCodeStagingBytes, 2);
     blocks.Add(CudaStepTableBytes(limits));
     blocks.Add(static_cast<uint64_t>(CudaPartialBytes(limits)));
     blocks.Add(kDevicePieceAlignment);  // counters of hand-overs
@@ -275,6 +290,8 @@ class Planner {
 
   const ModelConfig& config_;
   const TrunkPlanInput& input_;
+  const TrunkFormat format_;
+  const TrunkWeightSizes& weights_;
   uint64_t budget_ = 0;
   uint64_t most_ = 0;
   std::string source_;
@@ -334,6 +351,11 @@ absl::StatusOr<TrunkPlan> PlanTrunk(const ModelConfig& config, const TrunkPlanIn
   const Planner planner(config, input);
   RETURN_IF_ERROR(planner.CheckLimits());
   if (std::optional<TrunkPlan> plan = planner.Fit()) return *std::move(plan);
+  if (!input.trunk_format && input.on_gpu && !input.int8_weights.matrices.empty()) {
+    TrunkPlanInput smaller = input;
+    smaller.trunk_format = TrunkFormat::kInt8;
+    return PlanTrunk(config, smaller, changes);
+  }
   const std::vector<PlanChange> fitting = ChangesThatFit(config, input, planner);
   if (changes != nullptr) *changes = fitting;
   return WithChanges(planner.Refusal(), fitting);

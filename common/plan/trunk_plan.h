@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,8 @@
 #include "common/plan/decoder_memory.h"
 #include "common/plan/plan_change.h"
 #include "common/plan/tensor_classes.h"
+#include "common/plan/trunk_format.h"
+#include "common/tensor/dtype.h"
 
 namespace banyan {
 
@@ -32,7 +35,10 @@ inline constexpr int32_t kDefaultBatchTokens = 512;
 inline constexpr int32_t kLeastRowsBesideSequences = 63;
 
 struct TrunkPlanInput {
-  TrunkWeightSizes weights;
+  TrunkWeightSizes weights;                 // as bf16
+  TrunkWeightSizes int8_weights;            // without matrices: there is no such choice
+  std::optional<TrunkFormat> trunk_format;  // none: bf16 or, where that does not fit a GPU, int8
+  DType kv_dtype = DType::kF32;
   uint64_t index_bytes = 0;        // TensorIndexBytes
   bool weights_generated = false;  // --load_format dummy: not mapped from files
   int32_t max_context_tokens = 0;  // 0: what model and memory allow

@@ -33,6 +33,8 @@ struct Given {
   std::string experts;
   std::string backend = "auto";
   std::string load_format = "auto";
+  std::string trunk_format = "auto";
+  std::string kv_format = "auto";
   std::string host_budget = "0";
   std::string vram_budget = "0";
   std::string expert_wait = "10s";
@@ -61,6 +63,8 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
          "auto (the checkpoint's files) or dummy (generated weights, of which only config.json "
          "is needed); the same as the experts'")
       ->capture_default_str();
+  app.add_option("--trunk_format", given.trunk_format, kTrunkFormatHelp)->capture_default_str();
+  app.add_option("--kv_format", given.kv_format, kKvFormatHelp)->capture_default_str();
   app.add_option("--max_context_tokens", options.max_context_tokens,
                  "Prompt and answer of one request; 0: what model and memory allow")
       ->capture_default_str();
@@ -218,6 +222,8 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
   if (!vram_budget.ok()) return Annotate(vram_budget.status(), "--vram_budget");
   options.vram_budget_bytes = *vram_budget;
   options.use_cuda = given.backend == "cuda" || (given.backend == "auto" && HasGpu());
+  ASSIGN_OR_RETURN(options.trunk_format, ParseTrunkFormat(given.trunk_format));
+  ASSIGN_OR_RETURN(options.kv_dtype, ParseKvFormat(given.kv_format, options.use_cuda));
   ASSIGN_OR_RETURN(options.expert_wait, ParseDuration("--expert_wait", given.expert_wait, true));
   ASSIGN_OR_RETURN(options.drain_timeout,
                    ParseDuration("--drain_timeout", given.drain_timeout, true));

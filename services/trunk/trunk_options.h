@@ -9,12 +9,17 @@
 #include "absl/time/time.h"
 #include "common/config/cluster_config.h"
 #include "common/config/open_checkpoint.h"
+#include "common/plan/trunk_format.h"
+#include "common/tensor/dtype.h"
 
 namespace banyan::trunk {
 
 struct TrunkOptions {
   std::string model_dir;
   LoadFormat load_format = LoadFormat::kAuto;
+  // Of the trunk's matrices; none: as stored where they fit, else 8-bit codes.
+  std::optional<TrunkFormat> trunk_format;
+  std::optional<DType> kv_dtype;  // of keys and values; none: bf16 on a GPU, else f32
   std::string listen = "127.0.0.1:50051";
   std::string metrics_listen = "127.0.0.1:9101";  // empty: no metrics port
   ClusterConfig cluster;                          // --cluster_config or --experts

@@ -31,6 +31,9 @@ class HostArrayBackend : public Backend {
   absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) override {
     return inner_->PlaceMatrix(view);
   }
+  absl::StatusOr<Matrix> PlaceInt8Matrix(const TensorView& view) override {
+    return inner_->PlaceInt8Matrix(view);
+  }
   absl::StatusOr<const float*> PlaceVector(std::span<const float> values) override {
     return inner_->PlaceVector(values);
   }
@@ -46,6 +49,12 @@ class HostArrayBackend : public Backend {
   void CopyToDevice(std::span<const SharedCopy> copies) override { inner_->CopyToDevice(copies); }
   absl::Status AwaitHost() override { return inner_->AwaitHost(); }
   void ReleaseToDevice() override { inner_->ReleaseToDevice(); }
+  void CopyWithin(const void* from, size_t bytes, void* to) override {
+    const auto* const source = In(static_cast<const std::byte*>(from), static_cast<int64_t>(bytes));
+    inner_->CopyWithin(source, bytes,
+                       Out(static_cast<std::byte*>(to), static_cast<int64_t>(bytes)));
+    Finish();
+  }
   absl::Status ReadBack(const void* device, size_t bytes, void* host) override {
     return inner_->ReadBack(device, bytes, host);
   }
@@ -161,6 +170,41 @@ class HostArrayBackend : public Backend {
     Finish();
   }
 
+  void ConvDeltaNet(const CausalConvArgs& conv, const DeltaNetArgs& delta) override {
+    const DeltaNetShape& s = conv.shape;
+    const int64_t rows = num_rows_;
+    CausalConvArgs c = conv;
+    c.qkvz = In(conv.qkvz, rows * s.qkvz_dim());
+    c.ba = In(conv.ba, rows * 2 * s.num_value_heads);
+    c.weight = In(conv.weight, int64_t{s.conv_taps} * s.conv_dim());
+    c.neg_decay_rate = In(conv.neg_decay_rate, s.num_value_heads);
+    c.dt_bias = In(conv.dt_bias, s.num_value_heads);
+    c.conv_states = Out(conv.conv_states, num_slots_ * s.conv_state_floats());
+    // Scratch here: what is left in it is nobody's business.
+    c.qkv = ScratchLike(conv.qkv, rows * s.conv_dim());
+    c.log_decay = ScratchLike(conv.log_decay, rows * s.num_value_heads);
+    c.beta = ScratchLike(conv.beta, rows * s.num_value_heads);
+    DeltaNetArgs d = delta;
+    d.qkv = c.qkv;
+    d.qkvz = c.qkvz;
+    d.log_decay = c.log_decay;
+    d.beta = c.beta;
+    d.norm_weight = In(delta.norm_weight, s.value_head_dim);
+    d.states = Out(delta.states, num_slots_ * s.state_floats());
+    d.out = Out(delta.out, rows * s.value_dim());
+    inner_->ConvDeltaNet(c, d);
+    Finish();
+  }
+
+  void SwigluLinear(int32_t num_rows, float* gate, const float* up, const Matrix& w,
+                    float* y) override {
+    const Matrix placed = Place(w);
+    const int64_t count = int64_t{num_rows} * w.cols;
+    inner_->SwigluLinear(num_rows, Out(gate, count), In(up, count), placed,
+                         Out(y, int64_t{num_rows} * w.rows));
+    Finish();
+  }
+
   void AddRows(int32_t num_rows, int32_t n, const float* addend, float* hidden) override {
     const int64_t count = int64_t{num_rows} * n;
     inner_->AddRows(num_rows, n, In(addend, count), Out(hidden, count));
@@ -212,10 +256,15 @@ class HostArrayBackend : public Backend {
     return reinterpret_cast<T*>(device);
   }
 
+  float* ScratchLike(const float* host, int64_t count) {
+    return reinterpret_cast<float*>(Bring(host, static_cast<size_t>(count) * sizeof(float)));
+  }
+
   Matrix Place(const Matrix& m) {
     Matrix placed = m;
     placed.data = Bring(m.data, static_cast<size_t>(m.rows) * static_cast<size_t>(m.cols) *
                                     DTypeSizeBytes(m.dtype));
+    if (m.scales != nullptr) placed.scales = In(m.scales, int64_t{m.rows} * Int8Groups(m.cols));
     return placed;
   }
 
@@ -228,8 +277,10 @@ class HostArrayBackend : public Backend {
     p.v = In(a.v, rows * s.num_kv_heads * s.head_dim);
     p.q_norm = In(a.q_norm, s.head_dim);
     p.k_norm = In(a.k_norm, s.head_dim);
-    p.key_pages = Out(a.key_pages, num_pages_ * a.page_floats());
-    p.value_pages = Out(a.value_pages, num_pages_ * a.page_floats());
+    const int64_t page_bytes =
+        a.page_elements() * static_cast<int64_t>(DTypeSizeBytes(s.cache_dtype));
+    p.key_pages = Out(static_cast<std::byte*>(a.key_pages), num_pages_ * page_bytes);
+    p.value_pages = Out(static_cast<std::byte*>(a.value_pages), num_pages_ * page_bytes);
     p.out = Out(a.out, rows * s.num_heads * s.head_dim);
     return p;
   }

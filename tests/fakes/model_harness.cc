@@ -50,6 +50,18 @@ std::string ModelHarness::DefaultBackend() {
   return name != nullptr ? name : "auto";
 }
 
+trunk::TrunkFormat ModelHarness::DefaultTrunkFormat() {
+  const char* const name = std::getenv("BANYAN_TEST_TRUNK_FORMAT");
+  CHECK(name == nullptr || std::string(name) == "int8");
+  return name != nullptr ? trunk::TrunkFormat::kInt8 : trunk::TrunkFormat::kBf16;
+}
+
+DType ModelHarness::DefaultKvDType() {
+  const char* const name = std::getenv("BANYAN_TEST_KV_FORMAT");
+  CHECK(name == nullptr || std::string(name) == "bf16");
+  return name != nullptr ? DType::kBF16 : DType::kF32;
+}
+
 ModelHarness::ModelHarness(const Options& options)
     : config_(ValueOf(LoadModelConfig(options.directory))),
       checkpoint_(ValueOf(Checkpoint::Open(options.directory))),
@@ -61,8 +73,11 @@ ModelHarness::ModelHarness(const Options& options)
       random_(options.page_seed) {
   const trunk::DecoderOptions decoder_options = {.max_rows = options.max_rows,
                                                  .num_slots = options.num_slots,
+                                                 .num_state_copies = options.num_state_copies,
                                                  .num_pages = options.num_pages,
-                                                 .max_logits_rows = 64};
+                                                 .max_logits_rows = 64,
+                                                 .trunk_format = options.trunk_format,
+                                                 .kv_dtype = options.kv_dtype};
   decoder_ = ValueOf(trunk::Decoder::Create(config_, decoder_options, *checkpoint_, backend_.get(),
                                             transport_.get(), observer_.get()));
   free_pages_.resize(static_cast<size_t>(options.num_pages));

@@ -53,6 +53,9 @@ class ModelHarness {
  public:
   // $BANYAN_TEST_BACKEND, else the best CPU tier: whole suites run once more on another backend.
   static std::string DefaultBackend();
+  // $BANYAN_TEST_TRUNK_FORMAT (int8), $BANYAN_TEST_KV_FORMAT (bf16), likewise.
+  static trunk::TrunkFormat DefaultTrunkFormat();
+  static DType DefaultKvDType();
 
   struct Options {
     std::string directory;
@@ -60,7 +63,10 @@ class ModelHarness {
     std::string backend = DefaultBackend();  // backends.h
     int32_t max_rows = 512;
     int32_t num_slots = 40;
+    int32_t num_state_copies = 4;
     int32_t num_pages = 400;
+    trunk::TrunkFormat trunk_format = DefaultTrunkFormat();
+    DType kv_dtype = DefaultKvDType();
     bool observe = false;
     uint64_t page_seed = 1;  // order in which pages and slots are handed out
   };

@@ -1,23 +1,33 @@
 #!/usr/bin/env bash
 # Packs the GPU tests and benchmarks into one folder that runs on a machine with an NVIDIA driver and
 # nothing of ours: programs, the shared libraries they need beyond glibc's own, test data, run.sh.
-#   tests/gpu/bundle.sh [--no_data] OUT [BUILD_DIR]
-# --no_data: the machine has a checkout; run.sh is then told where: BANYAN_TEST_SOURCE_DIR.
+#   tests/gpu/bundle.sh [--no_data] [--serve] OUT [BUILD_DIR]
+# --serve: with the servers and their client, for run.sh eval and serve.sh. --no_data: the machine has
+# a checkout; run.sh is then told where: BANYAN_TEST_SOURCE_DIR. The first run unpacks the programs.
 set -euo pipefail
 
 die() { printf 'bundle.sh: %s\n' "$*" >&2; exit 1; }
 data=yes
-if [[ ${1:-} == --no_data ]]; then
-  data=no
+serve=no
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --no_data) data=no ;;
+    --serve) serve=yes ;;
+    *) die "$1: unknown" ;;
+  esac
   shift
-fi
-[[ $# -ge 1 && $# -le 2 ]] || die "usage: bundle.sh [--no_data] OUT [BUILD_DIR]"
+done
+[[ $# -ge 1 && $# -le 2 ]] || die "usage: bundle.sh [--no_data] [--serve] OUT [BUILD_DIR]"
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 out=$1
 bin=${2:-$root/build/release}/bin
 most_mib=40
 
 programs=(trunk_ops_test cuda_ops_test golden_model_test cuda_bench)
+if [[ $serve == yes ]]; then
+  programs+=(banyan-trunk banyan-expert banyan)
+  most_mib=64
+fi
 [[ ! -e $out ]] || die "$out exists"
 mkdir -p "$out/bin" "$out/lib"
 
@@ -36,7 +46,9 @@ if [[ $data == yes ]]; then
     tests/data/tiny-int8 tests/data/tiny-fp8 deploy/models/demo |
     xz -T 0 >"$out/data.tar.xz"
 fi
-cp "$root/tests/gpu/run.sh" "$out/"
+tar -C "$out" -cf - bin lib | xz -T 0 >"$out/programs.tar.xz"
+rm -rf "${out:?}/bin" "${out:?}/lib"
+cp "$root/tests/gpu/run.sh" "$root/tests/gpu/serve.sh" "$out/"
 
 mib=$(du -sm "$out" | cut -f1)
 [[ $mib -le $most_mib ]] || die "$out: $mib MiB, at most $most_mib"

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # All GPU tests and benchmarks in one go, from a bundle (bundle.sh) or from a build:
-#   run.sh [--log_dir DIR] [tests|golden|sanitizer|ops|step ...]     without a list: all of them
+#   run.sh [--log_dir DIR] [tests|golden|eval|sanitizer|ops|step ...]  without a list: all of them
 # tests: operations against doubles and against the CPU; golden: the small models layer by layer, demo
-# model, exactness; sanitizer: memcheck and racecheck of some of these; ops, step: cuda_bench.
+# model, exactness; eval: the demo model's questions and perplexity with every format of weights and
+# cache; sanitizer: memcheck and racecheck of some of these; ops, step: cuda_bench.
 # Ends with one line per part and exit code 1 if one failed.
 set -uo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+[[ ! -f $here/programs.tar.xz || -d $here/bin ]] || tar -C "$here" -xJf "$here/programs.tar.xz"
 if [[ -d $here/bin ]]; then
   bin=$here/bin
   export LD_LIBRARY_PATH=$here/lib
@@ -27,6 +29,7 @@ if [[ ${1:-} == --log_dir ]]; then
 fi
 parts=("$@")
 [[ ${#parts[@]} -gt 0 ]] || parts=(tests golden sanitizer ops step)
+[[ ! -x $bin/banyan-trunk || ${#} -gt 0 ]] || parts=(tests golden eval sanitizer ops step)
 
 summary=()
 failed=0
@@ -46,6 +49,35 @@ run() {
       "$log_dir/$name.log" | tail -n 2 | tr '\n' ' ')")")
 }
 
+# evaluate TRUNK_FORMAT KV_FORMAT CONCURRENCY: 214 of 214 and a perplexity of at most 1.1070.
+# shellcheck disable=SC2317
+evaluate() {
+  local work pid code=1
+  local demo=${BANYAN_TEST_SOURCE_DIR:-$here/../..}/deploy/models/demo
+  work=$(mktemp -d)
+  "$bin/banyan" serve --model "$demo" --shards 2 --listen "unix:$work/trunk" --metrics_listen "" \
+    --run_dir "$work" --log_file "$work/log" -- --backend cuda --trunk_format "$1" \
+    --kv_format "$2" &
+  pid=$!
+  if "$bin/banyan" status --server "unix:$work/trunk" --wait 60 --health; then
+    "$bin/banyan" bench --server "unix:$work/trunk" --eval "$demo/eval.json" --concurrency "$3" \
+      --output json >"$work/eval.json" && code=0
+    cat "$work/eval.json"
+    python3 - "$work/eval.json" <<'END' || code=1
+import json, sys
+text = json.dumps(json.load(open(sys.argv[1])))
+found = json.loads(text)
+print('exact', found.get('exact'), 'perplexity', found.get('perplexity'))
+sys.exit(0 if found['exact'] == 214 and found['perplexity'] <= 1.1070 else 1)
+END
+  fi
+  [[ $code -eq 0 ]] || tail -n 20 "$work/log"
+  kill "$pid"
+  wait "$pid" || true
+  rm -rf "$work"
+  return "$code"
+}
+
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
 for part in "${parts[@]}"; do
   case $part in
@@ -58,6 +90,14 @@ for part in "${parts[@]}"; do
       BANYAN_TEST_BACKEND=cuda run golden_cuda "$bin/golden_model_test" \
         --gtest_filter='-*LayersTest*'
       ;;
+    eval)
+      for formats in 'bf16 f32 1' 'bf16 bf16 1' 'bf16 bf16 16' 'int8 f32 1' 'int8 bf16 1' \
+        'int8 bf16 16'; do
+        # shellcheck disable=SC2086
+        run "eval_${formats// /_}" evaluate $formats
+        grep -h '^exact' "$log_dir/eval_${formats// /_}.log"
+      done
+      ;;
     sanitizer)
       if ! command -v compute-sanitizer >/dev/null; then
         summary+=("sanitizer              not run: no compute-sanitizer")
@@ -65,7 +105,7 @@ for part in "${parts[@]}"; do
       fi
       for tool in memcheck racecheck; do
         run "sanitizer_$tool" timeout 300 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-          "$bin/trunk_ops_test" --gtest_filter='*AgreesWith*cuda:*Elementwise*cuda:*Router*cuda:*CutsOnTheGrid*cuda:*SeveralMatrices*cuda'
+          "$bin/trunk_ops_test" --gtest_filter='*AgreesWith*cuda:*Elementwise*cuda:*Router*cuda:*CutsOnTheGrid*cuda:*SeveralMatrices*cuda:*FusedTest*cuda:*CodesBeside*cuda:*PlacesCodes*cuda:*SwigluAndProduct*cuda'
       done
       ;;
     ops | step)
@@ -73,7 +113,7 @@ for part in "${parts[@]}"; do
       cat "$log_dir/cuda_bench_$part.log"
       ;;
     *)
-      printf 'run.sh: %s: expected tests, golden, sanitizer, ops or step\n' "$part" >&2
+      printf 'run.sh: %s: expected tests, golden, eval, sanitizer, ops or step\n' "$part" >&2
       exit 2
       ;;
   esac

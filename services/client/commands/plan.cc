@@ -8,6 +8,7 @@
 #include "common/base/strings.h"
 #include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
+#include "common/plan/trunk_format.h"
 #include "services/client/commands/command.h"
 #include "services/client/plan/cluster_plan.h"
 #include "services/client/plan/plan_text.h"
@@ -20,6 +21,8 @@ struct Options {
   std::string load_format = "auto";
   std::string split = "width";
   std::string pool_memory = "map";
+  std::string trunk_format = "auto";
+  std::string kv_format = "auto";
   std::string vram_budget = "0";
   std::string host_budget = "0";
   double bandwidth_gb = 0;
@@ -42,6 +45,12 @@ int Run(const Options& given) {
   if (!vram.ok()) return usage("--vram_budget", vram.status());
   const absl::StatusOr<uint64_t> host = ParseByteSize(given.host_budget);
   if (!host.ok()) return usage("--host_budget", host.status());
+  const auto trunk_format = ParseTrunkFormat(given.trunk_format);
+  if (!trunk_format.ok()) return FailUsage(ToStd(trunk_format.status().message()));
+  const auto kv_format = ParseKvFormat(given.kv_format, *vram > 0);
+  if (!kv_format.ok()) return FailUsage(ToStd(kv_format.status().message()));
+  options.trunk_format = *trunk_format;
+  options.kv_dtype = *kv_format;
   options.load_format = *load_format;
   options.split = *split;
   options.pool_memory = *memory;
@@ -89,6 +98,9 @@ void AddPlan(CLI::App& app, Action& action) {
           "Host memory for all services of one machine, such as 110GiB; 0: what each takes "
           "by default on this one")
       ->capture_default_str();
+  verb->add_option("--trunk_format", options->trunk_format, kTrunkFormatHelp)
+      ->capture_default_str();
+  verb->add_option("--kv_format", options->kv_format, kKvFormatHelp)->capture_default_str();
   verb->add_option("--max_context_tokens", options->plan.max_context_tokens,
                    "Prompt and answer of one request; 0: what model and memory allow")
       ->check(CLI::NonNegativeNumber)

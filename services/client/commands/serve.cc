@@ -55,7 +55,7 @@ struct Options {
   std::vector<std::pair<const char*, std::optional<std::string>>> to_trunk = {
       {"--backend", {}},          {"--max_context_tokens", {}},  {"--max_sequences", {}},
       {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}},
-      {"--vram_budget", {}}};
+      {"--vram_budget", {}},      {"--trunk_format", {}},        {"--kv_format", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}},
                                                                              {"--load_format", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
@@ -137,6 +137,11 @@ absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& opt
   const std::string backend = Find(options.to_trunk, "--backend")->value_or("auto");
   out.on_gpu = backend == "cuda" || (backend == "auto" && HasGpu());
   if (out.on_gpu && out.vram_budget_bytes == 0) return std::optional<ClusterPlanOptions>();
+  ASSIGN_OR_RETURN(out.trunk_format,
+                   ParseTrunkFormat(Find(options.to_trunk, "--trunk_format")->value_or("auto")));
+  ASSIGN_OR_RETURN(
+      out.kv_dtype,
+      ParseKvFormat(Find(options.to_trunk, "--kv_format")->value_or("auto"), out.on_gpu));
   const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
   out.num_threads = ShareThreads(cpus, options.shards).trunk;
   return std::optional<ClusterPlanOptions>(std::move(out));

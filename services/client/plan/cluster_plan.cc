@@ -55,6 +55,9 @@ TrunkPlanInput TrunkInput(const ClusterPlanOptions& options, const OpenedModel& 
                           uint64_t shard_bytes) {
   TrunkPlanInput input;
   input.weights = TrunkWeightSizesOf(*model.checkpoint, model.config);
+  input.int8_weights = TrunkWeightSizesOf(*model.checkpoint, model.config, TrunkFormat::kInt8);
+  input.trunk_format = options.trunk_format;
+  input.kv_dtype = options.kv_dtype.value_or(options.on_gpu ? DType::kBF16 : DType::kF32);
   input.index_bytes = TensorIndexBytes(*model.checkpoint);
   input.weights_generated = options.load_format == LoadFormat::kDummy;
   input.max_context_tokens = options.max_context_tokens;
@@ -95,6 +98,8 @@ absl::StatusOr<ClusterPlan> PlanOpened(const ClusterPlanOptions& options, const 
   }
   const TrunkPlanInput input = TrunkInput(options, model, shard_bytes);
   ASSIGN_OR_RETURN(TrunkPlan trunk, PlanTrunk(model.config, input));
+  const TrunkWeightSizes& trunk_weights =
+      trunk.decoder.trunk_format == TrunkFormat::kInt8 ? input.int8_weights : input.weights;
   return ClusterPlan{
       .config = model.config,
       .directory = model.checkpoint->directory(),
@@ -106,7 +111,7 @@ absl::StatusOr<ClusterPlan> PlanOpened(const ClusterPlanOptions& options, const 
       .split = options.split,
       .host_budget_bytes = options.host_budget_bytes,
       .machine_bytes = TotalHostMemory(),
-      .trunk_bytes_per_token = input.weights.bytes_per_token,
+      .trunk_bytes_per_token = trunk_weights.bytes_per_token,
       .state_bytes_per_token =
           2 * RecurrentStateBytes(DeltaNetShapeOf(model.config),
                                   CountMixers(model.config, MixerKind::kLinearAttention), 1),

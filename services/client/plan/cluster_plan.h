@@ -11,7 +11,9 @@
 #include "common/config/open_checkpoint.h"
 #include "common/plan/shard_plan.h"
 #include "common/plan/tensor_classes.h"
+#include "common/plan/trunk_format.h"
 #include "common/plan/trunk_plan.h"
+#include "common/tensor/dtype.h"
 
 namespace banyan::client {
 
@@ -22,6 +24,8 @@ struct ClusterPlanOptions {
   ShardSplit split = ShardSplit::kWidth;
   std::string pool_format = "auto";
   PoolMemoryMode pool_memory = PoolMemoryMode::kMap;
+  std::optional<TrunkFormat> trunk_format;  // as --trunk_format; none: auto
+  std::optional<DType> kv_dtype;            // as --kv_format; none: auto
   bool on_gpu = false;
   uint64_t vram_budget_bytes = 0;  // on_gpu: more than 0
   // For the shards, and the trunk where it is not on a GPU, on one machine; 0: each service has

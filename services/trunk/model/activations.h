@@ -17,9 +17,8 @@ struct Shared {
   T* host = nullptr;
 
   operator T*() const { return device; }  // NOLINT: operations take device pointers
-  SharedCopy First(int64_t elements) const {
-    return {{reinterpret_cast<std::byte*>(device), reinterpret_cast<std::byte*>(host)},
-            static_cast<size_t>(elements) * sizeof(T)};
+  SharedBuffer buffer() const {
+    return {reinterpret_cast<std::byte*>(device), reinterpret_cast<std::byte*>(host)};
   }
 };
 

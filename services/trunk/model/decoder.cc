@@ -1,6 +1,7 @@
 #include "services/trunk/model/decoder.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -38,6 +39,10 @@ absl::Status CheckOptions(const ModelConfig& config, const DecoderOptions& optio
   for (const auto& [name, value] : positive) {
     if (value < 1) return InvalidArgumentF("decoder: {} is {}, expected at least 1", name, value);
   }
+  if (options.num_state_copies < 0) {
+    return InvalidArgumentF("decoder: num_state_copies is {}, expected at least 0",
+                            options.num_state_copies);
+  }
   if (options.max_context_tokens < 0 ||
       options.max_context_tokens > config.max_position_embeddings) {
     return InvalidArgumentF(
@@ -57,7 +62,7 @@ class Decoder::Impl {
         router_{.num_experts = config.num_experts,
                 .top_k = config.num_experts_per_tok,
                 .norm_topk_prob = config.norm_topk_prob},
-        attention_(AttentionShapeOf(config)),
+        attention_(AttentionShapeOf(config, options)),
         delta_net_(DeltaNetShapeOf(config)),
         planner_(PlannerOptionsOf(config, options)),
         backend_(backend),
@@ -72,7 +77,8 @@ class Decoder::Impl {
   }
 
   absl::Status Allocate(const DecoderOptions& options, const Checkpoint& checkpoint) {
-    ASSIGN_OR_RETURN(weights_, LoadTrunkWeights(checkpoint, config_, backend_));
+    ASSIGN_OR_RETURN(weights_,
+                     LoadTrunkWeights(checkpoint, config_, options.trunk_format, backend_));
     int32_t linear_layers = 0;
     int32_t full_layers = 0;
     for (const LayerWeights& layer : weights_.layers) {
@@ -86,7 +92,9 @@ class Decoder::Impl {
     ASSIGN_OR_RETURN(
         recurrent_state_,
         RecurrentState::Create(delta_net_, CountMixers(config_, MixerKind::kLinearAttention),
-                               options.num_slots, backend_));
+                               options.num_slots + options.num_state_copies, backend_));
+    state_history_.emplace(&recurrent_state_, options.num_slots, options.num_state_copies,
+                           backend_);
     RETURN_IF_ERROR(
         PlaceActivations(ActivationSizesOf(config_, options.max_rows, options.max_logits_rows),
                          backend_, &activations_));
@@ -99,6 +107,7 @@ class Decoder::Impl {
 
   const Limits& limits() const { return limits_; }
   uint64_t weight_bytes_read() const { return weight_bytes_read_; }
+  StateHistory& state_history() { return *state_history_; }
 
   absl::Status Forward(const Step& step) {
     const StepPlan& plan = planner_.Build(step);
@@ -138,7 +147,8 @@ class Decoder::Impl {
   void QueueLayer(int32_t layer) {
     const Activations& a = activations_;
     const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
-    Norm(weights.input_norm, nullptr, a.normed);
+    // After experts the norm came with what they answered.
+    if (layer == 0 || MoeOf(layer - 1) == nullptr) Norm(weights.input_norm, nullptr, a.normed);
     if (const auto* mixer = std::get_if<LinearAttentionWeights>(&weights.mixer)) {
       RunGatedDeltaNet(delta_net_, *mixer,
                        recurrent_state_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_,
@@ -154,6 +164,32 @@ class Decoder::Impl {
     } else if (observer_ == nullptr) {
       RunDenseMlp(std::get<FfnWeights>(weights.mlp), num_rows_, a, backend_);
     }
+  }
+
+  bool IsLast(int32_t layer) const { return layer + 1 == config_.num_hidden_layers; }
+
+  // The answer of a layer's experts and the norm after it: the next layer's, or the last.
+  void QueueExpertSums(int32_t layer, const MoeWeights& moe) {
+    NextNorm norm = {weights_.final_norm, config_.rms_norm_eps, activations_.final_out};
+    if (!IsLast(layer)) {
+      const LayerWeights& next = weights_.layers[static_cast<size_t>(layer) + 1];
+      norm.weight = next.input_norm;
+      norm.out = activations_.normed;
+      if (const auto* mixer = std::get_if<LinearAttentionWeights>(&next.mixer)) {
+        const Matrix* const in[] = {&mixer->in_proj_qkvz};
+        backend_->WillRead(in);
+      } else {
+        const auto& full = std::get<FullAttentionWeights>(next.mixer);
+        const Matrix* const in[] = {&full.q_proj, &full.k_proj, &full.v_proj};
+        backend_->WillRead(in);
+      }
+    }
+    QueueCombine(moe, norm, num_rows_, activations_, backend_);
+  }
+
+  void QueueFinalNorm() {
+    if (MoeOf(config_.num_hidden_layers - 1) != nullptr) return;  // came with the experts' answer
+    Norm(weights_.final_norm, nullptr, activations_.final_out);
   }
 
   // Operations in the order of the layers, the host's part after each.
@@ -180,11 +216,11 @@ class Decoder::Impl {
         QueueSharedExpert(*moe, num_rows_, a, backend_);
         RETURN_IF_ERROR(experts_->Combine(a.routed.host));
         backend_->ReleaseToDevice();
-        QueueCombine(*moe, num_rows_, a, backend_);
+        QueueExpertSums(layer, *moe);
       }
       if (observer_ != nullptr) RETURN_IF_ERROR(ObserveLayer(layer));
     }
-    Norm(weights_.final_norm, nullptr, a.final_out);
+    QueueFinalNorm();
     if (observer_ != nullptr) {
       ASSIGN_OR_RETURN(const auto hidden, Observe(a.final_out));
       observer_->OnFinalNorm(hidden);
@@ -200,10 +236,10 @@ class Decoder::Impl {
       QueueLayer(layer);
       if (const MoeWeights* moe = MoeOf(layer)) {
         QueueSharedExpert(*moe, num_rows_, a, backend_);
-        QueueCombine(*moe, num_rows_, a, backend_);
+        QueueExpertSums(layer, *moe);
       }
     }
-    Norm(weights_.final_norm, nullptr, a.final_out);
+    QueueFinalNorm();
     backend_->EndRecording();
   }
 
@@ -250,7 +286,7 @@ class Decoder::Impl {
   }
 
   const ModelConfig config_;
-  const Router::Options router_;
+  const RouterOptions router_;
   const AttentionShape attention_;
   const DeltaNetShape delta_net_;
   StepPlanner planner_;
@@ -262,6 +298,7 @@ class Decoder::Impl {
   std::vector<int32_t> mixer_index_;  // of each layer among those of its kind
   KvCache kv_cache_;
   RecurrentState recurrent_state_;
+  std::optional<StateHistory> state_history_;
   Activations activations_;
   std::vector<float> observed_;
   int32_t num_rows_ = 0;      // of the last step
@@ -297,5 +334,7 @@ absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, std::span<flo
 }
 
 uint64_t Decoder::weight_bytes_read() const { return impl_->weight_bytes_read(); }
+
+StateHistory& Decoder::state_history() { return impl_->state_history(); }
 
 }  // namespace banyan::trunk

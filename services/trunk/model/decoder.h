@@ -13,7 +13,9 @@
 #include "common/plan/decoder_memory.h"
 #include "services/trunk/engine/forward_pass.h"
 #include "services/trunk/experts/expert_transport.h"
+#include "services/trunk/model/weights.h"
 #include "services/trunk/ops/ops.h"
+#include "services/trunk/state/state_history.h"
 
 namespace banyan::trunk {
 
@@ -58,6 +60,8 @@ class Decoder : public ForwardPass {
   absl::Status Forward(const Step& step) override;
   absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
   uint64_t weight_bytes_read() const override;
+  // What the slots held at earlier positions; num_state_copies of it.
+  StateHistory& state_history();
 
  private:
   class Impl;

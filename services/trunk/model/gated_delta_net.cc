@@ -8,24 +8,24 @@ void RunGatedDeltaNet(const DeltaNetShape& shape, const LinearAttentionWeights& 
   const LinearArgs in[] = {{.x = a.normed, .w = &weights.in_proj_qkvz, .y = a.qkvz},
                            {.x = a.normed, .w = &weights.in_proj_ba, .y = a.ba}};
   backend->Linear(num_rows, in);
-  backend->CausalConv({.shape = shape,
-                       .qkvz = a.qkvz,
-                       .ba = a.ba,
-                       .weight = weights.conv,
-                       .neg_decay_rate = weights.neg_decay_rate,
-                       .dt_bias = weights.dt_bias,
-                       .conv_states = state.conv_states,
-                       .qkv = a.qkv,
-                       .log_decay = a.log_decay,
-                       .beta = a.beta});
-  backend->DeltaNet({.shape = shape,
-                     .qkv = a.qkv,
-                     .qkvz = a.qkvz,
-                     .log_decay = a.log_decay,
-                     .beta = a.beta,
-                     .norm_weight = weights.norm,
-                     .states = state.states,
-                     .out = a.delta_out});
+  backend->ConvDeltaNet({.shape = shape,
+                         .qkvz = a.qkvz,
+                         .ba = a.ba,
+                         .weight = weights.conv,
+                         .neg_decay_rate = weights.neg_decay_rate,
+                         .dt_bias = weights.dt_bias,
+                         .conv_states = state.conv_states,
+                         .qkv = a.qkv,
+                         .log_decay = a.log_decay,
+                         .beta = a.beta},
+                        {.shape = shape,
+                         .qkv = a.qkv,
+                         .qkvz = a.qkvz,
+                         .log_decay = a.log_decay,
+                         .beta = a.beta,
+                         .norm_weight = weights.norm,
+                         .states = state.states,
+                         .out = a.delta_out});
   const LinearArgs out[] = {{.x = a.delta_out, .w = &weights.out_proj, .y = a.mixer_out}};
   backend->Linear(num_rows, out);
 }

@@ -1,48 +1,75 @@
 #include "services/trunk/model/moe_block.h"
 
+#include <span>
+
 #include "common/base/status_macros.h"
 
 namespace banyan::trunk {
 namespace {
 
-// a.ffn_out = down(silu(gate x) * (up x)), x = a.normed.
-void RunFfn(const FfnWeights& weights, int32_t num_rows, const Activations& a, Backend* backend) {
-  const LinearArgs in[] = {{.x = a.normed, .w = &weights.gate_proj, .y = a.ffn_gate},
-                           {.x = a.normed, .w = &weights.up_proj, .y = a.ffn_up}};
+// Up to here a launch costs more than reading the shared expert's weights before the rows go to the
+// host. Results are the same either way.
+constexpr int32_t kMostMergedRows = 16;
+
+bool Merged(int32_t num_rows) { return num_rows <= kMostMergedRows; }
+
+LinearArgs Gate(const FfnWeights& weights, const Activations& a) {
+  return {.x = a.normed, .w = &weights.gate_proj, .y = a.ffn_gate};
+}
+LinearArgs Up(const FfnWeights& weights, const Activations& a) {
+  return {.x = a.normed, .w = &weights.up_proj, .y = a.ffn_up};
+}
+
+// a.ffn_out = down(silu(gate) * up).
+void Down(const FfnWeights& weights, int32_t num_rows, const Activations& a, Backend* backend) {
+  backend->SwigluLinear(num_rows, a.ffn_gate, a.ffn_up, weights.down_proj, a.ffn_out);
+}
+
+void GateAndUp(const FfnWeights& weights, int32_t num_rows, const Activations& a,
+               Backend* backend) {
+  const LinearArgs in[] = {Gate(weights, a), Up(weights, a)};
   backend->Linear(num_rows, in);
-  backend->Swiglu(num_rows, weights.gate_proj.rows, a.ffn_gate, a.ffn_up, a.ffn_gate);
-  const LinearArgs out[] = {{.x = a.ffn_gate, .w = &weights.down_proj, .y = a.ffn_out}};
-  backend->Linear(num_rows, out);
 }
 
 }  // namespace
 
-void QueueRouting(const Router::Options& options, const MoeWeights& weights, int32_t num_rows,
+void QueueRouting(const RouterOptions& options, const MoeWeights& weights, int32_t num_rows,
                   const Activations& a, Backend* backend) {
-  const Router router(options, weights.router, weights.shared_expert_gate);
-  router.Route(backend, num_rows, a.normed, a.router_logits, a.shared_gate_logit,
-               {.expert_ids = a.expert_ids, .weights = a.expert_weights});
-  const int64_t rows = num_rows;
-  const SharedCopy copies[] = {a.normed.First(rows * weights.router.cols),
-                               a.expert_ids.First(rows * options.top_k),
-                               a.expert_weights.First(rows * options.top_k)};
-  backend->CopyToHost(copies);
+  const LinearArgs in[] = {
+      {.x = a.normed, .w = &weights.router, .y = a.router_logits},
+      {.x = a.normed, .w = &weights.shared_expert_gate, .y = a.shared_gate_logit},
+      Gate(weights.shared_expert, a),
+      Up(weights.shared_expert, a)};
+  backend->Linear(num_rows, std::span(in).first(Merged(num_rows) ? 4 : 2));
+  backend->RouteToHost(num_rows, {.num_experts = options.num_experts,
+                                  .top_k = options.top_k,
+                                  .renormalize = options.norm_topk_prob,
+                                  .hidden_size = weights.router.cols,
+                                  .logits = a.router_logits,
+                                  .input = a.normed.buffer(),
+                                  .ids = a.expert_ids.buffer(),
+                                  .weights = a.expert_weights.buffer()});
 }
 
 void QueueSharedExpert(const MoeWeights& weights, int32_t num_rows, const Activations& a,
                        Backend* backend) {
-  RunFfn(weights.shared_expert, num_rows, a, backend);
+  if (!Merged(num_rows)) GateAndUp(weights.shared_expert, num_rows, a, backend);
+  Down(weights.shared_expert, num_rows, a, backend);
 }
 
-void QueueCombine(const MoeWeights& weights, int32_t num_rows, const Activations& a,
-                  Backend* backend) {
-  const SharedCopy copies[] = {a.routed.First(int64_t{num_rows} * weights.router.cols)};
-  backend->CopyToDevice(copies);
-  backend->MoeCombine(num_rows, weights.router.cols, a.routed, a.ffn_out, a.shared_gate_logit,
-                      a.hidden);
+void QueueCombine(const MoeWeights& weights, const NextNorm& norm, int32_t num_rows,
+                  const Activations& a, Backend* backend) {
+  backend->CombineFromHost(num_rows, {.hidden_size = weights.router.cols,
+                                      .routed = a.routed.buffer(),
+                                      .shared = a.ffn_out,
+                                      .gate_logit = a.shared_gate_logit,
+                                      .hidden = a.hidden,
+                                      .eps = norm.eps,
+                                      .norm_weight = norm.weight,
+                                      .normed = norm.out});
 }
 
-absl::Status DispatchRows(const Router::Options& options, const Step& step, int32_t layer,
+absl::Status DispatchRows(const RouterOptions& options, const Step& step, int32_t layer,
                           int32_t num_rows, const Activations& a, Backend* backend,
                           ExpertTransport* experts) {
   RETURN_IF_ERROR(backend->AwaitHost());
@@ -58,7 +85,8 @@ absl::Status DispatchRows(const Router::Options& options, const Step& step, int3
 
 void RunDenseMlp(const FfnWeights& weights, int32_t num_rows, const Activations& a,
                  Backend* backend) {
-  RunFfn(weights, num_rows, a, backend);
+  GateAndUp(weights, num_rows, a, backend);
+  Down(weights, num_rows, a, backend);
   backend->AddRows(num_rows, weights.gate_proj.cols, a.ffn_out, a.hidden);
 }
 

@@ -16,17 +16,24 @@ namespace banyan::trunk {
 // a.hidden += MoE(a.normed) in three queued parts and, between the first and the last of them, the
 // call of the experts on the host. The shared expert runs while they compute.
 
-// Ids and weights to a.expert_ids, a.expert_weights; these and the rows to the host.
-void QueueRouting(const Router::Options& options, const MoeWeights& weights, int32_t num_rows,
+// Ids and weights to a.expert_ids, a.expert_weights; these and the rows to the host. With few rows
+// also what the shared expert makes of them first, which shares a launch with the router.
+void QueueRouting(const RouterOptions& options, const MoeWeights& weights, int32_t num_rows,
                   const Activations& a, Backend* backend);
 void QueueSharedExpert(const MoeWeights& weights, int32_t num_rows, const Activations& a,
                        Backend* backend);
-// The experts' sums to the device, and into a.hidden with the shared expert's.
-void QueueCombine(const MoeWeights& weights, int32_t num_rows, const Activations& a,
-                  Backend* backend);
+// The experts' sums to the device and, with the shared expert's, into a.hidden; then the norm that
+// comes next.
+struct NextNorm {
+  const float* weight = nullptr;
+  float eps = 0;
+  float* out = nullptr;
+};
+void QueueCombine(const MoeWeights& weights, const NextNorm& norm, int32_t num_rows,
+                  const Activations& a, Backend* backend);
 
 // Waits for the rows and sends them. Errors: the transport's, the device's.
-absl::Status DispatchRows(const Router::Options& options, const Step& step, int32_t layer,
+absl::Status DispatchRows(const RouterOptions& options, const Step& step, int32_t layer,
                           int32_t num_rows, const Activations& a, Backend* backend,
                           ExpertTransport* experts);
 

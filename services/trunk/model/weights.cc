@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/config/tensor_inventory.h"
@@ -29,16 +30,21 @@ std::vector<float> WidenToF32(const TensorView& view) {
   return values;
 }
 
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, const ModelConfig& config, Backend* backend)
-      : checkpoint_(checkpoint), config_(config), backend_(backend) {}
+  Loader(const Checkpoint& checkpoint, const ModelConfig& config, TrunkFormat format,
+         Backend* backend)
+      : checkpoint_(checkpoint), config_(config), format_(format), backend_(backend) {}
 
   absl::StatusOr<TrunkWeights> Load() {
     TrunkWeights out;
     const int64_t hidden = config_.hidden_size;
-    RETURN_IF_ERROR(
-        Place("model.embed_tokens.weight", config_.vocab_size, hidden, &out.embed_tokens));
+    const auto place = [this](const TensorView& view) {
+      return config_.tie_word_embeddings ? backend_->PlaceMatrix(view) : backend_->PlaceTable(view);
+    };
+    RETURN_IF_ERROR(PlaceWith(kEmbedding, config_.vocab_size, hidden, place, &out.embed_tokens));
     for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
       RETURN_IF_ERROR(LoadLayer(i, &out.layers.emplace_back()));
     }
@@ -124,14 +130,25 @@ class Loader {
     return Place(p + "down_proj.weight", hidden, width, &out->down_proj);
   }
 
+  // In the trunk's format.
   absl::Status Place(const std::string& name, int64_t rows, int64_t cols, Matrix* out) {
+    const bool codes = format_ == TrunkFormat::kInt8 && !IsKeptAsStored(name);
+    const auto place = [this, codes](const TensorView& view) {
+      return codes ? backend_->PlaceInt8Matrix(view) : backend_->PlaceMatrix(view);
+    };
+    return PlaceWith(name, rows, cols, place, out);
+  }
+
+  absl::Status PlaceWith(const std::string& name, int64_t rows, int64_t cols,
+                         absl::FunctionRef<absl::StatusOr<Matrix>(const TensorView&)> place,
+                         Matrix* out) {
     ASSIGN_OR_RETURN(StoredMatrix stored, FindStoredMatrix(checkpoint_, name, Shape{rows, cols}));
     if (stored.format == StoredFormat::kBF16 || stored.format == StoredFormat::kF32) {
-      ASSIGN_OR_RETURN(*out, backend_->PlaceMatrix(stored.weight));
+      ASSIGN_OR_RETURN(*out, place(stored.weight));
       return absl::OkStatus();
     }
     ASSIGN_OR_RETURN(DecodedMatrix decoded, DecodeMatrix(checkpoint_, std::move(stored)));
-    ASSIGN_OR_RETURN(*out, backend_->PlaceMatrix(decoded.view));
+    ASSIGN_OR_RETURN(*out, place(decoded.view));
     // A backend that computes on host memory reads it where it is.
     if (out->data == decoded.view.data) decoded_.push_back(std::move(decoded.bytes));
     return absl::OkStatus();
@@ -152,6 +169,7 @@ class Loader {
 
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
+  const TrunkFormat format_;
   Backend* backend_;
   std::vector<std::unique_ptr<std::byte[]>> decoded_;
 };
@@ -159,12 +177,15 @@ class Loader {
 }  // namespace
 
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
-                                              const ModelConfig& config, Backend* backend) {
-  return Loader(checkpoint, config, backend).Load();
+                                              const ModelConfig& config, TrunkFormat format,
+                                              Backend* backend) {
+  return Loader(checkpoint, config, format, backend).Load();
 }
 
 uint64_t RowBytes(const Matrix& matrix) {
-  return static_cast<uint64_t>(matrix.cols) * DTypeSizeBytes(matrix.dtype);
+  const auto cols = static_cast<uint64_t>(matrix.cols);
+  if (matrix.dtype != DType::kI8) return cols * DTypeSizeBytes(matrix.dtype);
+  return cols + static_cast<uint64_t>(Int8Groups(matrix.cols)) * sizeof(float);
 }
 
 uint64_t LayerWeightBytes(const LayerWeights& layer) {
@@ -183,15 +204,6 @@ uint64_t LayerWeightBytes(const LayerWeights& layer) {
   matrices.insert(matrices.end(), {&ffn->gate_proj, &ffn->up_proj, &ffn->down_proj});
   uint64_t bytes = 0;
   for (const Matrix* m : matrices) bytes += RowBytes(*m) * static_cast<uint64_t>(m->rows);
-  return bytes;
-}
-
-size_t TrunkWeightBytes(const ModelConfig& config, DType matrix_dtype) {
-  size_t bytes = 0;
-  for (const TensorSpec& spec : TrunkTensors(config)) {
-    const auto elements = static_cast<size_t>(spec.shape.num_elements());
-    bytes += elements * (spec.shape.rank() == 2 ? DTypeSizeBytes(matrix_dtype) : sizeof(float));
-  }
   return bytes;
 }
 

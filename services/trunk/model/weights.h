@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "common/config/model_config.h"
 #include "common/io/checkpoint.h"
+#include "common/plan/trunk_format.h"
 #include "services/trunk/ops/ops.h"
 
 namespace banyan::trunk {
@@ -64,18 +65,18 @@ struct TrunkWeights {
   std::vector<std::unique_ptr<std::byte[]>> decoded;
 };
 
+using banyan::TrunkFormat;  // NOLINT(misc-unused-using-decls): part of this interface
+
 // `checkpoint` and `backend` outlive the weights. Errors of Checkpoint::Get, FindStoredMatrix and
 // DecodeMatrix: they name tensor, file, expected and found.
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
-                                              const ModelConfig& config, Backend* backend);
+                                              const ModelConfig& config, TrunkFormat format,
+                                              Backend* backend);
 
 // Bytes of one row of a matrix, and of all matrices of a layer: what one step reads of it, as
 // stored. The vectors (norms, convolution, decay) are left out: below 0.2 % of the matrices
 // in the full-size model.
 uint64_t RowBytes(const Matrix& matrix);
 uint64_t LayerWeightBytes(const LayerWeights& layer);
-
-// Bytes of the trunk's tensors that a step may read: matrices as stored, vectors as f32.
-size_t TrunkWeightBytes(const ModelConfig& config, DType matrix_dtype);
 
 }  // namespace banyan::trunk

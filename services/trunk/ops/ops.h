@@ -25,6 +25,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/plan/op_limits.h"
+#include "common/plan/trunk_format.h"
 #include "common/tensor/dtype.h"
 #include "common/tensor/tensor_view.h"
 
@@ -33,12 +34,13 @@ namespace banyan::trunk {
 inline constexpr int32_t kOpsPageTokens = kKvPageTokens;
 inline constexpr int32_t kOpsChunkTokens = 64;  // grid of the chunked DeltaNet
 
-// [rows, cols], bf16 or f32, as it lies in the checkpoint: y = W x.
+// [rows, cols], bf16 or f32, as it lies in the checkpoint, or 8-bit codes: y = W x.
 struct Matrix {
-  DType dtype = DType::kF32;
+  DType dtype = DType::kF32;  // kI8: an element is its code times its group's scale
   int32_t rows = 0;
   int32_t cols = 0;
   const std::byte* data = nullptr;  // any alignment on the CPU
+  const float* scales = nullptr;    // kI8: [rows, Int8Groups(cols)]
 };
 
 // One sequence's consecutive rows of a step.
@@ -62,9 +64,11 @@ struct StepPlan {
   std::span<const float> rope_sin;
 };
 
-using banyan::AttentionShape;  // NOLINT(misc-unused-using-decls): part of this interface
-using banyan::DeltaNetShape;   // NOLINT(misc-unused-using-decls)
-using banyan::OpLimits;        // NOLINT(misc-unused-using-decls)
+using banyan::AttentionShape;     // NOLINT(misc-unused-using-decls): part of this interface
+using banyan::DeltaNetShape;      // NOLINT(misc-unused-using-decls)
+using banyan::Int8Groups;         // NOLINT(misc-unused-using-decls): part of this interface
+using banyan::kInt8GroupColumns;  // NOLINT(misc-unused-using-decls)
+using banyan::OpLimits;           // NOLINT(misc-unused-using-decls)
 
 // Memory with a side for the device and one for the host: the same bytes on the CPU.
 struct SharedBuffer {
@@ -121,13 +125,38 @@ struct AttentionArgs {
   const float* v = nullptr;       // [num_rows, num_kv_heads, head_dim]
   const float* q_norm = nullptr;  // [head_dim]
   const float* k_norm = nullptr;  // [head_dim]
-  float* key_pages = nullptr;     // num_pages * page_floats(); the layout is the backend's
-  float* value_pages = nullptr;
+  // num_pages * page_elements() of shape.cache_dtype; the layout is the backend's.
+  void* key_pages = nullptr;
+  void* value_pages = nullptr;
   float* out = nullptr;  // [num_rows, num_heads * head_dim]
 
-  int64_t page_floats() const {
+  int64_t page_elements() const {
     return int64_t{shape.num_kv_heads} * shape.head_dim * kOpsPageTokens;
   }
+};
+
+// RouterTopK, and its results with the experts' input to the host.
+struct RouteArgs {
+  int32_t num_experts = 0;
+  int32_t top_k = 0;
+  bool renormalize = true;
+  int32_t hidden_size = 0;
+  const float* logits = nullptr;  // [num_rows, num_experts]
+  SharedBuffer input;             // f32 [num_rows, hidden_size]
+  SharedBuffer ids;               // uint16 [num_rows, top_k]
+  SharedBuffer weights;           // f32 [num_rows, top_k]
+};
+
+// The experts' answer from the host, MoeCombine, and the norm that comes next.
+struct CombineArgs {
+  int32_t hidden_size = 0;
+  SharedBuffer routed;                // f32 [num_rows, hidden_size]
+  const float* shared = nullptr;      // [num_rows, hidden_size]
+  const float* gate_logit = nullptr;  // [num_rows]
+  float* hidden = nullptr;            // [num_rows, hidden_size]; in, out
+  float eps = 0;
+  const float* norm_weight = nullptr;  // [hidden_size]
+  float* normed = nullptr;             // out [num_rows, hidden_size]
 };
 
 // Owned by one thread, the engine's.
@@ -145,6 +174,11 @@ class Backend {
   virtual absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) = 0;
   // Weights where operations can read them; the CPU keeps the view, which must outlive the backend.
   virtual absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) = 0;
+  // The same as 8-bit codes (int8_rows.h); `view` may go when this returns.
+  virtual absl::StatusOr<Matrix> PlaceInt8Matrix(const TensorView& view) = 0;
+  // A matrix of which Embed reads single rows: it need not lie in the device's own memory.
+  virtual absl::StatusOr<Matrix> PlaceTable(const TensorView& view) { return PlaceMatrix(view); }
+  virtual bool TablesInHostMemory() const { return false; }
   virtual absl::StatusOr<const float*> PlaceVector(std::span<const float> values) = 0;
 
   // Sets scratch aside; once, before the first step.
@@ -219,11 +253,29 @@ class Backend {
   virtual void MoeCombine(int32_t num_rows, int32_t n, const float* routed, const float* shared,
                           const float* gate_logit, float* hidden) = 0;
 
+  // What the operations after the next one will read, for devices that can bring it nearer
+  // meanwhile. Changes no result.
+  virtual void WillRead(std::span<const Matrix* const> /*matrices*/) {}
+
+  // What a layer does one after the other, for devices that do it at once. Same results.
+  virtual void ConvDeltaNet(const CausalConvArgs& conv, const DeltaNetArgs& delta) {
+    CausalConv(conv);
+    DeltaNet(delta);
+  }
+  virtual void RouteToHost(int32_t num_rows, const RouteArgs& args);
+  virtual void CombineFromHost(int32_t num_rows, const CombineArgs& args);
+  // y = W (silu(gate) * up); gate, up [num_rows, w.cols]; gate may be overwritten.
+  virtual void SwigluLinear(int32_t num_rows, float* gate, const float* up, const Matrix& w,
+                            float* y);
+
   // hidden += addend, [num_rows, n].
   virtual void AddRows(int32_t num_rows, int32_t n, const float* addend, float* hidden) = 0;
 
   // out [rows.size(), n] = the given rows of x; `rows` is a host array.
   virtual void GatherRows(std::span<const int32_t> rows, int32_t n, const float* x, float* out) = 0;
+
+  // Queued, within the device's memory; the ranges do not overlap.
+  virtual void CopyWithin(const void* from, size_t bytes, void* to) = 0;
 
   // Copies from or to any host memory, after everything queued, and waits.
   virtual absl::Status ReadBack(const void* device, size_t bytes, void* host) = 0;

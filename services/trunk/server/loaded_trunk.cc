@@ -156,6 +156,7 @@ class LoadedTrunk::Impl {
     ASSIGN_OR_RETURN(backend_, CreateBackend(options_, &*pool_));
     TrunkPlanInput input;
     input.weights = TrunkWeightSizesOf(*checkpoint_, config_);
+    input.int8_weights = TrunkWeightSizesOf(*checkpoint_, config_, TrunkFormat::kInt8);
     input.index_bytes = TensorIndexBytes(*checkpoint_);
     input.weights_generated = options_.load_format == LoadFormat::kDummy;
     input.max_context_tokens = options_.max_context_tokens;
@@ -166,6 +167,8 @@ class LoadedTrunk::Impl {
     input.num_threads = num_threads;
     input.budget_bytes = vram ? options_.vram_budget_bytes : options_.host_budget_bytes;
     input.available_bytes = vram ? *vram : AvailableHostMemory();
+    input.trunk_format = options_.trunk_format;
+    input.kv_dtype = options_.kv_dtype.value_or(options_.use_cuda ? DType::kBF16 : DType::kF32);
     ASSIGN_OR_RETURN(plan_, PlanTrunk(config_, input));
     const TrunkPlan& plan = *plan_;
     decoder_options_ = plan.decoder;
@@ -176,6 +179,8 @@ class LoadedTrunk::Impl {
                      {"mtp_tensors_unused", summary.num_mtp_tensors},
                      {"backend", BackendKind()},
                      {"tier", backend_->name()},
+                     {"trunk_format", TrunkFormatName(plan.decoder.trunk_format)},
+                     {"kv_format", plan.decoder.kv_dtype == DType::kBF16 ? "bf16" : "f32"},
                      {"threads", num_threads},
                      {"max_context_tokens", plan.decoder.max_context_tokens},
                      {"max_sequences", plan.max_sequences},

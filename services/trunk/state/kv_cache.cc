@@ -11,7 +11,7 @@ absl::StatusOr<KvCache> KvCache::Create(const AttentionShape& shape, int32_t num
   for (int32_t i = 0; i < num_layers; ++i) {
     ASSIGN_OR_RETURN(std::byte * keys, backend->AllocateDevice(bytes));
     ASSIGN_OR_RETURN(std::byte * values, backend->AllocateDevice(bytes));
-    cache.layers_.push_back({reinterpret_cast<float*>(keys), reinterpret_cast<float*>(values)});
+    cache.layers_.push_back({keys, values});
   }
   return cache;
 }

@@ -1,5 +1,5 @@
 // Keys and values of the full-attention layers, in pages of kOpsPageTokens tokens. A page id means
-// the same place in every layer. f32; the layout inside a page is the backend's.
+// the same place in every layer. Of shape.cache_dtype; the layout inside a page is the backend's.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +15,8 @@ namespace banyan::trunk {
 class KvCache {
  public:
   struct Layer {
-    float* keys = nullptr;  // [num_pages, num_kv_heads * head_dim * kOpsPageTokens]
-    float* values = nullptr;
+    void* keys = nullptr;  // [num_pages, num_kv_heads * head_dim * kOpsPageTokens]
+    void* values = nullptr;
   };
 
   // Allocates KvCacheBytes (common/plan/decoder_memory.h). kResourceExhausted when the memory is

@@ -25,11 +25,16 @@ class RecurrentState {
   static absl::StatusOr<RecurrentState> Create(const DeltaNetShape& shape, int32_t num_layers,
                                                int32_t num_slots, Backend* backend);
 
+  // Queued: what slot `from` holds in every layer, to slot `to`.
+  void CopySlot(int32_t from, int32_t to, Backend* backend) const;
+
   // The i-th linear-attention layer.
   const Layer& layer(int32_t i) const { return layers_[static_cast<size_t>(i)]; }
 
  private:
   std::vector<Layer> layers_;
+  size_t state_bytes_ = 0;  // of one slot
+  size_t conv_state_bytes_ = 0;
 };
 
 }  // namespace banyan::trunk

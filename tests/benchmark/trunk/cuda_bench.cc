@@ -1,7 +1,7 @@
 // The CUDA backend at the full model's geometry beside what this card can do at best: bytes per
 // second of a device-to-device copy (read and written), measured at start.
 //
-//   cuda_bench [ops] [step] [--directory=DIR]
+//   cuda_bench [ops] [step] [short] [--directory=DIR]
 //     ops    each operation: microseconds, GB/s of what must be read and written, share of the
 //     copy's step   the whole trunk with experts that answer at once with zeros: milliseconds a
 //     decode step by
@@ -33,6 +33,7 @@
 #include "common/config/model_config.h"
 #include "common/config/tensor_inventory.h"
 #include "common/io/checkpoint.h"
+#include "common/plan/tensor_classes.h"
 #include "services/trunk/model/decoder.h"
 #include "services/trunk/model/weights.h"
 #include "services/trunk/ops/cuda/cuda_backend.h"
@@ -140,9 +141,10 @@ class Ops {
   }
 
   void Linears() {
-    constexpr int64_t kPoolValues = 160 << 20;  // 320 MB of bf16
+    constexpr int64_t kPoolValues = 320 << 20;  // 640 MB of bf16: the head and more
     auto* const pool = reinterpret_cast<std::byte*>(Floats(kPoolValues / 2));
     // As bf16, pairs of these are an odd but finite mixture.
+    float* const scales = Floats(int64_t{151936} * 32);
     float* const x = Floats(int64_t{2048} * 4096);
     float* const y = Floats(int64_t{2048} * 12352);
     struct Call {
@@ -162,28 +164,31 @@ class Ops {
       for (int32_t n : call.n) outputs += n;
       const int64_t values = outputs * call.k;
       const int copies = static_cast<int>(std::max<int64_t>(1, kPoolValues / values));
-      for (int32_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048}) {
-        if (outputs > 100000 && rows > 32) continue;
-        const int count = std::max(3, rows > 64 ? 6 : 40);
-        const double seconds = MedianSeconds(backend_.get(), count, [&](int i) {
-          std::vector<Matrix> matrices;
-          std::vector<LinearArgs> args;
-          const std::byte* w = pool + (outputs > 100000 ? 0 : i % copies) * values * 2;
-          float* out = y;
-          for (int32_t n : call.n) {
-            matrices.push_back({DType::kBF16, n, call.k, w});
-            w += int64_t{n} * call.k * 2;
-          }
-          for (const Matrix& m : matrices) {
-            args.push_back({.x = x, .w = &m, .y = out});
-            out += (int64_t{rows} * m.rows + 15) / 16 * 16;
-          }
-          backend_->Linear(rows, args);
-        });
-        const double bytes =
-            2.0 * static_cast<double>(values) + 4.0 * rows * static_cast<double>(outputs + call.k);
-        Report(call.name, std::to_string(rows) + " rows", seconds, bytes,
-               2.0 * rows * static_cast<double>(values));
+      for (const DType dtype : {DType::kBF16, DType::kI8}) {
+        const double element = dtype == DType::kI8 ? 1 + 4.0 / kInt8GroupColumns : 2;
+        for (int32_t rows : {1, 4, 8, 16, 64, 512, 2048}) {
+          if (outputs > 100000 && rows > 16) continue;
+          const int count = std::max(3, rows > 64 ? 6 : 40);
+          const double seconds = MedianSeconds(backend_.get(), count, [&](int i) {
+            std::vector<Matrix> matrices;
+            std::vector<LinearArgs> args;
+            const std::byte* w = pool + (outputs > 100000 ? 0 : i % copies) * values * 2;
+            float* out = y;
+            for (int32_t n : call.n) {
+              matrices.push_back({dtype, n, call.k, w, dtype == DType::kI8 ? scales : nullptr});
+              w += int64_t{n} * call.k * 2;
+            }
+            for (const Matrix& m : matrices) {
+              args.push_back({.x = x, .w = &m, .y = out});
+              out += (int64_t{rows} * m.rows + 15) / 16 * 16;
+            }
+            backend_->Linear(rows, args);
+          });
+          const double bytes = element * static_cast<double>(values) +
+                               4.0 * rows * static_cast<double>(outputs + call.k);
+          Report(call.name, std::string(DTypeName(dtype)) + " " + std::to_string(rows) + " rows",
+                 seconds, bytes, 2.0 * rows * static_cast<double>(values));
+        }
       }
     }
   }
@@ -255,22 +260,29 @@ class Ops {
           MedianSeconds(backend_.get(), calls, [&](int) { backend_->CausalConv(conv_args); });
       Report("causal_conv", std::to_string(sequences) + " x " + std::to_string(rows), seconds,
              4 * total * 2 * 8192, 0);
-      seconds = MedianSeconds(backend_.get(), calls, [&](int i) {
-        backend_->DeltaNet({.shape = kDeltaNet,
+      const auto delta_args = [&](int i) {
+        return DeltaNetArgs{.shape = kDeltaNet,
                             .qkv = qkv,
                             .qkvz = qkvz,
                             .log_decay = gates,
                             .beta = gates + kRows * 32,
                             .norm_weight = norm,
                             .states = states + i % 6 * 32 * kDeltaNet.state_floats(),
-                            .out = out});
-      });
+                            .out = out};
+      };
+      seconds =
+          MedianSeconds(backend_.get(), calls, [&](int i) { backend_->DeltaNet(delta_args(i)); });
       const double state_bytes =
           2.0 * 4 * sequences * static_cast<double>(kDeltaNet.state_floats());
       // Chunked: 4.8 million multiply-adds a chunk and head.
       Report(name, std::to_string(sequences) + " x " + std::to_string(rows), seconds,
              state_bytes + 4 * total * (8192 + 2 * 4096),
              chunked ? total / 64 * 32 * 2 * 4.8e6 : total * 32 * 128 * 128 * 8);
+      if (chunked) return;
+      seconds = MedianSeconds(backend_.get(), calls,
+                              [&](int i) { backend_->ConvDeltaNet(conv_args, delta_args(i)); });
+      Report("both at once", std::to_string(sequences) + " x " + std::to_string(rows), seconds,
+             state_bytes + 4 * total * (8192 + 4096), 0);
     };
     for (int32_t sequences : {1, 4, 16, 32}) run("delta_net decode", sequences, 1, false);
     for (int32_t rows : {64, 512, 2048}) run("delta_net prefill", 1, rows, true);
@@ -286,15 +298,15 @@ class Ops {
     float* const keys = Floats(int64_t{1024} * 2 * 256 * 64);
     float* const values = Floats(int64_t{1024} * 2 * 256 * 64);
     float* const out = Floats(kRows * 4096);
-    const AttentionArgs args = {.shape = kAttention,
-                                .q_gate = q,
-                                .k = k,
-                                .v = v,
-                                .q_norm = norm,
-                                .k_norm = norm,
-                                .key_pages = keys,
-                                .value_pages = values,
-                                .out = out};
+    AttentionArgs args = {.shape = kAttention,
+                          .q_gate = q,
+                          .k = k,
+                          .v = v,
+                          .q_norm = norm,
+                          .k_norm = norm,
+                          .key_pages = keys,
+                          .value_pages = values,
+                          .out = out};
     struct Case {
       int32_t sequences, rows, context;
     };
@@ -317,12 +329,17 @@ class Ops {
       const double prepare =
           MedianSeconds(backend_.get(), calls, [&](int) { backend_->PrepareAttention(args); });
       Report("prepare_attention", shape, prepare, 4.0 * c.sequences * c.rows * 9216, 0);
-      const double seconds =
-          MedianSeconds(backend_.get(), calls, [&](int) { backend_->PagedAttention(args); });
-      const double keys_read = static_cast<double>(c.sequences) * (c.context + c.rows);
-      Report("paged_attention", shape, seconds,
-             4.0 * keys_read * 1024 + 4.0 * c.sequences * c.rows * 12288,
-             4.0 * 16 * 256 * c.sequences * c.rows * (c.context + c.rows / 2.0));
+      for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        args.shape.cache_dtype = dtype;
+        const double seconds =
+            MedianSeconds(backend_.get(), calls, [&](int) { backend_->PagedAttention(args); });
+        const double keys_read = static_cast<double>(c.sequences) * (c.context + c.rows);
+        Report(dtype == DType::kF32 ? "paged_attention" : "paged_attention bf16", shape, seconds,
+               static_cast<double>(DTypeSizeBytes(dtype)) * keys_read * 1024 +
+                   4.0 * c.sequences * c.rows * 12288,
+               4.0 * 16 * 256 * c.sequences * c.rows * (c.context + c.rows / 2.0));
+      }
+      args.shape.cache_dtype = DType::kF32;
     }
   }
 
@@ -350,6 +367,35 @@ class Ops {
       run("copy_to_device", n, [&] {
         backend_->ReleaseToDevice();
         backend_->CopyToDevice(copies);
+      });
+      const SharedBuffer ids_shared = ValueOf(backend_->AllocateShared(kRows * 10 * 2));
+      const SharedBuffer weights_shared = ValueOf(backend_->AllocateShared(kRows * 10 * 4));
+      const RouteArgs route = {.num_experts = 512,
+                               .top_k = 10,
+                               .hidden_size = 2048,
+                               .logits = a,
+                               .input = shared,
+                               .ids = ids_shared,
+                               .weights = weights_shared};
+      const CombineArgs combine = {.hidden_size = 2048,
+                                   .routed = shared,
+                                   .shared = a,
+                                   .gate_logit = ids,
+                                   .hidden = b,
+                                   .eps = 1e-6f,
+                                   .norm_weight = a,
+                                   .normed = c};
+      run("route_to_host", n, [&] { backend_->RouteToHost(rows, route); });
+      run("combine_from_host", n, [&] {
+        backend_->ReleaseToDevice();
+        backend_->CombineFromHost(rows, combine);
+      });
+      // What a layer waits for with experts that need no time: both kernels are queued before.
+      run("route, host, combine", n, [&] {
+        backend_->RouteToHost(rows, route);
+        backend_->CombineFromHost(rows, combine);
+        CheckOk(backend_->AwaitHost());
+        backend_->ReleaseToDevice();
       });
       run("copy_to_host + wait", n, [&] {
         backend_->CopyToHost(copies);
@@ -418,91 +464,179 @@ void WriteTrunk(const std::string& directory, const ModelConfig& config) {
   close(file);
 }
 
-void Steps(const std::string& parent) {
+// What the card's memory holds, this process's CUDA context included: nobody else is on it.
+double UsedGigabytes() {
+  size_t free = 0;
+  size_t total = 0;
+  CHECK(cudaMemGetInfo(&free, &total) == cudaSuccess);
+  return static_cast<double>(total - free) * 1e-9;
+}
+
+// Bytes per second from pinned memory to the device.
+double MeasureLink() {
+  constexpr size_t kBytes = size_t{256} << 20;
+  void* from = nullptr;
+  void* to = nullptr;
+  CHECK(cudaHostAlloc(&from, kBytes, 0) == cudaSuccess && cudaMalloc(&to, kBytes) == cudaSuccess);
+  double best = 0;
+  for (int i = 0; i < 5; ++i) {
+    const double start = Now();
+    CHECK(cudaMemcpy(to, from, kBytes, cudaMemcpyHostToDevice) == cudaSuccess);
+    best = std::max(best, kBytes / (Now() - start) * 1e-9);
+  }
+  cudaFreeHost(from);
+  cudaFree(to);
+  return best;
+}
+
+struct StepCase {
+  const char* name;
+  TrunkFormat format;
+  DType kv_dtype;
+  int32_t max_rows;
+  int32_t num_slots;
+  int32_t num_pages;
+};
+
+class StepRun {
+ public:
+  StepRun(const ModelConfig& config, const Checkpoint& checkpoint, const StepCase& c)
+      : case_(c), backend_(ValueOf(CreateCudaBackend({}))) {
+    const double before = UsedGigabytes();
+    const double start = Now();
+    decoder_ = ValueOf(Decoder::Create(config,
+                                       {.max_rows = c.max_rows,
+                                        .num_slots = c.num_slots,
+                                        .num_pages = c.num_pages,
+                                        .max_logits_rows = c.num_slots,
+                                        .max_context_tokens = 32768,
+                                        .trunk_format = c.format,
+                                        .kv_dtype = c.kv_dtype},
+                                       checkpoint, backend_.get(), &experts_));
+    const double load = Now() - start;
+    const TrunkWeightSizes kept = TrunkWeightSizesOf(checkpoint, config, c.format);
+    read_ = static_cast<double>(kept.matrix_bytes() + kept.vector_bytes());
+    const double stored = static_cast<double>(TrunkWeightSizesOf(checkpoint, config).file_bytes);
+    std::printf(
+        "%s: loaded %.2f GB in %.2f s, %.1f GB/s; memory in use %.2f GB, of it %.2f before the "
+        "trunk (context, staging)\n",
+        c.name, stored * 1e-9, load, stored / load * 1e-9, UsedGigabytes(), before);
+    for (const DecoderMemory m = Decoder::Plan(config,
+                                               {.max_rows = c.max_rows,
+                                               .num_slots = c.num_slots,
+                                               .num_pages = c.num_pages,
+                                               .max_logits_rows = c.num_slots,
+                                               .max_context_tokens = 32768,
+                                               .trunk_format = c.format,
+                                               .kv_dtype = c.kv_dtype},
+                                               *backend_);
+         const auto& [name, bytes] :
+         {std::pair("weights", kept.matrix_bytes() + kept.vector_bytes()),
+          {"KV pages", m.kv_cache_bytes},
+          {"recurrent state", m.recurrent_state_bytes},
+          {"activations", m.activation_bytes},
+          {"scratch", m.scratch_bytes}}) {
+      std::printf("  %-16s %8.3f GB\n", name, static_cast<double>(bytes) * 1e-9);
+    }
+  }
+
+  void Run(const char* name, int32_t sequences, int32_t rows, int32_t context) {
+    std::vector<int32_t> tokens(static_cast<size_t>(sequences * rows)), wanted;
+    for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 37 % 151936);
+    std::vector<std::vector<int32_t>> pages;
+    std::vector<StepSegment> segments;
+    int32_t next = 0;
+    for (int32_t s = 0; s < sequences; ++s) {
+      pages.emplace_back();
+      for (int32_t p = 0; p * kPageTokens < context + rows; ++p) {
+        pages.back().push_back(next++ % case_.num_pages);
+      }
+    }
+    for (int32_t s = 0; s < sequences; ++s) {
+      segments.push_back({.first_row = s * rows,
+                          .num_rows = rows,
+                          .first_position = context,
+                          .slot = s,
+                          .pages = pages[static_cast<size_t>(s)],
+                          .chunked = rows > 1});
+      wanted.push_back((s + 1) * rows - 1);
+    }
+    std::vector<float> logits(wanted.size() * 151936);
+    std::vector<double> times;
+    std::vector<double> heads;
+    for (int i = 0; i < (rows > 1 ? 5 : 25); ++i) {
+      const double begin = Now();
+      CheckOk(decoder_->Forward({.step_id = i, .token_ids = tokens, .segments = segments}));
+      const double middle = Now();
+      CheckOk(decoder_->ComputeLogits(wanted, logits));
+      times.push_back(Now() - begin);
+      heads.push_back(Now() - middle);
+    }
+    std::sort(times.begin(), times.end());
+    std::sort(heads.begin(), heads.end());
+    const double seconds = times[times.size() / 2];
+    std::printf(
+        "%-8s %2d x %4d at %5d: %8.3f ms a step (%.3f of it logits), %8.0f tokens/s, "
+        "weights %5.0f GB/s\n",
+        name, sequences, rows, context, seconds * 1e3, heads[heads.size() / 2] * 1e3,
+        sequences * rows / seconds, read_ / seconds * 1e-9);
+    std::fflush(stdout);
+  }
+
+ private:
+  const StepCase case_;
+  std::unique_ptr<Backend> backend_;
+  ZeroExperts experts_;
+  std::unique_ptr<Decoder> decoder_;
+  double read_ = 0;  // bytes of a step's weights
+};
+
+// `few`: a handful of steps of each kind, for a profiler.
+void Steps(const std::string& parent, bool few) {
   const std::string directory = parent + "/banyan-cuda-bench-" + std::to_string(getpid());
   std::filesystem::create_directory(directory);
   std::ofstream(directory + "/config.json") << kConfig;
   const ModelConfig config = ValueOf(LoadModelConfig(directory));
-  double start = Now();
+  const double start = Now();
   WriteTrunk(directory, config);
-  std::printf("wrote the trunk in %.1f s\n", Now() - start);
-  {
-    constexpr int32_t kSequences = 16;
-    constexpr int32_t kContext = 32768;
+  std::printf("wrote the trunk in %.1f s; link %.1f GB/s\n", Now() - start, MeasureLink());
+  if (few) {
     const auto checkpoint = ValueOf(Checkpoint::Open(directory));
-    auto backend = ValueOf(CreateCudaBackend({}));
-    ZeroExperts experts;
-    size_t free_before = 0;
-    size_t free_after = 0;
-    size_t total = 0;
-    cudaMemGetInfo(&free_before, &total);
-    start = Now();
-    const auto decoder = ValueOf(Decoder::Create(config,
-                                                 {.max_rows = 2048,
-                                                  .num_slots = kSequences,
-                                                  .num_pages = 1024,
-                                                  .max_logits_rows = kSequences,
-                                                  .max_context_tokens = kContext},
-                                                 *checkpoint, backend.get(), &experts));
-    const double load = Now() - start;
-    cudaMemGetInfo(&free_after, &total);
-    const auto weights = static_cast<double>(TrunkWeightBytes(config, DType::kBF16));
-    std::printf("loaded %.2f GB in %.2f s: %.1f GB/s; %.2f GB of VRAM\n", weights * 1e-9, load,
-                weights / load * 1e-9, static_cast<double>(free_before - free_after) * 1e-9);
-    const double read = weights - 151936.0 * 2048 * 2;  // all but the embedding
-    const auto run = [&](const char* name, int32_t sequences, int32_t rows, int32_t context) {
-      std::vector<int32_t> tokens(static_cast<size_t>(sequences * rows)), wanted;
-      for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 37 % 151936);
-      std::vector<std::vector<int32_t>> pages;
-      std::vector<StepSegment> segments;
-      int32_t next = 0;
-      for (int32_t s = 0; s < sequences; ++s) {
-        pages.emplace_back();
-        for (int32_t p = 0; p * kPageTokens < context + rows; ++p) {
-          pages.back().push_back(next++ % 1024);
-        }
-      }
-      for (int32_t s = 0; s < sequences; ++s) {
-        segments.push_back({.first_row = s * rows,
-                            .num_rows = rows,
-                            .first_position = context,
-                            .slot = s,
-                            .pages = pages[static_cast<size_t>(s)],
-                            .chunked = rows > 1});
-        wanted.push_back((s + 1) * rows - 1);
-      }
-      std::vector<float> logits(wanted.size() * 151936);
-      std::vector<double> times;
-      std::vector<double> heads;
-      for (int i = 0; i < (rows > 1 ? 5 : 25); ++i) {
-        const double begin = Now();
-        CheckOk(decoder->Forward({.step_id = i, .token_ids = tokens, .segments = segments}));
-        const double middle = Now();
-        CheckOk(decoder->ComputeLogits(wanted, logits));
-        times.push_back(Now() - begin);
-        heads.push_back(Now() - middle);
-      }
-      std::sort(times.begin(), times.end());
-      std::sort(heads.begin(), heads.end());
-      const double seconds = times[times.size() / 2];
-      std::printf(
-          "%-8s %2d x %4d at %5d: %8.3f ms a step (%.3f of it logits), %8.0f tokens/s, "
-          "weights %5.0f GB/s\n",
-          name, sequences, rows, context, seconds * 1e3, heads[heads.size() / 2] * 1e3,
-          sequences * rows / seconds, read / seconds * 1e-9);
-      std::fflush(stdout);
-    };
-    for (int32_t sequences : {1, 2, 4, 8, 16}) run("decode", sequences, 1, 128);
-    run("decode", 1, 1, 8191);
-    run("decode", 1, 1, 32767);
-    run("decode", 16, 1, 4095);
-    run("prefill", 1, 64, 0);
-    run("prefill", 1, 512, 0);
-    run("prefill", 1, 2048, 0);
-    run("prefill", 1, 2048, 30720);
-    cudaMemGetInfo(&free_after, &total);
-    std::printf("VRAM after all steps: %.2f GB\n",
-                static_cast<double>(free_before - free_after) * 1e-9);
+    for (const StepCase& c :
+         {StepCase{"bf16 trunk", TrunkFormat::kBf16, DType::kBF16, 2048, 16, 1024},
+          {"int8 trunk", TrunkFormat::kInt8, DType::kBF16, 2048, 16, 1024}}) {
+      StepRun run(config, *checkpoint, c);
+      run.Run("decode", 1, 1, 128);
+      run.Run("decode", 16, 1, 128);
+      run.Run("prefill", 1, 2048, 0);
+    }
+  } else {
+    const auto checkpoint = ValueOf(Checkpoint::Open(directory));
+    const StepCase cases[] = {
+        {"bf16 trunk, f32 KV", TrunkFormat::kBf16, DType::kF32, 2048, 16, 1024},
+        {"bf16 trunk, bf16 KV", TrunkFormat::kBf16, DType::kBF16, 2048, 16, 1024},
+        {"int8 trunk, bf16 KV", TrunkFormat::kInt8, DType::kBF16, 2048, 16, 1024}};
+    for (const StepCase& c : cases) {
+      StepRun run(config, *checkpoint, c);
+      for (int32_t sequences : {1, 2, 4, 8, 16}) run.Run("decode", sequences, 1, 128);
+      run.Run("decode", 1, 1, 8191);
+      run.Run("decode", 1, 1, 32767);
+      run.Run("decode", 16, 1, 4095);
+      run.Run("prefill", 1, 64, 0);
+      run.Run("prefill", 1, 512, 0);
+      run.Run("prefill", 1, 2048, 0);
+      if (c.kv_dtype == DType::kBF16) run.Run("prefill", 1, 2048, 30720);
+      std::printf("memory in use after all steps: %.2f GB\n", UsedGigabytes());
+    }
+    // As small as it goes: one context of 32,768 tokens, steps of 512 rows, two sequences.
+    for (const StepCase& c :
+         {StepCase{"small, bf16 trunk", TrunkFormat::kBf16, DType::kBF16, 512, 2, 512},
+          {"small, int8 trunk", TrunkFormat::kInt8, DType::kBF16, 512, 2, 512}}) {
+      StepRun run(config, *checkpoint, c);
+      run.Run("prefill", 1, 512, 0);
+      run.Run("decode", 1, 1, 32767);
+      std::printf("memory in use after all steps: %.2f GB\n", UsedGigabytes());
+    }
   }
   std::filesystem::remove_all(directory);
 }
@@ -510,6 +644,7 @@ void Steps(const std::string& parent) {
 int Main(int argc, char** argv) {
   bool ops = false;
   bool step = false;
+  bool few = false;
   std::string directory = "/dev/shm";
   for (int i = 1; i < argc; ++i) {
     const std::string_view arg = argv[i];
@@ -517,6 +652,8 @@ int Main(int argc, char** argv) {
       ops = true;
     } else if (arg == "step") {
       step = true;
+    } else if (arg == "short") {
+      few = true;
     } else if (arg.rfind("--directory=", 0) == 0) {
       directory = arg.substr(std::strlen("--directory="));
     } else {
@@ -533,8 +670,9 @@ int Main(int argc, char** argv) {
   std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
               facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
               copy_gbps);
-  if (ops || !step) Ops().Run();
-  if (step || !ops) Steps(directory);
+  if (ops || !(step || few)) Ops().Run();
+  if (step || !(ops || few)) Steps(directory, /*few=*/false);
+  if (few) Steps(directory, /*few=*/true);
   return 0;
 }
 

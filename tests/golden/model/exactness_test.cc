@@ -14,6 +14,8 @@
 namespace banyan::test {
 namespace {
 
+using trunk::StateHistory;
+
 constexpr uint64_t kSeed = 20240607;
 
 std::string DemoDirectory() { return SourceDir() + "/deploy/models/demo"; }
@@ -174,6 +176,53 @@ TEST_P(ExactnessTest, NeighboursMakeNoDifference) {
     for (size_t i = 0; i < scripts.size(); ++i) {
       EXPECT_TRUE(SameBits(logits[i], expected[i])) << scripts[i].prompt.size() << " tokens";
     }
+  }
+}
+
+// Tokens that turned out wrong leave no trace, wherever the state goes back to.
+TEST_P(ExactnessTest, StateGoesBackToAPosition) {
+  ModelHarness model({.directory = Directory(), .num_state_copies = 2});
+  StateHistory& history = model.decoder().state_history();
+  const std::vector<Script> scripts = MakeScripts(model.config().vocab_size);
+  for (const Script& script : {scripts[1], scripts[4]}) {
+    const std::vector<float> expected = RunAlone(&model, script);
+    const auto vocab = static_cast<int64_t>(model.config().vocab_size);
+    const auto length = static_cast<int32_t>(script.prompt.size());
+    const auto expect_tail = [&](const std::vector<float>& found, int32_t first_generated) {
+      const auto begin = expected.begin() + (length + first_generated) * vocab;
+      return SameBits(found, {begin, begin + static_cast<int64_t>(found.size())});
+    };
+    TestSequence sequence = model.NewSequence();
+    model.Run({{&sequence, script.prompt, true}});
+    ASSERT_TRUE(history.Commit(sequence.slot, length).ok());
+    // Several drafted tokens in one step, of which the last two are wrong.
+    const int32_t wrong = (script.generated[2] + 1) % model.config().vocab_size;
+    model.Run({{&sequence, {script.generated[0], script.generated[1], wrong, wrong}, false}});
+    absl::StatusOr<int32_t> back = history.RollBack(sequence.slot, length + 2);
+    ASSERT_TRUE(back.ok()) << back.status();
+    EXPECT_EQ(*back, length);
+    sequence.position = *back;
+    EXPECT_TRUE(expect_tail(model.Run({{&sequence, Slice(script.generated, 0, 2), false}}), 0));
+    ASSERT_TRUE(history.Commit(sequence.slot, length + 2).ok());
+    EXPECT_EQ(history.Commit(sequence.slot, length + 3).code(),
+              absl::StatusCode::kResourceExhausted);
+    model.Run({{&sequence, {wrong}, false}});
+    back = history.RollBack(sequence.slot, length + 3);
+    ASSERT_TRUE(back.ok()) << back.status();
+    EXPECT_EQ(*back, length + 2);
+    sequence.position = *back;
+    EXPECT_TRUE(expect_tail(model.Run({{&sequence, Slice(script.generated, 2, 5), false}}), 2));
+    // Further back than the last copy: the first one is still there.
+    back = history.RollBack(sequence.slot, length + 1);
+    ASSERT_TRUE(back.ok()) << back.status();
+    EXPECT_EQ(*back, length);
+    sequence.position = *back;
+    EXPECT_TRUE(expect_tail(model.Run({{&sequence, Slice(script.generated, 0, 3), false}}), 0));
+    EXPECT_EQ(history.RollBack(sequence.slot, length - 1).status().code(),
+              absl::StatusCode::kNotFound);
+    history.Forget(sequence.slot);
+    EXPECT_EQ(history.RollBack(sequence.slot, length).status().code(), absl::StatusCode::kNotFound);
+    model.Release(&sequence);
   }
 }
 

@@ -322,9 +322,10 @@ TEST_P(CudaOpsTest, AttentionOfRaggedSteps) {
     };
     const Inputs old = inputs(before.num_rows);
     const Inputs now = inputs(step.num_rows);
-    const auto run = [&](Backend* backend) {
+    const auto run = [&](Backend* backend, DType cache_dtype) {
       AttentionArgs args = {.shape = shape, .q_norm = q_norm.data(), .k_norm = k_norm.data()};
-      const auto floats = static_cast<size_t>(step.num_pages * args.page_floats());
+      args.shape.cache_dtype = cache_dtype;
+      const auto floats = static_cast<size_t>(step.num_pages * args.page_elements());
       std::vector<float> keys(floats, NAN), values(floats, NAN);
       args.key_pages = keys.data();
       args.value_pages = values.data();
@@ -343,13 +344,18 @@ TEST_P(CudaOpsTest, AttentionOfRaggedSteps) {
       }
       return out;
     };
-    const std::vector<float> expected = run(cpu_.get());
-    const std::vector<float> found = run(gpu_.get());
+    const std::vector<float> expected = run(cpu_.get(), DType::kF32);
+    const std::vector<float> found = run(gpu_.get(), DType::kF32);
     // Scores of size up to sqrt(256) lose twice a split and 256 roundings; values are as large as
     // the weighted sum of them may be, which is what the output's norm understates: hence the
     // constant.
     const double loss = 16 * (4 * kSplitLoss + 16 * kEps) + 2 * kSplitLoss;
     ASSERT_TRUE(RowsNear(found, expected, 256, loss, loss)) << Describe(sequences);
+    // Keys and values in bf16, half a unit of 2^-8 off at most: the signs of 256 products are
+    // random, so that a score is as far off as one of its terms; eight standard deviations.
+    const double rounding = 8 * 0x1p-9;
+    ASSERT_TRUE(RowsNear(run(gpu_.get(), DType::kBF16), expected, 256, rounding, rounding))
+        << Describe(sequences);
   }
 }
 

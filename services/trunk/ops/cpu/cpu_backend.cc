@@ -17,6 +17,7 @@
 #include "services/trunk/ops/cpu/paged_attention.h"
 #include "services/trunk/ops/cpu/parallel.h"
 #include "services/trunk/ops/cpu/router_topk.h"
+#include "services/trunk/ops/int8_rows.h"
 
 namespace banyan::trunk {
 namespace cpu {
@@ -25,6 +26,7 @@ namespace {
 // An element of a norm or an activation function costs about as much as this many multiply-adds.
 constexpr int64_t kNormCost = 8;
 constexpr int64_t kExpCost = 24;
+constexpr int64_t kQuantizeCost = 16;
 
 // Rows of one tile of element-wise work.
 constexpr int64_t kRowsPerTile = 8;
@@ -53,6 +55,24 @@ class CpuBackend : public Backend {
                   static_cast<int32_t>(view.shape.dim(1)), view.data};
   }
 
+  absl::StatusOr<Matrix> PlaceInt8Matrix(const TensorView& view) override {
+    ASSIGN_OR_RETURN(Matrix matrix, PlaceMatrix(view));
+    const int64_t rows = matrix.rows;
+    const int64_t groups = Int8Groups(matrix.cols);
+    ASSIGN_OR_RETURN(std::byte * codes, memory_.Allocate(static_cast<size_t>(rows) *
+                                                         static_cast<size_t>(matrix.cols)));
+    ASSIGN_OR_RETURN(std::byte * scales,
+                     memory_.Allocate(static_cast<size_t>(rows * groups) * sizeof(float)));
+    matrix.dtype = DType::kI8;
+    matrix.data = codes;
+    matrix.scales = reinterpret_cast<const float*>(scales);
+    ForRows(rows, matrix.cols * kQuantizeCost, [&](int64_t row, int) {
+      QuantizeInt8Rows(view, row, row + 1, reinterpret_cast<int8_t*>(codes),
+                       reinterpret_cast<float*>(scales));
+    });
+    return matrix;
+  }
+
   absl::StatusOr<const float*> PlaceVector(std::span<const float> values) override {
     ASSIGN_OR_RETURN(std::byte * memory, memory_.Allocate(values.size_bytes()));
     std::memcpy(memory, values.data(), values.size_bytes());
@@ -64,6 +84,11 @@ class CpuBackend : public Backend {
   }
 
   absl::Status Reserve(const OpLimits& limits) override {
+    if (limits.attention.cache_dtype != DType::kF32) {
+      return StatusF(absl::StatusCode::kUnimplemented,
+                     "CPU backend: keys and values of {}: expected F32",
+                     DTypeName(limits.attention.cache_dtype));
+    }
     scratch_floats_ = CpuThreadFloats(limits);
     const auto threads = static_cast<size_t>(parallel_.num_threads());
     ASSIGN_OR_RETURN(std::byte * memory, memory_.Allocate(static_cast<size_t>(scratch_floats_) *
@@ -87,6 +112,7 @@ class CpuBackend : public Backend {
   void Embed(const Matrix& table, float* out) override {
     const int64_t n = table.cols;
     const int64_t row_bytes = n * static_cast<int64_t>(DTypeSizeBytes(table.dtype));
+    CHECK(table.dtype != DType::kI8);
     for (int64_t row = 0; row < plan_.num_rows; ++row) {
       const std::byte* from = table.data + plan_.token_ids[static_cast<size_t>(row)] * row_bytes;
       float* to = out + row * n;
@@ -169,6 +195,10 @@ class CpuBackend : public Backend {
     for (size_t i = 0; i < rows.size(); ++i) {
       std::copy_n(x + int64_t{rows[i]} * n, n, out + static_cast<int64_t>(i) * n);
     }
+  }
+
+  void CopyWithin(const void* from, size_t bytes, void* to) override {
+    std::memcpy(to, from, bytes);
   }
 
   absl::Status ReadBack(const void* device, size_t bytes, void* host) override {

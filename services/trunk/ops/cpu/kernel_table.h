@@ -9,13 +9,15 @@ namespace banyan::trunk::cpu {
 
 inline constexpr int64_t kTilePageTokens = 64;
 inline constexpr int64_t kTileChunkTokens = 64;
+inline constexpr int64_t kTileInt8GroupColumns = 64;
 
 // linear_kernel.h: outputs [begin, end) of all rows.
 struct LinearTile {
   const float* x = nullptr;  // [num_rows, k], row stride ldx
   int64_t ldx = 0;
   int64_t num_rows = 0;
-  const std::byte* w = nullptr;  // [n, k] without gaps, any alignment
+  const std::byte* w = nullptr;   // [n, k] without gaps, any alignment
+  const float* scales = nullptr;  // of 8-bit codes: [n, groups of kTileInt8GroupColumns]
   int64_t k = 0;
   float* y = nullptr;  // [num_rows, n], row stride ldy
   int64_t ldy = 0;
@@ -126,6 +128,7 @@ struct KernelTable {
   const char* name;
   void (*linear_bf16)(const LinearTile&);
   void (*linear_f32)(const LinearTile&);
+  void (*linear_i8)(const LinearTile&);
   void (*norm_row)(const NormRow&);
   void (*norm_rope_head)(const NormRopeHead&);
   void (*conv_head)(const ConvHead&);

@@ -6,6 +6,9 @@
 #include "common/base/check.h"
 
 namespace banyan::trunk::cpu {
+
+static_assert(kTileInt8GroupColumns == kInt8GroupColumns);
+
 namespace {
 
 // Outputs of one tile: a few per thread for balance, whole register tiles, and at least a quarter
@@ -49,15 +52,19 @@ void Linear(const KernelTable& kernels, const Parallel& parallel, int32_t num_ro
                              .ldx = call.w->cols,
                              .num_rows = num_rows,
                              .w = call.w->data,
+                             .scales = call.w->scales,
                              .k = call.w->cols,
                              .y = call.y,
                              .ldy = call.w->rows,
                              .begin = begin,
                              .end = std::min<int64_t>(begin + step, call.w->rows)};
-    if (call.w->dtype == DType::kBF16) {
-      kernels.linear_bf16(args);
-    } else {
-      kernels.linear_f32(args);
+    switch (call.w->dtype) {
+      case DType::kBF16:
+        return kernels.linear_bf16(args);
+      case DType::kI8:
+        return kernels.linear_i8(args);
+      default:
+        return kernels.linear_f32(args);
     }
   });
 }

@@ -12,8 +12,11 @@
 
 namespace banyan::trunk::cpu {
 
+// Scales: one for each kGroup columns, 0 where there are none. A weight is rounded to f32 after its
+// scale.
 struct Bf16Weights {
   static constexpr int64_t kBytes = 2;
+  static constexpr int64_t kGroup = 0;
   template <typename V>
   static typename V::F Load(const std::byte* p) {
     return V::LoadBf16(p);
@@ -24,8 +27,22 @@ struct Bf16Weights {
   }
 };
 
+struct Int8Weights {
+  static constexpr int64_t kBytes = 1;
+  static constexpr int64_t kGroup = kTileInt8GroupColumns;
+  template <typename V>
+  static typename V::F Load(const std::byte* p) {
+    return V::LoadI8(p);
+  }
+  template <typename V>
+  static typename V::F LoadN(const std::byte* p, int n) {
+    return V::LoadI8N(p, n);
+  }
+};
+
 struct F32Weights {
   static constexpr int64_t kBytes = 4;
+  static constexpr int64_t kGroup = 0;
   template <typename V>
   static typename V::F Load(const std::byte* p) {
     return V::Load(p);
@@ -38,9 +55,18 @@ struct F32Weights {
 
 // R rows x N outputs in registers.
 template <typename V, typename W, int R, int N>
-inline void LinearRegisterTile(const float* x, int64_t ldx, const std::byte* w, int64_t k, float* y,
-                               int64_t ldy) {
+inline void LinearRegisterTile(const float* x, int64_t ldx, const std::byte* w, const float* scales,
+                               int64_t k, float* y, int64_t ldy) {
   using F = typename V::F;
+  static_assert(W::kGroup % V::kLanes == 0);
+  const int64_t groups = W::kGroup == 0 ? 0 : (k + W::kGroup - 1) / W::kGroup;
+  const auto scaled = [&](F wv, int n, int64_t i) {
+    if constexpr (W::kGroup == 0) {
+      return wv;
+    } else {
+      return V::Mul(wv, V::Set(scales[n * groups + i / W::kGroup]));
+    }
+  };
   F acc[R][N];
   for (int r = 0; r < R; ++r) {
     for (int n = 0; n < N; ++n) acc[r][n] = V::Zero();
@@ -51,7 +77,7 @@ inline void LinearRegisterTile(const float* x, int64_t ldx, const std::byte* w, 
     F xv[R];
     for (int r = 0; r < R; ++r) xv[r] = V::Load(x + r * ldx + i);
     for (int n = 0; n < N; ++n) {
-      const F wv = W::template Load<V>(w + n * row_bytes + i * W::kBytes);
+      const F wv = scaled(W::template Load<V>(w + n * row_bytes + i * W::kBytes), n, i);
       for (int r = 0; r < R; ++r) acc[r][n] = V::Fma(xv[r], wv, acc[r][n]);
     }
   }
@@ -59,7 +85,7 @@ inline void LinearRegisterTile(const float* x, int64_t ldx, const std::byte* w, 
     F xv[R];
     for (int r = 0; r < R; ++r) xv[r] = V::LoadN(x + r * ldx + i, rest);
     for (int n = 0; n < N; ++n) {
-      const F wv = W::template LoadN<V>(w + n * row_bytes + i * W::kBytes, rest);
+      const F wv = scaled(W::template LoadN<V>(w + n * row_bytes + i * W::kBytes, rest), n, i);
       for (int r = 0; r < R; ++r) acc[r][n] = V::Fma(xv[r], wv, acc[r][n]);
     }
   }
@@ -82,12 +108,15 @@ template <typename V, typename W, int R>
 inline void LinearRows(const LinearTile& t, const float* x, float* y, int64_t begin, int64_t end) {
   constexpr int kN = kLinearOutputs<V, R>;
   const int64_t row_bytes = t.k * W::kBytes;
+  const int64_t groups = W::kGroup == 0 ? 0 : (t.k + W::kGroup - 1) / W::kGroup;
   int64_t n = begin;
   for (; n + kN <= end; n += kN) {
-    LinearRegisterTile<V, W, R, kN>(x, t.ldx, t.w + n * row_bytes, t.k, y + n, t.ldy);
+    LinearRegisterTile<V, W, R, kN>(x, t.ldx, t.w + n * row_bytes, t.scales + n * groups, t.k,
+                                    y + n, t.ldy);
   }
   for (; n < end; ++n) {
-    LinearRegisterTile<V, W, R, 1>(x, t.ldx, t.w + n * row_bytes, t.k, y + n, t.ldy);
+    LinearRegisterTile<V, W, R, 1>(x, t.ldx, t.w + n * row_bytes, t.scales + n * groups, t.k, y + n,
+                                   t.ldy);
   }
 }
 

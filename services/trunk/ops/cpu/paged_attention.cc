@@ -85,16 +85,17 @@ void PagedAttention::Prepare(const KernelTable& kernels, const Parallel& paralle
       const int64_t page =
           plan.page_ids[static_cast<size_t>(owner->first_page + position / kOpsPageTokens)];
       const int64_t token = position % kOpsPageTokens;
-      const int64_t base = page * args.page_floats() + kv_head * s.head_dim * kOpsPageTokens;
+      const int64_t base = page * args.page_elements() + kv_head * s.head_dim * kOpsPageTokens;
       const int64_t from = (row * s.num_kv_heads + kv_head) * s.head_dim;
       // k is normed where it lies and then scattered.
       norm.out = args.k + from;
       norm.x = norm.out;
       norm.weight = args.k_norm;
       kernels.norm_rope_head(norm);
-      float* key = args.key_pages + base + token;
+      float* key = static_cast<float*>(args.key_pages) + base + token;
       for (int64_t d = 0; d < s.head_dim; ++d) key[d * kOpsPageTokens] = norm.out[d];
-      std::copy_n(args.v + from, s.head_dim, args.value_pages + base + token * s.head_dim);
+      std::copy_n(args.v + from, s.head_dim,
+                  static_cast<float*>(args.value_pages) + base + token * s.head_dim);
     }
   });
 }
@@ -114,9 +115,9 @@ AttentionTile PagedAttention::MakeTile(const StepPlan& plan, const AttentionArgs
           .head_dim = s.head_dim,
           .first_position = segment.first_position + tile.first_row - segment.first_row,
           .pages = plan.page_ids.data() + segment.first_page,
-          .keys = args.key_pages + head_floats,
-          .values = args.value_pages + head_floats,
-          .page_stride = args.page_floats(),
+          .keys = static_cast<const float*>(args.key_pages) + head_floats,
+          .values = static_cast<const float*>(args.value_pages) + head_floats,
+          .page_stride = args.page_elements(),
           .scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim)),
           .scratch = scratch};
 }

@@ -16,6 +16,7 @@ constexpr KernelTable MakeKernelTable(const char* name) {
   return {.name = name,
           .linear_bf16 = LinearKernel<V, Bf16Weights>,
           .linear_f32 = LinearKernel<V, F32Weights>,
+          .linear_i8 = LinearKernel<V, Int8Weights>,
           .norm_row = NormRowKernel<V>,
           .norm_rope_head = NormRopeHeadKernel<V>,
           .conv_head = ConvHeadKernel<V>,

@@ -39,6 +39,16 @@ struct VecAvx2 {
     return LoadBf16(bits);
   }
 
+  static F LoadI8(const void* p) {
+    const __m128i codes = _mm_loadl_epi64(static_cast<const __m128i*>(p));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+  }
+  static F LoadI8N(const void* p, int n) {
+    alignas(8) int8_t codes[8] = {};
+    __builtin_memcpy(codes, p, static_cast<size_t>(n));
+    return LoadI8(codes);
+  }
+
   static F Add(F a, F b) { return _mm256_add_ps(a, b); }
   static F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }

@@ -49,6 +49,13 @@ struct VecScalar {
     return Load(wide);
   }
 
+  static F LoadI8(const void* p) { return LoadI8N(p, kLanes); }
+  static F LoadI8N(const void* p, int n) {
+    int8_t codes[kLanes] = {};
+    std::memcpy(codes, p, static_cast<size_t>(n));
+    return Each([&](int i) { return static_cast<float>(codes[i]); });
+  }
+
   static F Add(const F& a, const F& b) {
     return Each([&](int i) { return a.v[i] + b.v[i]; });
   }

@@ -1,4 +1,5 @@
 #include "services/trunk/ops/cuda/causal_conv.h"
+#include "services/trunk/ops/cuda/conv_math.cuh"
 #include "services/trunk/ops/cuda/device.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
 
@@ -7,9 +8,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kPerLane = kMaxDeltaHeadDim / kWarp;
-constexpr float kL2NormEps = 1e-6f;  // added to the sum of squares
-
-__device__ float Softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
 __device__ void Gates(const ConvLaunch& args, int64_t row) {
   const DeltaShape& s = args.shape;
@@ -18,7 +16,7 @@ __device__ void Gates(const ConvLaunch& args, int64_t row) {
     const float* group = args.ba + row * 2 * s.num_value_heads + h / s.ratio * 2 * s.ratio;
     args.beta[row * s.num_value_heads + h] = Sigmoid(group[h % s.ratio]);
     args.log_decay[row * s.num_value_heads + h] =
-        args.neg_decay_rate[h] * Softplus(group[s.ratio + h % s.ratio] + args.dt_bias[h]);
+        LogDecay(args.neg_decay_rate[h], group[s.ratio + h % s.ratio], args.dt_bias[h]);
   }
 }
 
@@ -93,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 8)
       squares = fmaf(out[j], out[j], squares);
     }
     if (normalize) {
-      const float norm = 1.0f / sqrtf(WarpSum(squares) + kL2NormEps) * scale;
+      const float norm = ConvNorm(WarpSum(squares), scale);
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) out[j] *= norm;
     }

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -13,14 +14,18 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/parallel/topology.h"
+#include "common/parallel/worker_pool.h"
 #include "common/plan/op_scratch.h"
 #include "services/trunk/ops/cuda/causal_conv.h"
 #include "services/trunk/ops/cuda/cuda_status.h"
 #include "services/trunk/ops/cuda/delta_net.h"
+#include "services/trunk/ops/cuda/delta_net_step.h"
 #include "services/trunk/ops/cuda/device.h"
 #include "services/trunk/ops/cuda/device_memory.h"
 #include "services/trunk/ops/cuda/elementwise.h"
 #include "services/trunk/ops/cuda/handover.h"
+#include "services/trunk/ops/cuda/int8_rows.h"
 #include "services/trunk/ops/cuda/linear.h"
 #include "services/trunk/ops/cuda/paged_attention.h"
 #include "services/trunk/ops/cuda/rms_norm.h"
@@ -34,14 +39,25 @@ namespace {
 static_assert(kMaxLinearCalls <= kMaxMatrices);
 static_assert(kMaxSharedCopies <= kMaxCopies);
 static_assert(kMaxExperts == kMaxRouterExperts);
+static_assert(kGroupColumns == kInt8GroupColumns);
 
-// Up to here a kernel that touches mapped host memory is faster than the copy engine.
-constexpr size_t kMappedCopyBytes = size_t{128} << 10;
+// Up to here a kernel that touches mapped host memory is faster than the copy engine: it writes as
+// fast as the link, and reads at 7 GB/s (H200).
+constexpr size_t kMappedWriteBytes = size_t{128} << 10;
+constexpr size_t kMappedReadBytes = size_t{32} << 10;
 // Host memory that copies pass through where the caller's is not pinned, two of them in turn.
-constexpr size_t kStagingBytes = size_t{8} << 20;
+constexpr size_t kStagingBytes = kCudaCodeStagingBytes;
+// Threads that copy to and from them, and the least that is worth sharing out: one thread copies at
+// 6 to 11 GB/s, the link takes 55.
+constexpr int kMostCopiers = 8;
+constexpr size_t kCopierBytes = size_t{512} << 10;
 // Steps of up to so many sequences that decode are recorded; shapes remembered at the most.
 constexpr int32_t kMostRecordedRows = 64;
 constexpr size_t kMostRecordings = 64;
+// Outputs of two CTAs' first tiles on every multiprocessor.
+constexpr int64_t kEarlyRows = 32;
+// Steps of more rows keep the memory busy as it is.
+constexpr int32_t kMostPrefetchRows = 16;
 // Looks at a flag before the driver is asked whether the device is well.
 constexpr int kLooksPerQuery = 1 << 16;
 
@@ -72,9 +88,51 @@ AttentionLaunch ToLaunch(const AttentionArgs& a) {
           .v = a.v,
           .q_norm = a.q_norm,
           .k_norm = a.k_norm,
+          .bf16_pages = a.shape.cache_dtype == DType::kBF16,
           .key_pages = a.key_pages,
           .value_pages = a.value_pages,
           .out = a.out};
+}
+
+ConvLaunch ToLaunch(const CausalConvArgs& a) {
+  return {.shape = ToDeviceShape(a.shape),
+          .qkvz = a.qkvz,
+          .ba = a.ba,
+          .weight = a.weight,
+          .neg_decay_rate = a.neg_decay_rate,
+          .dt_bias = a.dt_bias,
+          .conv_states = a.conv_states,
+          .qkv = a.qkv,
+          .log_decay = a.log_decay,
+          .beta = a.beta};
+}
+
+DeltaLaunch ToLaunch(const DeltaNetArgs& a) {
+  return {.shape = ToDeviceShape(a.shape),
+          .qkv = a.qkv,
+          .qkvz = a.qkvz,
+          .log_decay = a.log_decay,
+          .beta = a.beta,
+          .norm_weight = a.norm_weight,
+          .states = a.states,
+          .out = a.out};
+}
+
+LinearMatrix ToLaunch(const float* x, const Matrix& w, float* y) {
+  return {.x = x,
+          .w = w.data,
+          .scales = w.scales,
+          .y = y,
+          .n = w.rows,
+          .k = w.cols,
+          .kind = w.dtype == DType::kBF16 ? WeightKind::kBf16
+                  : w.dtype == DType::kI8 ? WeightKind::kInt8
+                                          : WeightKind::kF32};
+}
+
+template <typename T>
+T* As(std::byte* p) {
+  return reinterpret_cast<T*>(p);
 }
 
 // The next of 1, 2, 3, 4, 6, 8, 12, 16, ...
@@ -107,6 +165,10 @@ class CudaBackend : public Backend {
     ASSIGN_OR_RETURN(std::byte * flags, memory_.AllocatePinned(sizeof(HandoverFlags)));
     handover_state_ = reinterpret_cast<HandoverState*>(state);
     handover_flags_ = reinterpret_cast<HandoverFlags*>(flags);
+    // Asleep between copies: the CPUs may be the experts'.
+    copiers_ = std::make_unique<WorkerPool>(
+        WorkerPool::Options{.num_threads = std::clamp(UsableCpuCount(), 1, kMostCopiers),
+                            .spin = absl::ZeroDuration()});
     for (int i = 0; i < 2; ++i) {
       ASSIGN_OR_RETURN(staging_[i], memory_.AllocatePinned(kStagingBytes));
       RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&staged_[i], cudaEventDisableTiming),
@@ -130,16 +192,55 @@ class CudaBackend : public Backend {
   }
 
   absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) override {
-    if (view.dtype != DType::kBF16 && view.dtype != DType::kF32) {
-      return StatusF(absl::StatusCode::kUnimplemented, "matrix of {}: expected BF16 or F32",
-                     DTypeName(view.dtype));
-    }
-    CHECK(view.shape.rank() == 2);
+    RETURN_IF_ERROR(CheckMatrix(view));
     ASSIGN_OR_RETURN(std::byte * data, memory_.Allocate(view.size_bytes()));
     RETURN_IF_ERROR(QueueUpload(view.data, view.size_bytes(), data));
     return Matrix{view.dtype, static_cast<int32_t>(view.shape.dim(0)),
                   static_cast<int32_t>(view.shape.dim(1)), data};
   }
+
+  absl::StatusOr<Matrix> PlaceInt8Matrix(const TensorView& view) override {
+    RETURN_IF_ERROR(CheckMatrix(view));
+    const auto rows = static_cast<size_t>(view.shape.dim(0));
+    const auto cols = static_cast<int32_t>(view.shape.dim(1));
+    const auto groups = static_cast<size_t>(Int8Groups(cols));
+    ASSIGN_OR_RETURN(std::byte * codes, memory_.Allocate(rows * static_cast<size_t>(cols)));
+    ASSIGN_OR_RETURN(std::byte * scales, memory_.Allocate(rows * groups * sizeof(float)));
+    const size_t row_bytes = view.size_bytes() / rows;
+    if (row_bytes > kStagingBytes) {
+      return StatusF(absl::StatusCode::kUnimplemented,
+                     "8-bit matrix: a row of {} bytes, at most {} is supported", row_bytes,
+                     kStagingBytes);
+    }
+    // Pieces of whole rows, to codes on the device.
+    const size_t rows_at_once = kStagingBytes / row_bytes;
+    for (size_t first = 0; first < rows; first += rows_at_once) {
+      const size_t some = std::min(rows_at_once, rows - first);
+      const int turn = staging_turn_;
+      if (staging_device_[turn] == nullptr) {
+        ASSIGN_OR_RETURN(staging_device_[turn], memory_.Allocate(kStagingBytes));
+      }
+      RETURN_IF_ERROR(
+          QueueUpload(view.data + first * row_bytes, some * row_bytes, staging_device_[turn]));
+      Done(QuantizeInt8Rows(staging_device_[turn], view.dtype == DType::kBF16,
+                            static_cast<int64_t>(some), cols,
+                            As<int8_t>(codes + first * static_cast<size_t>(cols)),
+                            As<float>(scales) + first * groups, stream_),
+           "quantize", static_cast<int32_t>(some), cols);
+    }
+    RETURN_IF_ERROR(status_);
+    return Matrix{DType::kI8, static_cast<int32_t>(rows), cols, codes, As<float>(scales)};
+  }
+
+  absl::StatusOr<Matrix> PlaceTable(const TensorView& view) override {
+    RETURN_IF_ERROR(CheckMatrix(view));
+    ASSIGN_OR_RETURN(std::byte * data,
+                     memory_.AllocatePinned(view.size_bytes(), /*cleared=*/false));
+    Fill(view.data, view.size_bytes(), data);
+    return Matrix{view.dtype, static_cast<int32_t>(view.shape.dim(0)),
+                  static_cast<int32_t>(view.shape.dim(1)), data};
+  }
+  bool TablesInHostMemory() const override { return true; }
 
   absl::StatusOr<const float*> PlaceVector(std::span<const float> values) override {
     ASSIGN_OR_RETURN(std::byte * data, memory_.Allocate(values.size_bytes()));
@@ -149,7 +250,8 @@ class CudaBackend : public Backend {
 
   size_t ScratchBytes(const OpLimits& limits) const override {
     static_assert(PartialFloats(256) == CudaPartialFloats(256));
-    return CudaScratchBytes(limits);
+    // Rows on their way to codes: where there are none, they are not allocated.
+    return CudaScratchBytes(limits) + 2 * kStagingBytes;
   }
 
   absl::Status Reserve(const OpLimits& limits) override {
@@ -166,6 +268,7 @@ class CudaBackend : public Backend {
   void BeginStep(const StepPlan& plan) override {
     if (!status_.ok()) return;
     // The engine's thread is not the one that made the backend.
+    prefetch_ = Prefetch();
     Done(cudaSetDevice(facts_.ordinal), "begin_step", plan.num_rows, 0);
     Done(step_.Begin(plan, stream_), "begin_step", plan.num_rows, 0);
   }
@@ -263,16 +366,9 @@ class CudaBackend : public Backend {
     if (!status_.ok() || calls.empty()) return;
     LinearMatrix matrices[kMaxLinearCalls];
     for (size_t i = 0; i < calls.size(); ++i) {
-      const Matrix& w = *calls[i].w;
-      matrices[i] = {.x = calls[i].x,
-                     .w = w.data,
-                     .y = calls[i].y,
-                     .n = w.rows,
-                     .k = w.cols,
-                     .bf16 = w.dtype == DType::kBF16};
+      matrices[i] = ToLaunch(calls[i].x, *calls[i].w, calls[i].y);
     }
-    Done(cuda::Linear(matrices, static_cast<int>(calls.size()), num_rows,
-                      {.num_sms = facts_.num_sms}, stream_),
+    Done(cuda::Linear(matrices, static_cast<int>(calls.size()), num_rows, Tuning(), stream_),
          "linear", num_rows, calls[0].w->rows);
   }
 
@@ -284,36 +380,28 @@ class CudaBackend : public Backend {
 
   void CausalConv(const CausalConvArgs& a) override {
     if (!status_.ok()) return;
-    Done(cuda::CausalConv(step_.tables(),
-                          {.shape = ToDeviceShape(a.shape),
-                           .qkvz = a.qkvz,
-                           .ba = a.ba,
-                           .weight = a.weight,
-                           .neg_decay_rate = a.neg_decay_rate,
-                           .dt_bias = a.dt_bias,
-                           .conv_states = a.conv_states,
-                           .qkv = a.qkv,
-                           .log_decay = a.log_decay,
-                           .beta = a.beta},
-                          stream_),
-         "causal_conv", step_.tables().num_rows, a.shape.conv_dim());
+    Done(cuda::CausalConv(step_.tables(), ToLaunch(a), stream_), "causal_conv",
+         step_.tables().num_rows, a.shape.conv_dim());
   }
 
   void DeltaNet(const DeltaNetArgs& a) override {
     if (!status_.ok()) return;
-    const DeltaLaunch launch = {.shape = ToDeviceShape(a.shape),
-                                .qkv = a.qkv,
-                                .qkvz = a.qkvz,
-                                .log_decay = a.log_decay,
-                                .beta = a.beta,
-                                .norm_weight = a.norm_weight,
-                                .states = a.states,
-                                .out = a.out};
+    const DeltaLaunch launch = ToLaunch(a);
     const int32_t rows = step_.tables().num_rows;
     Done(DeltaNetDecode(step_.tables(), launch, stream_), "delta_net_decode", rows,
          a.shape.value_dim());
     Done(DeltaNetPrefill(step_.tables(), launch, stream_), "delta_net_prefill", rows,
          a.shape.value_dim());
+  }
+
+  void ConvDeltaNet(const CausalConvArgs& conv, const DeltaNetArgs& delta) override {
+    if (!TakesDeltaNetStep(step_.tables(), ToDeviceShape(delta.shape))) {
+      return Backend::ConvDeltaNet(conv, delta);
+    }
+    if (!status_.ok()) return;
+    const int32_t rows = step_.tables().num_rows;
+    Done(DeltaNetStep(step_.tables(), ToLaunch(conv), ToLaunch(delta), stream_), "delta_net_step",
+         rows, delta.shape.value_dim());
   }
 
   void PrepareAttention(const AttentionArgs& args) override {
@@ -377,6 +465,84 @@ class CudaBackend : public Backend {
          num_rows, n);
   }
 
+  // A kernel's first tiles are on their way as soon as it is there, which is early: what comes
+  // after them is brought to the second-level cache.
+  void WillRead(std::span<const Matrix* const> matrices) override {
+    prefetch_ = Prefetch();
+    int64_t skip = int64_t{facts_.num_sms} * kEarlyRows;
+    int64_t left = facts_.l2_bytes / 2;
+    for (const Matrix* m : matrices) {
+      const int64_t row_bytes = m->cols * static_cast<int64_t>(DTypeSizeBytes(m->dtype));
+      const int64_t first = std::min<int64_t>(skip, m->rows);
+      skip -= first;
+      const int64_t bytes = std::min(left, (m->rows - first) * row_bytes) / 16 * 16;
+      if (bytes == 0 || first * row_bytes % 16 != 0) continue;
+      if (prefetch_.num_ranges == kMaxPrefetchRanges) break;
+      prefetch_.ranges[prefetch_.num_ranges++] = {m->data + first * row_bytes, bytes};
+      left -= bytes;
+    }
+  }
+
+  void RouteToHost(int32_t num_rows, const RouteArgs& a) override {
+    if (!TakesRouteAndHand(num_rows, a.hidden_size)) return Backend::RouteToHost(num_rows, a);
+    CHECK(a.num_experts <= kMaxExperts && a.top_k <= a.num_experts);
+    if (!status_.ok()) return;
+    Done(RouteAndHand(num_rows,
+                      {.num_experts = a.num_experts,
+                       .top_k = a.top_k,
+                       .renormalize = a.renormalize,
+                       .hidden_size = a.hidden_size,
+                       .logits = a.logits,
+                       .input = As<float>(a.input.device),
+                       .ids = As<uint16_t>(a.ids.device),
+                       .weights = As<float>(a.weights.device),
+                       .host_input = As<float>(a.input.host),
+                       .host_ids = As<uint16_t>(a.ids.host),
+                       .host_weights = As<float>(a.weights.host),
+                       .state = handover_state_,
+                       .flags = handover_flags_},
+                      stream_),
+         "route_to_host", num_rows, a.num_experts);
+    ++(recording_ ? recorded_to_host_ : handed_to_host_);
+  }
+
+  void CombineFromHost(int32_t num_rows, const CombineArgs& a) override {
+    if (!TakesCombine(a.hidden_size)) return Backend::CombineFromHost(num_rows, a);
+    if (!status_.ok()) return;
+    CombineLaunch launch = {.routed = As<const float4>(a.routed.host),
+                            .shared = reinterpret_cast<const float4*>(a.shared),
+                            .gate_logit = a.gate_logit,
+                            .state = handover_state_,
+                            .flags = handover_flags_};
+    const size_t bytes =
+        static_cast<size_t>(num_rows) * static_cast<size_t>(a.hidden_size) * sizeof(float);
+    if (bytes > kMappedReadBytes) {
+      const SharedCopy copies[] = {{a.routed, bytes}};
+      CopyToDevice(copies);
+      launch.routed = As<const float4>(a.routed.device);
+      launch.state = nullptr;
+    }
+    Done(CombineNorm(num_rows, a.hidden_size, a.eps, a.norm_weight, launch, a.hidden, a.normed,
+                     TakePrefetch(num_rows), stream_),
+         "combine_from_host", num_rows, a.hidden_size);
+  }
+
+  void SwigluLinear(int32_t num_rows, float* gate, const float* up, const Matrix& w,
+                    float* y) override {
+    LinearMatrix matrix = ToLaunch(gate, w, y);
+    if (!TakesSwiglu(matrix, num_rows, Tuning()))
+      return Backend::SwigluLinear(num_rows, gate, up, w, y);
+    if (!status_.ok()) return;
+    matrix.up = up;
+    Done(cuda::Linear(&matrix, 1, num_rows, Tuning(), stream_), "swiglu_linear", num_rows, w.rows);
+  }
+
+  void CopyWithin(const void* from, size_t bytes, void* to) override {
+    if (!status_.ok()) return;
+    Done(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy_within", 1,
+         static_cast<int32_t>(bytes));
+  }
+
   void AddRows(int32_t num_rows, int32_t n, const float* addend, float* hidden) override {
     if (!status_.ok()) return;
     Done(cuda::AddRows(int64_t{num_rows} * n, addend, hidden, stream_), "add_rows", num_rows, n);
@@ -397,7 +563,7 @@ class CudaBackend : public Backend {
       Done(cudaMemcpyAsync(staging_[0], from + at, some, cudaMemcpyDeviceToHost, stream_),
            "read_back", 1, 0);
       RETURN_IF_ERROR(Synchronize());
-      std::memcpy(to + at, staging_[0], some);
+      Fill(staging_[0], some, to + at);
     }
     return status_;
   }
@@ -408,12 +574,34 @@ class CudaBackend : public Backend {
   }
 
  private:
+  static absl::Status CheckMatrix(const TensorView& view) {
+    CHECK(view.shape.rank() == 2);
+    if (view.dtype == DType::kBF16 || view.dtype == DType::kF32) return absl::OkStatus();
+    return StatusF(absl::StatusCode::kUnimplemented, "matrix of {}: expected BF16 or F32",
+                   DTypeName(view.dtype));
+  }
+
+  LinearTuning Tuning() const {
+    return {.num_sms = facts_.num_sms, .shared_bytes = facts_.shared_bytes};
+  }
+
+  // What WillRead announced, once.
+  Prefetch TakePrefetch(int32_t num_rows) {
+    return num_rows <= kMostPrefetchRows ? std::exchange(prefetch_, Prefetch()) : Prefetch();
+  }
+
   static absl::Status CheckLimits(const OpLimits& limits) {
     const auto at_most = [](const char* what, int64_t value, int64_t most) {
       if (value <= most) return absl::OkStatus();
       return StatusF(absl::StatusCode::kUnimplemented,
                      "CUDA backend: {} is {}, at most {} is supported", what, value, most);
     };
+    if (limits.attention.cache_dtype != DType::kF32 &&
+        limits.attention.cache_dtype != DType::kBF16) {
+      return StatusF(absl::StatusCode::kUnimplemented,
+                     "CUDA backend: keys and values of {}: expected F32 or BF16",
+                     DTypeName(limits.attention.cache_dtype));
+    }
     RETURN_IF_ERROR(at_most("head_dim", limits.attention.head_dim, kMaxAttentionHeadDim));
     RETURN_IF_ERROR(
         at_most("linear_key_head_dim", limits.delta_net.key_head_dim, kMaxDeltaHeadDim));
@@ -448,24 +636,38 @@ class CudaBackend : public Backend {
     CHECK(copies.size() <= kMaxSharedCopies);
     if (!status_.ok()) return;
     const char* const op = to_host ? "copy_to_host" : "copy_to_device";
+    const size_t mapped_bytes = to_host ? kMappedWriteBytes : kMappedReadBytes;
     HandoverLaunch launch;
     launch.state = handover_state_;
     launch.flags = handover_flags_;
     for (const SharedCopy& copy : copies) {
-      if (copy.bytes > kMappedCopyBytes) continue;
+      if (copy.bytes > mapped_bytes) continue;
       launch.copies[launch.num_copies++] = {to_host ? copy.buffer.device : copy.buffer.host,
                                             to_host ? copy.buffer.host : copy.buffer.device,
                                             static_cast<int64_t>(copy.bytes)};
     }
     if (!to_host) Done(TakeFromHost(launch, stream_), op, launch.num_copies, 0);
     for (const SharedCopy& copy : copies) {
-      if (copy.bytes <= kMappedCopyBytes) continue;
+      if (copy.bytes <= mapped_bytes) continue;
       Done(cudaMemcpyAsync(to_host ? copy.buffer.host : copy.buffer.device,
                            to_host ? copy.buffer.device : copy.buffer.host, copy.bytes,
                            to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, stream_),
            op, 1, static_cast<int32_t>(copy.bytes));
     }
     if (to_host) Done(HandToHost(launch, stream_), op, launch.num_copies, 0);
+  }
+
+  void Fill(const std::byte* from, size_t bytes, std::byte* to) {
+    if (bytes < 2 * kCopierBytes) {
+      std::memcpy(to, from, bytes);
+      return;
+    }
+    const size_t parts = (bytes + kCopierBytes - 1) / kCopierBytes;
+    copiers_->ParallelFor(static_cast<int64_t>(parts), [&](int64_t part, int) {
+      const size_t at = static_cast<size_t>(part) * kCopierBytes;
+      const size_t some = std::min(kCopierBytes, bytes - at);
+      std::memcpy(to + at, from + at, some);
+    });
   }
 
   // Through the staging buffers in turn, so that one is filled while the other travels. The host
@@ -479,7 +681,7 @@ class CudaBackend : public Backend {
       const int turn = staging_turn_;
       staging_turn_ = 1 - staging_turn_;
       Done(cudaEventSynchronize(staged_[turn]), "upload", 1, 0);
-      std::memcpy(staging_[turn], from + at, some);
+      Fill(from + at, some, staging_[turn]);
       Done(cudaMemcpyAsync(to + at, staging_[turn], some, cudaMemcpyHostToDevice, stream_),
            "upload", 1, 0);
       Done(cudaEventRecord(staged_[turn], stream_), "upload", 1, 0);
@@ -493,6 +695,9 @@ class CudaBackend : public Backend {
   std::byte* staging_[2] = {};  // pinned
   cudaEvent_t staged_[2] = {};
   int staging_turn_ = 0;
+  std::unique_ptr<WorkerPool> copiers_;
+  std::byte* staging_device_[2] = {};  // of rows on their way to codes
+  Prefetch prefetch_;
   StepUpload step_;
   float* partials_ = nullptr;
   int64_t partial_capacity_ = 0;             // pages

@@ -50,6 +50,8 @@ absl::StatusOr<DeviceFacts> OpenDevice(int ordinal) {
   facts.compute_major = properties.major;
   facts.compute_minor = properties.minor;
   facts.num_sms = properties.multiProcessorCount;
+  facts.shared_bytes = static_cast<int32_t>(properties.sharedMemPerBlockOptin);
+  facts.l2_bytes = properties.l2CacheSize;
   facts.total_bytes = properties.totalGlobalMem;
   if (facts.compute_major < kLeastComputeMajor) {
     return FailedPreconditionF("GPU {} ({}): compute capability {}.{}, expected {}.0 or newer",

@@ -14,6 +14,8 @@ struct DeviceFacts {
   int compute_major = 0;
   int compute_minor = 0;
   int num_sms = 0;
+  int32_t shared_bytes = 0;  // that a CTA may have
+  int64_t l2_bytes = 0;      // second-level cache
   uint64_t total_bytes = 0;
   uint64_t free_bytes = 0;  // after the context was made
 };

@@ -20,8 +20,8 @@ class DeviceMemory {
 
   // Zeroed, 256-byte aligned, sizes rounded up to that. kResourceExhausted with the numbers.
   absl::StatusOr<std::byte*> Allocate(size_t bytes);
-  // Host memory that the device maps at the same address; zeroed.
-  absl::StatusOr<std::byte*> AllocatePinned(size_t bytes);
+  // Host memory that the device maps at the same address; zeroed unless that is not asked for.
+  absl::StatusOr<std::byte*> AllocatePinned(size_t bytes, bool cleared = true);
 
   uint64_t allocated_bytes() const { return allocated_bytes_; }
 

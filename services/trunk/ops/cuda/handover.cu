@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/handover.cuh"
 #include "services/trunk/ops/cuda/handover.h"
 #include "services/trunk/ops/cuda/launch.cuh"
 
@@ -20,39 +21,20 @@ __device__ __forceinline__ void CopyPieces(const Copy& copy) {
   }
 }
 
-// Whether the calling CTA is the last one of the launch to come here. One thread asks.
-__device__ __forceinline__ bool IsLastCta(HandoverState* state) {
-  const unsigned ctas = gridDim.x * gridDim.y;
-  if (atomicAdd(&state->ctas_done, 1) + 1 != ctas) return false;
-  state->ctas_done = 0;
-  return true;
-}
-
 __global__ void __launch_bounds__(kThreads)
     HandToHostKernel(const __grid_constant__ HandoverLaunch args) {
   BeginKernel();
   if (args.num_copies > 0) CopyPieces(args.copies[blockIdx.y]);
-  __threadfence_system();
-  __syncthreads();
-  if (threadIdx.x != 0 || !IsLastCta(args.state)) return;
-  __threadfence_system();
-  args.flags->to_host = ++args.state->to_host;
+  RaiseToHost(args.state, args.flags, gridDim.x * gridDim.y);
 }
 
 __global__ void __launch_bounds__(kThreads)
     TakeFromHostKernel(const __grid_constant__ HandoverLaunch args) {
   BeginKernel();
-  if (threadIdx.x == 0) {
-    const uint32_t wanted = args.state->to_device + 1;
-    while (static_cast<int32_t>(args.flags->to_device - wanted) < 0) __nanosleep(50);
-    __threadfence_system();
-  }
-  __syncthreads();
+  AwaitRelease(args.state, args.flags);
   if (args.num_copies > 0) CopyPieces(args.copies[blockIdx.y]);
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  __threadfence();
-  if (IsLastCta(args.state)) ++args.state->to_device;
+  if (threadIdx.x == 0) CountRelease(args.state, gridDim.x * gridDim.y);
 }
 
 dim3 Grid(const HandoverLaunch& args) {

@@ -6,7 +6,8 @@
 // The columns are cut in sixteen partitions, each summed in one order and then joined in order,
 // whether a partition is a warp of its own (few rows) or a stretch of a longer loop (many): so a
 // row's bits depend neither on the rows beside it nor on their number. Error: the rounding of the
-// sums. Other matrices are computed in plain f32, one warp per output.
+// sums. Codes of 8 bits are bf16 numbers as they are; each 32 columns are summed from zero and then
+// scaled. Other matrices are computed in plain f32, one warp per output.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -16,20 +17,29 @@
 namespace banyan::trunk::cuda {
 
 inline constexpr int kMaxMatrices = 8;
+inline constexpr int32_t kGroupColumns = 64;  // that share a scale
+
+enum class WeightKind : int32_t { kF32, kBf16, kInt8 };
 
 struct LinearMatrix {
-  const float* x = nullptr;  // [num_rows, k], 16-byte aligned
-  const void* w = nullptr;   // [n, k], bf16 or f32, 16-byte aligned
-  float* y = nullptr;        // [num_rows, n]
+  const float* x = nullptr;       // [num_rows, k], 16-byte aligned
+  const float* up = nullptr;      // the same: then silu(x) * up takes the place of x
+  const void* w = nullptr;        // [n, k], 16-byte aligned
+  const float* scales = nullptr;  // kInt8: [n, ceil(k / kGroupColumns)]
+  float* y = nullptr;             // [num_rows, n]
   int32_t n = 0;
   int32_t k = 0;
-  bool bf16 = false;
+  WeightKind kind = WeightKind::kF32;
 };
 
 // Never takes part in a row's bits: only in how work is cut.
 struct LinearTuning {
   int32_t num_sms = 132;
+  int32_t shared_bytes = 227 << 10;  // that a CTA may have
 };
+
+// Whether Linear takes a matrix with `up` for so many rows.
+bool TakesSwiglu(const LinearMatrix& matrix, int32_t num_rows, const LinearTuning& tuning);
 
 cudaError_t Linear(const LinearMatrix* matrices, int num_matrices, int32_t num_rows,
                    const LinearTuning& tuning, cudaStream_t stream);

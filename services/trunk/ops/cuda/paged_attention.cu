@@ -9,14 +9,16 @@ constexpr int kKeyTiles = kPageTokens / 8;             // products of 8 keys
 constexpr int kDimTiles = kMaxAttentionHeadDim / 8;    // products of 8 value dimensions
 constexpr int kDimBlocks = kMaxAttentionHeadDim / 32;  // of a query or key
 
-// The tile's place in a head's pages, and where its vectors g and g + 8 are.
+// The tile's place in a head's pages, and where its vectors g and g + 8 are. Cell: float, or
+// uint16_t for bf16.
+template <typename Cell>
 struct Place {
   const float* q[2];  // null: no such vector
   int position[2];    // of the vector's row; -1: none
   int last_position;  // of the tile's last row: later tokens of its last page are leftovers
   const int32_t* pages;
-  const float* keys;  // of this key-value head in page 0
-  const float* values;
+  const Cell* keys;  // of this key-value head in page 0
+  const Cell* values;
   int64_t page_stride;
 };
 
@@ -25,10 +27,12 @@ __device__ __forceinline__ int64_t RowOf(const AttentionLaunch& args, const Segm
   return segment.first_row + int64_t{vector / args.group};
 }
 
-__device__ __forceinline__ Place FindPlace(const StepTables& step, const AttentionLaunch& args,
-                                           const AttentionTile& tile, int kv_head, int g) {
+template <typename Cell>
+__device__ __forceinline__ Place<Cell> FindPlace(const StepTables& step,
+                                                 const AttentionLaunch& args,
+                                                 const AttentionTile& tile, int kv_head, int g) {
   const Segment segment = step.segments[tile.segment];
-  Place place;
+  Place<Cell> place;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     place.q[i] = nullptr;
@@ -45,8 +49,8 @@ __device__ __forceinline__ Place FindPlace(const StepTables& step, const Attenti
       segment.first_position + (tile.first_vector + tile.num_vectors - 1) / args.group;
   place.pages = step.page_ids + segment.first_page;
   const int64_t head_floats = int64_t{args.head_dim} * kPageTokens;
-  place.keys = args.key_pages + kv_head * head_floats;
-  place.values = args.value_pages + kv_head * head_floats;
+  place.keys = static_cast<const Cell*>(args.key_pages) + kv_head * head_floats;
+  place.values = static_cast<const Cell*>(args.value_pages) + kv_head * head_floats;
   place.page_stride = args.num_kv_heads * head_floats;
   return place;
 }
@@ -74,8 +78,31 @@ __device__ __forceinline__ void LoadSplit8(const float* p, int at, int size, Spl
   for (int i = 0; i < 4; ++i) out[i] = Split(v[2 * i], v[2 * i + 1]);
 }
 
+// The same of bf16: nothing is left for the low half.
 template <bool kExact>
-__device__ __forceinline__ void LoadQuery(const Place& place, int block, int t, int dim,
+__device__ __forceinline__ void LoadSplit8(const uint16_t* p, int at, int size, Split2 (&out)[4]) {
+  if (kExact) {
+    const uint4 v = *reinterpret_cast<const uint4*>(p + at);
+    out[0] = {v.x, 0};
+    out[1] = {v.y, 0};
+    out[2] = {v.z, 0};
+    out[3] = {v.w, 0};
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t first = at + 2 * i < size ? p[at + 2 * i] : 0u;
+      const uint32_t second = at + 2 * i + 1 < size ? p[at + 2 * i + 1] : 0u;
+      out[i] = {first | second << 16, 0};
+    }
+  }
+}
+
+// The low halves of numbers that are bf16 need no product.
+template <typename Cell>
+constexpr bool kHasLow = sizeof(Cell) == sizeof(float);
+
+template <bool kExact, typename Cell>
+__device__ __forceinline__ void LoadQuery(const Place<Cell>& place, int block, int t, int dim,
                                           Split2 (&low)[4], Split2 (&high)[4]) {
   const int at = block * 32 + t * 8;
   if (kExact) {
@@ -90,6 +117,7 @@ __device__ __forceinline__ void LoadQuery(const Place& place, int block, int t, 
 }
 
 // scores += q k^T over 32 dimensions: products of 8 keys.
+template <bool kKeyHasLow>
 __device__ __forceinline__ void ScoreBlock(float (&scores)[4], const Split2 (&low)[4],
                                            const Split2 (&high)[4], const Split2 (&key)[4]) {
 #pragma unroll
@@ -98,7 +126,7 @@ __device__ __forceinline__ void ScoreBlock(float (&scores)[4], const Split2 (&lo
     const uint32_t hi[4] = {low[i].hi, high[i].hi, low[i + 1].hi, high[i + 1].hi};
     const uint32_t lo[4] = {low[i].lo, high[i].lo, low[i + 1].lo, high[i + 1].lo};
     Mma(scores, hi, key[i].hi, key[i + 1].hi);
-    Mma(scores, hi, key[i].lo, key[i + 1].lo);
+    if (kKeyHasLow) Mma(scores, hi, key[i].lo, key[i + 1].lo);
     Mma(scores, lo, key[i].hi, key[i + 1].hi);
   }
 }
@@ -116,8 +144,10 @@ struct PageSums {
   float sum[2];
 };
 
-__device__ __forceinline__ PageSums PageSoftmax(float (&scores)[kKeyTiles][4], const Place& place,
-                                                int first_position, int t, float scale) {
+template <typename Cell>
+__device__ __forceinline__ PageSums PageSoftmax(float (&scores)[kKeyTiles][4],
+                                                const Place<Cell>& place, int first_position, int t,
+                                                float scale) {
   PageSums sums;
 #pragma unroll
   for (int v = 0; v < 2; ++v) {
@@ -174,25 +204,42 @@ __device__ __forceinline__ Probabilities SplitProbabilities(const float (&p)[kKe
   return out;
 }
 
+// Four values from `at`, of which the first `valid` are data, as two pairs.
+struct ValuePairs {
+  Split2 a;
+  Split2 b;
+};
+__device__ __forceinline__ ValuePairs LoadValues(const float* row, int at, int valid) {
+  float4 v = *reinterpret_cast<const float4*>(row + at);
+  if (valid < 4) {
+    if (valid < 1) v.x = 0;
+    if (valid < 2) v.y = 0;
+    if (valid < 3) v.z = 0;
+    v.w = 0;
+  }
+  return {Split(v.x, v.y), Split(v.z, v.w)};
+}
+__device__ __forceinline__ ValuePairs LoadValues(const uint16_t* row, int at, int valid) {
+  uint2 v = *reinterpret_cast<const uint2*>(row + at);
+  if (valid < 4) {
+    v.x &= valid < 1 ? 0u : (valid < 2 ? 0xffffu : 0xffffffffu);
+    v.y &= valid < 3 ? 0u : 0xffffu;
+  }
+  return {{v.x, 0}, {v.y, 0}};
+}
+
 // sum = P V for 8 dimensions; `row` is that of the lane's dimension g, `valid` tokens of it are
 // data.
-__device__ __forceinline__ void ValueTile(float (&sum)[4], const Probabilities& p, const float* row,
+template <typename Cell>
+__device__ __forceinline__ void ValueTile(float (&sum)[4], const Probabilities& p, const Cell* row,
                                           int t, int valid) {
 #pragma unroll
   for (int i = 0; i < kKeyTiles / 2; ++i) {
     const int token = t * 16 + 4 * i;
-    float4 v = *reinterpret_cast<const float4*>(row + token);
-    if (token + 3 >= valid) {
-      if (token + 0 >= valid) v.x = 0;
-      if (token + 1 >= valid) v.y = 0;
-      if (token + 2 >= valid) v.z = 0;
-      v.w = 0;
-    }
-    const Split2 a = Split(v.x, v.y);
-    const Split2 b = Split(v.z, v.w);
-    Mma(sum, p.hi[i], a.hi, b.hi);
-    Mma(sum, p.hi[i], a.lo, b.lo);
-    Mma(sum, p.lo[i], a.hi, b.hi);
+    const ValuePairs v = LoadValues(row, token, valid - token);
+    Mma(sum, p.hi[i], v.a.hi, v.b.hi);
+    if (kHasLow<Cell>) Mma(sum, p.hi[i], v.a.lo, v.b.lo);
+    Mma(sum, p.lo[i], v.a.hi, v.b.hi);
   }
 }
 
@@ -218,7 +265,7 @@ constexpr int kWarpsPerCta = 4;
 
 // A warp per tile and key-value head. Tiles of a CTA are neighbours, so that the pages that one
 // warp fetches are in the first-level cache for the others.
-template <bool kExact>
+template <bool kExact, typename Cell>
 __global__ void __launch_bounds__(kWarpsPerCta* kWarp)
     WholeKernel(const StepTables step, const AttentionLaunch args) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -229,7 +276,7 @@ __global__ void __launch_bounds__(kWarpsPerCta* kWarp)
       static_cast<int>((gridDim.x - 1 - blockIdx.x) * kWarpsPerCta + threadIdx.x / kWarp);
   if (index >= step.num_tiles) return;
   const AttentionTile tile = step.tiles[index];
-  const Place place = FindPlace(step, args, tile, static_cast<int>(blockIdx.y), g);
+  const Place<Cell> place = FindPlace<Cell>(step, args, tile, static_cast<int>(blockIdx.y), g);
   const int dim = kExact ? kMaxAttentionHeadDim : args.head_dim;
   const float scale = 1.0f / sqrtf(static_cast<float>(dim));
 
@@ -249,7 +296,7 @@ __global__ void __launch_bounds__(kWarpsPerCta* kWarp)
       for (int j = 0; j < kKeyTiles; ++j) {
         Split2 key[4];
         LoadSplit8<kExact>(place.keys + base + TokenOf(j, g) * dim, block * 32 + t * 8, dim, key);
-        ScoreBlock(scores[j], low, high, key);
+        ScoreBlock<kHasLow<Cell>>(scores[j], low, high, key);
       }
     }
     const PageSums sums = PageSoftmax(scores, place, first_position, t, scale);
@@ -313,11 +360,11 @@ constexpr int kSplitThreads = kKeyTiles * kWarp;
 
 // A CTA per page of a tile: a warp scores 8 keys, all compute the softmax, a warp sums the values
 // of a quarter of the dimensions.
-template <bool kExact>
+template <bool kExact, typename Cell>
 __global__ void __launch_bounds__(kSplitThreads)
     PageKernel(const StepTables step, const AttentionLaunch args, const TileRange range,
                float* partials) {
-  BeginKernel();
+  LetNextStart();
   __shared__ float4 exchange[kKeyTiles][kWarp];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -328,11 +375,20 @@ __global__ void __launch_bounds__(kSplitThreads)
   const AttentionTile tile = step.tiles[FindTile(step, range, partial)];
   const int page = partial - tile.first_partial;
   if (page >= tile.num_pages) return;  // beyond the last tile
-  const Place place = FindPlace(step, args, tile, kv_head, g);
+  const Place<Cell> place = FindPlace<Cell>(step, args, tile, kv_head, g);
   const int dim = kExact ? kMaxAttentionHeadDim : args.head_dim;
   const float scale = 1.0f / sqrtf(static_cast<float>(dim));
   const int64_t base = place.pages[page] * place.page_stride;
   const int first_position = page * kPageTokens;
+  // The plan lies there since before the step's first kernel, and most of the page does: on its way
+  // to the second-level cache, whoever still writes the rest.
+  for (int line = static_cast<int>(threadIdx.x); line * 128 < dim * kPageTokens * int{sizeof(Cell)};
+       line += kSplitThreads) {
+    constexpr int kLineCells = 128 / static_cast<int>(sizeof(Cell));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(place.keys + base + line * kLineCells));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(place.values + base + line * kLineCells));
+  }
+  AwaitOthers();
 
   float mine[4] = {};
 #pragma unroll
@@ -343,7 +399,7 @@ __global__ void __launch_bounds__(kSplitThreads)
     Split2 key[4];
     LoadQuery<kExact>(place, block, t, dim, low, high);
     LoadSplit8<kExact>(place.keys + base + TokenOf(warp, g) * dim, block * 32 + t * 8, dim, key);
-    ScoreBlock(mine, low, high, key);
+    ScoreBlock<kHasLow<Cell>>(mine, low, high, key);
   }
   exchange[warp][lane] = {mine[0], mine[1], mine[2], mine[3]};
   __syncthreads();
@@ -392,7 +448,7 @@ constexpr int kJoinThreads = kMaxAttentionHeadDim;
 __global__ void __launch_bounds__(kJoinThreads)
     JoinKernel(const StepTables step, const AttentionLaunch args, const TileRange range,
                float* partials) {
-  BeginKernel();
+  LetNextStart();
   __shared__ float running[kJoinThreads];
   __shared__ float warp_max[kJoinThreads / kWarp];
   __shared__ float2 factors[kJoinThreads];
@@ -405,6 +461,7 @@ __global__ void __launch_bounds__(kJoinThreads)
   const int lane = thread % kWarp;
   const int64_t stride = args.num_kv_heads * PartialFloats(dim);
   const float* first = PartialAt(partials, args, tile.first_partial - range.first_partial, kv_head);
+  AwaitOthers();
 
   float max = -INFINITY;
   float sum = 0;
@@ -453,11 +510,11 @@ cudaError_t PagedAttention(const StepTables& step, const AttentionLaunch& args,
   if (step.num_tiles == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>((step.num_tiles + kWarpsPerCta - 1) / kWarpsPerCta),
                   static_cast<unsigned>(args.num_kv_heads));
-  if (args.head_dim == kMaxAttentionHeadDim) {
-    LaunchAlone(WholeKernel<true>, grid, kWarpsPerCta * kWarp, 0, stream, step, args);
-  } else {
-    LaunchAlone(WholeKernel<false>, grid, kWarpsPerCta * kWarp, 0, stream, step, args);
-  }
+  const bool exact = args.head_dim == kMaxAttentionHeadDim;
+  const auto kernel = args.bf16_pages
+                          ? (exact ? WholeKernel<true, uint16_t> : WholeKernel<false, uint16_t>)
+                          : (exact ? WholeKernel<true, float> : WholeKernel<false, float>);
+  LaunchAlone(kernel, grid, kWarpsPerCta * kWarp, 0, stream, step, args);
   return cudaPeekAtLastError();
 }
 
@@ -466,11 +523,11 @@ cudaError_t PagedAttentionSplit(const StepTables& step, const AttentionLaunch& a
   if (range.num_tiles == 0) return cudaSuccess;
   const auto kv_heads = static_cast<unsigned>(args.num_kv_heads);
   const dim3 pages(static_cast<unsigned>(range.num_partials), kv_heads);
-  if (args.head_dim == kMaxAttentionHeadDim) {
-    Launch(PageKernel<true>, pages, kSplitThreads, 0, stream, step, args, range, partials);
-  } else {
-    Launch(PageKernel<false>, pages, kSplitThreads, 0, stream, step, args, range, partials);
-  }
+  const bool exact = args.head_dim == kMaxAttentionHeadDim;
+  const auto kernel = args.bf16_pages
+                          ? (exact ? PageKernel<true, uint16_t> : PageKernel<false, uint16_t>)
+                          : (exact ? PageKernel<true, float> : PageKernel<false, float>);
+  Launch(kernel, pages, kSplitThreads, 0, stream, step, args, range, partials);
   const dim3 vectors(static_cast<unsigned>(range.num_tiles), kv_heads, kVectorsPerTile);
   Launch(JoinKernel, vectors, kJoinThreads, 0, stream, step, args, range, partials);
   return cudaPeekAtLastError();

@@ -1,9 +1,9 @@
 // Gated softmax attention over a paged cache. Contracts: Backend::PrepareAttention, PagedAttention.
 //
 // A page holds keys as [num_kv_heads, 64, head_dim] and values as [num_kv_heads, head_dim, 64],
-// f32: both are read along their rows by the tensor-core product that uses them. Numbers are split
-// in two bf16 and three of the four products summed, an error of 2^-16 relative to the sum of
-// magnitudes.
+// f32 or bf16: both are read along their rows by the tensor-core product that uses them. Numbers of
+// f32 are split in two bf16 and three of the four products summed, an error of 2^-16 relative to
+// the sum of magnitudes; those of bf16 lose no more than in the rounding that made them.
 //
 // Keys are taken page by page. Each page gives a maximum, a sum and a weighted sum of values on its
 // own, and pages are joined in order, whether one warp goes through all of them (prefill) or each
@@ -31,8 +31,9 @@ struct AttentionLaunch {
   const float* v = nullptr;
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
-  float* key_pages = nullptr;
-  float* value_pages = nullptr;
+  bool bf16_pages = false;  // else f32
+  void* key_pages = nullptr;
+  void* value_pages = nullptr;
   float* out = nullptr;
 };
 

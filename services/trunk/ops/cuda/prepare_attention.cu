@@ -62,8 +62,15 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t base = (page * args.num_kv_heads + kv_head) * dim * kPageTokens;
   const float* value = args.v + (row * args.num_kv_heads + kv_head) * dim;
   for (int i = lane; i < dim; i += kWarp) {
-    args.key_pages[base + int64_t{token} * dim + i] = heads[warp][i];
-    args.value_pages[base + int64_t{i} * kPageTokens + token] = value[i];
+    const int64_t key_at = base + int64_t{token} * dim + i;
+    const int64_t value_at = base + int64_t{i} * kPageTokens + token;
+    if (args.bf16_pages) {
+      static_cast<__nv_bfloat16*>(args.key_pages)[key_at] = __float2bfloat16_rn(heads[warp][i]);
+      static_cast<__nv_bfloat16*>(args.value_pages)[value_at] = __float2bfloat16_rn(value[i]);
+    } else {
+      static_cast<float*>(args.key_pages)[key_at] = heads[warp][i];
+      static_cast<float*>(args.value_pages)[value_at] = value[i];
+    }
   }
 }
 

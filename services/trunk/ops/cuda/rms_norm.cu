@@ -1,5 +1,7 @@
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/handover.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
+#include "services/trunk/ops/cuda/prefetch.cuh"
 #include "services/trunk/ops/cuda/rms_norm.h"
 
 namespace banyan::trunk::cuda {
@@ -32,14 +34,24 @@ __global__ void __launch_bounds__(kThreads)
 // The same for rows of whole float4, kept in registers between the two passes.
 constexpr int kPerThread = 4;  // float4
 
+// kCombine: the experts' answer is what is added, and the shared expert's beside it.
+template <bool kCombine>
 __global__ void __launch_bounds__(kThreads)
-    RmsNormVectorKernel(int32_t n, float eps, const float4* weight, const float4* addend, float4* x,
-                        float4* out) {
+    RmsNormVectorKernel(int32_t num_rows, int32_t n, float eps, const float4* weight,
+                        const float4* addend, float4* x, float4* out,
+                        const __grid_constant__ CombineLaunch combine,
+                        const __grid_constant__ Prefetch prefetch) {
   LetNextStart();
+  const int row = static_cast<int>(blockIdx.x);
+  if (row >= num_rows) {
+    // Not before the rows have gone to the host: they would queue behind it.
+    AwaitOthers();
+    return PrefetchShare(prefetch, row - num_rows);
+  }
   __shared__ float scratch[kThreads / kWarp];
   const int pieces = n / 4;
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t base = int64_t{blockIdx.x} * pieces;
+  const int64_t base = int64_t{row} * pieces;
   float4 weights[kPerThread];
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
@@ -54,7 +66,28 @@ __global__ void __launch_bounds__(kThreads)
     const int at = i * kThreads + thread;
     if (at < pieces) values[i] = x[base + at];
   }
-  if (addend != nullptr) {
+  if constexpr (kCombine) {
+    float4 shared[kPerThread];
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int at = i * kThreads + thread;
+      if (at < pieces) shared[i] = combine.shared[base + at];
+    }
+    const float gate_logit = combine.gate_logit[row];
+    if (combine.state != nullptr) AwaitRelease(combine.state, combine.flags);
+    const float gate = Sigmoid(gate_logit);
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int at = i * kThreads + thread;
+      if (at >= pieces) continue;
+      const float4 routed = combine.routed[base + at];
+      values[i].x += fmaf(gate, shared[i].x, routed.x);
+      values[i].y += fmaf(gate, shared[i].y, routed.y);
+      values[i].z += fmaf(gate, shared[i].z, routed.z);
+      values[i].w += fmaf(gate, shared[i].w, routed.w);
+      x[base + at] = values[i];
+    }
+  } else if (addend != nullptr) {
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const int at = i * kThreads + thread;
@@ -86,17 +119,38 @@ __global__ void __launch_bounds__(kThreads)
     out[base + at] = {v.x * scale * (1.0f + w.x), v.y * scale * (1.0f + w.y),
                       v.z * scale * (1.0f + w.z), v.w * scale * (1.0f + w.w)};
   }
+  if (kCombine && combine.state != nullptr && thread == 0)
+    CountRelease(combine.state, static_cast<unsigned>(num_rows));
+}
+
+bool FitsRegisters(int32_t n) { return n % 4 == 0 && n <= kPerThread * kThreads * 4; }
+
+unsigned Ctas(int32_t num_rows, const Prefetch& prefetch) {
+  return static_cast<unsigned>(num_rows + (prefetch.num_ranges > 0 ? kPrefetchCtas : 0));
 }
 
 }  // namespace
 
+bool TakesCombine(int32_t n) { return FitsRegisters(n); }
+
+cudaError_t CombineNorm(int32_t num_rows, int32_t n, float eps, const float* weight,
+                        const CombineLaunch& combine, float* x, float* out,
+                        const Prefetch& prefetch, cudaStream_t stream) {
+  if (num_rows == 0) return cudaSuccess;
+  Launch(RmsNormVectorKernel<true>, Ctas(num_rows, prefetch), kThreads, 0, stream, num_rows, n, eps,
+         reinterpret_cast<const float4*>(weight), static_cast<const float4*>(nullptr),
+         reinterpret_cast<float4*>(x), reinterpret_cast<float4*>(out), combine, prefetch);
+  return cudaPeekAtLastError();
+}
+
 cudaError_t RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight,
                     const float* addend, float* x, float* out, cudaStream_t stream) {
   if (num_rows == 0) return cudaSuccess;
-  if (n % 4 == 0 && n <= kPerThread * kThreads * 4) {
-    Launch(RmsNormVectorKernel, static_cast<unsigned>(num_rows), kThreads, 0, stream, n, eps,
-           reinterpret_cast<const float4*>(weight), reinterpret_cast<const float4*>(addend),
-           reinterpret_cast<float4*>(x), reinterpret_cast<float4*>(out));
+  if (FitsRegisters(n)) {
+    Launch(RmsNormVectorKernel<false>, static_cast<unsigned>(num_rows), kThreads, 0, stream,
+           num_rows, n, eps, reinterpret_cast<const float4*>(weight),
+           reinterpret_cast<const float4*>(addend), reinterpret_cast<float4*>(x),
+           reinterpret_cast<float4*>(out), CombineLaunch(), Prefetch());
     return cudaPeekAtLastError();
   }
   Launch(RmsNormKernel, static_cast<unsigned>(num_rows), kThreads, 0, stream, n, eps, weight,

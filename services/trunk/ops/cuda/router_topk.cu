@@ -1,4 +1,5 @@
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/handover.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
 #include "services/trunk/ops/cuda/router_topk.h"
 
@@ -7,15 +8,14 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Lane l holds experts l, l + 32, ...: kPerLane of them, -1 where there is none or it is taken.
-template <int kPerLane>
-__global__ void __launch_bounds__(kThreads)
-    RouterKernel(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
-                 const float* logits, uint16_t* ids, float* weights) {
-  BeginKernel();
+// A warp routes a row. Lane l holds experts l, l + 32, ...: kPerLane of them, -1 where there is
+// none or it is taken. `store(k, id, weight, false)` is called by lane k % 32 for each of the
+// top_k; `store(k, 0, total, true)` later divides the weight it stored before.
+template <int kPerLane, typename Store>
+__device__ __forceinline__ void RouteRow(int64_t row, int32_t num_experts, int32_t top_k,
+                                         bool renormalize, const float* logits,
+                                         const Store& store) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
-  if (row >= num_rows) return;
   logits += row * num_experts;
   float p[kPerLane];
   float max = -INFINITY;
@@ -43,6 +43,8 @@ __global__ void __launch_bounds__(kThreads)
     if (!there) p[i] = -1;
   }
   float total = 0;
+  float chosen = 0;  // of this lane among the latest 32
+  int chosen_at = 0;
   for (int32_t k = 0; k < top_k; ++k) {
     float mine = -1;
     int mine_at = num_experts;
@@ -65,14 +67,67 @@ __global__ void __launch_bounds__(kThreads)
       if (i * kWarp + lane == best_at) p[i] = -1;
     }
     total += best;
-    if (lane == 0) {
-      ids[row * top_k + k] = static_cast<uint16_t>(best_at);
-      weights[row * top_k + k] = best;
+    if (k % kWarp == lane) {
+      chosen = best;
+      chosen_at = best_at;
     }
+    // More than 32 experts a row: what lanes hold goes out before it is overwritten, unscaled.
+    if (k % kWarp == kWarp - 1 && k + 1 < top_k)
+      store(k - kWarp + 1 + lane, chosen_at, chosen, false);
   }
+  const int last = (top_k - 1) / kWarp * kWarp + lane;
+  if (last < top_k) store(last, chosen_at, renormalize ? chosen / total : chosen, false);
   if (!renormalize) return;
-  __syncwarp();
-  for (int32_t k = lane; k < top_k; k += kWarp) weights[row * top_k + k] /= total;
+  for (int k = lane; k < (top_k - 1) / kWarp * kWarp; k += kWarp) store(k, 0, total, true);
+}
+
+template <int kPerLane>
+__global__ void __launch_bounds__(kThreads)
+    RouterKernel(int32_t num_rows, int32_t num_experts, int32_t top_k, bool renormalize,
+                 const float* logits, uint16_t* ids, float* weights) {
+  BeginKernel();
+  const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (row >= num_rows) return;
+  RouteRow<kPerLane>(row, num_experts, top_k, renormalize, logits,
+                     [&](int k, int id, float weight, bool divide) {
+                       const int64_t at = row * top_k + k;
+                       if (divide) {
+                         weights[at] /= weight;
+                       } else {
+                         ids[at] = static_cast<uint16_t>(id);
+                         weights[at] = weight;
+                       }
+                     });
+}
+
+constexpr int kHandThreads = 256;
+
+// A CTA a row: its first warp routes it, the others meanwhile bring the row to the host.
+template <int kPerLane>
+__global__ void __launch_bounds__(kHandThreads) RouteAndHandKernel(const RouteLaunch args) {
+  BeginKernel();
+  const int64_t row = blockIdx.x;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kWarp) {
+    RouteRow<kPerLane>(row, args.num_experts, args.top_k, args.renormalize, args.logits,
+                       [&](int k, int id, float weight, bool divide) {
+                         const int64_t at = row * args.top_k + k;
+                         if (divide) {
+                           weight = args.weights[at] / weight;
+                         } else {
+                           args.ids[at] = static_cast<uint16_t>(id);
+                           args.host_ids[at] = static_cast<uint16_t>(id);
+                         }
+                         args.weights[at] = weight;
+                         args.host_weights[at] = weight;
+                       });
+  } else {
+    const int64_t pieces = args.hidden_size / 4;
+    const auto* from = reinterpret_cast<const float4*>(args.input) + row * pieces;
+    auto* to = reinterpret_cast<float4*>(args.host_input) + row * pieces;
+    for (int64_t i = thread - kWarp; i < pieces; i += kHandThreads - kWarp) to[i] = from[i];
+  }
+  RaiseToHost(args.state, args.flags, gridDim.x);
 }
 
 template <int kPerLane>
@@ -95,6 +150,23 @@ cudaError_t RouterTopK(int32_t num_rows, int32_t num_experts, int32_t top_k, boo
   } else {
     LaunchRouter<kMaxRouterExperts / kWarp>(num_rows, num_experts, top_k, renormalize, logits, ids,
                                             weights, stream);
+  }
+  return cudaPeekAtLastError();
+}
+
+bool TakesRouteAndHand(int32_t num_rows, int32_t hidden_size) {
+  return num_rows <= kMostHandedRows && hidden_size % 4 == 0;
+}
+
+cudaError_t RouteAndHand(int32_t num_rows, const RouteLaunch& args, cudaStream_t stream) {
+  if (num_rows == 0) return cudaSuccess;
+  const auto ctas = static_cast<unsigned>(num_rows);
+  if (args.num_experts <= 128) {
+    Launch(RouteAndHandKernel<4>, ctas, kHandThreads, 0, stream, args);
+  } else if (args.num_experts <= 512) {
+    Launch(RouteAndHandKernel<16>, ctas, kHandThreads, 0, stream, args);
+  } else {
+    Launch(RouteAndHandKernel<kMaxRouterExperts / kWarp>, ctas, kHandThreads, 0, stream, args);
   }
   return cudaPeekAtLastError();
 }

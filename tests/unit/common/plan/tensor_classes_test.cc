@@ -35,7 +35,7 @@ TEST(TensorClassesTest, EveryTensorOfTheDemoModelIsInOneClass) {
 
   const TrunkWeightSizes sizes = TrunkWeightSizesOf(*model->checkpoint, model->config);
   EXPECT_EQ(sizes.file_bytes, trunk);
-  EXPECT_EQ(sizes.matrix_bytes() + sizes.vector_bytes(),
+  EXPECT_EQ(sizes.matrix_bytes() + sizes.table_bytes + sizes.vector_bytes(),
             static_cast<uint64_t>(summary->trunk_resident_bytes));
   EXPECT_LT(sizes.bytes_per_token, trunk);
   EXPECT_GT(sizes.bytes_per_token, trunk / 2);
@@ -61,7 +61,7 @@ TEST(TensorClassesTest, QuantisedModelsAreCountedAsTheyAreStoredAndKept) {
     EXPECT_EQ(count, static_cast<int64_t>(model->checkpoint->entries().size()));
     const TrunkWeightSizes sizes = TrunkWeightSizesOf(*model->checkpoint, model->config);
     EXPECT_GT(sizes.decoded_bytes, 0u);
-    EXPECT_EQ(sizes.matrix_bytes() + sizes.vector_bytes(),
+    EXPECT_EQ(sizes.matrix_bytes() + sizes.table_bytes + sizes.vector_bytes(),
               static_cast<uint64_t>(summary->trunk_resident_bytes));
   }
 }

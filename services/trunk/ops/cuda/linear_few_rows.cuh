@@ -1,0 +1,195 @@
+// Products over so few rows that reading the weights is what takes the time. Included by linear.cu
+// alone.
+#pragma once
+
+#include "services/trunk/ops/cuda/launch.cuh"
+#include "services/trunk/ops/cuda/linear_fragments.cuh"
+
+namespace banyan::trunk::cuda {
+namespace {
+
+// Rows of x, split, in the order in which lanes multiply them: [block][term][4 rows] of 16 bytes.
+__device__ __forceinline__ uint4* StagedAt(uint4* staged, int rows, int block, int term, int lane) {
+  return staged + (block * 3 + term) * (4 * rows) + lane;
+}
+
+// Eight columns from x, or of silu(x) * up where that is not null; zeros where there is no such
+// row. Nothing but the loads depends on that, so that those of several rows are on their way at
+// once.
+template <bool kSwiglu>
+__device__ __forceinline__ TokenFragment LoadToken(const float* x, const float* up, bool present) {
+  float4 a = {0, 0, 0, 0};
+  float4 b = {0, 0, 0, 0};
+  if (present) {
+    const auto* p = reinterpret_cast<const float4*>(x);
+    a = p[0];
+    b = p[1];
+    if (kSwiglu && up != nullptr) {
+      const auto* q = reinterpret_cast<const float4*>(up);
+      a = SwigluOf(a, q[0]);
+      b = SwigluOf(b, q[1]);
+    }
+  }
+  return SplitToken(a, b);
+}
+
+// A CTA: tiles of 16 kM outputs and 8 kN rows, one after the other; a warp: one partition of the
+// columns. Weights are read once, kAhead blocks before they are used, straight into the registers
+// of the product; those of the next tile are on their way while the partitions of this one are
+// joined. x is the same for all tiles: kStaged keeps it in shared memory, split once, which pays up
+// to four rows (H200); else it is split for every tile anew.
+template <typename Source, int kM, int kN, int kAhead, bool kStaged, bool kSwiglu>
+__device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int num_tiles, int step,
+                                             float (*partial)[kM * kN * 4][kWarp], uint4* staged) {
+  const int row0 = static_cast<int>(blockIdx.y) * 8 * kN;
+  const int rows = min(8 * kN, batch.num_rows - row0);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const int num_blocks = batch.matrices[0].k / kBlock;  // the same in all
+  const int begin = warp * num_blocks / kPartitions;
+  const int end = (warp + 1) * num_blocks / kPartitions;
+
+  int which = 0;
+  int n0 = 0;
+  Source source;
+  const auto enter = [&] {
+    which = FindMatrix(batch, tile);
+    n0 = (tile - batch.first_cta[which]) * 16 * kM;
+    source.Enter(batch.matrices[which], n0, g, t);
+  };
+  typename Source::Held w[kAhead][kM];
+  enter();
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    if (begin + i < end) source.Load(begin + i, w[i]);
+  }
+  AwaitOthers();  // weights are on their way, x may still be in the making
+  const float* const x_all = batch.matrices[0].x;
+  const float* const up_all = kSwiglu ? batch.matrices[0].up : nullptr;
+  const int64_t lane_x = (row0 + g) * int64_t{batch.matrices[0].k} + t * 8;
+  const float* const x = x_all + lane_x;
+  const float* const up = up_all == nullptr ? nullptr : up_all + lane_x;
+  if constexpr (kStaged) {
+    // All threads at once: one wait for memory, not one for each block.
+    const int pieces = batch.matrices[0].k / 8;
+#pragma unroll 2
+    for (int i = static_cast<int>(threadIdx.x); i < pieces * rows; i += kFewThreads) {
+      const int row = i / pieces;
+      const int piece = i % pieces;
+      const int64_t from = (row0 + row) * int64_t{batch.matrices[0].k} + piece * 8;
+      const TokenFragment token =
+          LoadToken<kSwiglu>(x_all + from, up_all == nullptr ? nullptr : up_all + from, true);
+#pragma unroll
+      for (int term = 0; term < 3; ++term) {
+        *StagedAt(staged, rows, piece / 4, term, row * 4 + piece % 4) = {
+            token.pair[0].term[term], token.pair[1].term[term], token.pair[2].term[term],
+            token.pair[3].term[term]};
+      }
+    }
+    __syncthreads();
+  }
+  while (true) {
+    float acc[kM][kN][4] = {};
+    const auto multiply = [&](int block, const typename Source::Held(&from)[kM]) {
+      TokenFragment tokens[kN];
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        const int row = n * 8 + g;
+        if constexpr (kStaged) {
+#pragma unroll
+          for (int term = 0; term < 3; ++term) {
+            const uint4 v =
+                row < rows ? *StagedAt(staged, rows, block, term, row * 4 + t) : uint4{0, 0, 0, 0};
+            tokens[n].pair[0].term[term] = v.x;
+            tokens[n].pair[1].term[term] = v.y;
+            tokens[n].pair[2].term[term] = v.z;
+            tokens[n].pair[3].term[term] = v.w;
+          }
+        } else {
+          const int64_t from = n * 8 * int64_t{batch.matrices[0].k} + block * kBlock;
+          tokens[n] = LoadToken<kSwiglu>(x + from, kSwiglu && up != nullptr ? up + from : nullptr,
+                                         row < rows);
+        }
+      }
+      MultiplyHeld<kM, kN>(acc, from, tokens);
+    };
+    int block = begin;
+    for (; block + kAhead < end; block += kAhead) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        multiply(block + i, w[i]);
+        if (block + i + kAhead < end) source.Load(block + i + kAhead, w[i]);
+      }
+    }
+    float* const y = batch.matrices[which].y;
+    const int n = batch.matrices[which].n;
+    const int done_n0 = n0;
+    tile += step;
+    const bool more = tile < num_tiles;
+    if (more) enter();
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (block + i < end) multiply(block + i, w[i]);
+      if (more && begin + i < end) source.Load(begin + i, w[i]);
+    }
+    __syncthreads();  // the tile before this one is joined
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int i = 0; i < kN; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) partial[warp][(m * kN + i) * 4 + e][lane] = acc[m][i][e];
+      }
+    }
+    __syncthreads();
+    for (int at = static_cast<int>(threadIdx.x); at < kM * kN * 4 * kWarp; at += kFewThreads) {
+      // Neighbouring threads take neighbouring outputs of the same row.
+      const int output = at % (16 * kM);
+      const int row = at / (16 * kM);
+      if (row >= rows) break;
+      const int value = ((output / 16) * kN + row / 8) * 4 + (output % 16 / 8) * 2 + row % 2;
+      const int owner = (output % 8) * 4 + row % 8 / 2;
+      float total = 0;
+#pragma unroll
+      for (int p = 0; p < kPartitions; ++p) total += partial[p][value][owner];
+      if (done_n0 + output < n) {
+        y[static_cast<int64_t>(row0 + row) * n + done_n0 + output] = total;
+      }
+    }
+    if (!more) return;
+  }
+}
+
+template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, bool kStaged, bool kSwiglu>
+__global__ void __launch_bounds__(kFewThreads, kCtasPerSm)
+    FewRows(const __grid_constant__ Batch batch) {
+  LetNextStart();
+  __shared__ float partial[kPartitions][kM * kN * 4][kWarp];
+  extern __shared__ __align__(16) uint4 staged[];
+  FewRowsTiles<Source, kM, kN, kAhead, kStaged, kSwiglu>(
+      batch, static_cast<int>(blockIdx.x), batch.first_cta[batch.num_matrices],
+      static_cast<int>(gridDim.x), partial, staged);
+}
+
+// Matrices of both kinds: the first CTAs take those of bf16.
+template <int kN, int kAhead, bool kStaged>
+__global__ void __launch_bounds__(kFewThreads) FewRowsOfBoth(const __grid_constant__ Batch batch) {
+  LetNextStart();
+  __shared__ float partial[kPartitions][kN * 4][kWarp];
+  extern __shared__ __align__(16) uint4 staged[];
+  const int cta = static_cast<int>(blockIdx.x);
+  const int bf16_tiles = batch.first_cta[batch.num_bf16];
+  if (cta < batch.bf16_ctas) {
+    FewRowsTiles<Bf16Source<1>, 1, kN, kAhead, kStaged, false>(batch, cta, bf16_tiles,
+                                                               batch.bf16_ctas, partial, staged);
+  } else {
+    FewRowsTiles<CodeSource<1>, 1, kN, kAhead, kStaged, false>(
+        batch, bf16_tiles + cta - batch.bf16_ctas, batch.first_cta[batch.num_matrices],
+        static_cast<int>(gridDim.x) - batch.bf16_ctas, partial, staged);
+  }
+}
+
+}  // namespace
+}  // namespace banyan::trunk::cuda

@@ -1,0 +1,210 @@
+// What the kernels of linear.cu share: weights and rows as tensor-core products take them. Included
+// by linear.cu alone.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/linear.h"
+
+namespace banyan::trunk::cuda {
+namespace {
+
+constexpr int kPartitions = 16;
+constexpr int kBlock = 32;  // columns that a warp takes at a time
+constexpr int kThreads = 256;
+constexpr int kFewThreads = kPartitions * kWarp;
+
+struct Batch {
+  LinearMatrix matrices[kMaxMatrices];
+  int32_t first_cta[kMaxMatrices + 1];  // along x
+  int32_t num_matrices;
+  int32_t num_bf16;   // matrices; those of codes come after them
+  int32_t bf16_ctas;  // that take tiles of these
+  int32_t num_rows;
+};
+
+__device__ __forceinline__ int FindMatrix(const Batch& batch, int cta) {
+  int i = 0;
+  while (i + 1 < batch.num_matrices && cta >= batch.first_cta[i + 1]) ++i;
+  return i;
+}
+
+__device__ __forceinline__ uint4 LoadStreaming(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+__device__ __forceinline__ uint2 LoadStreaming8(const void* p) {
+  uint2 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
+               : "=r"(v.x), "=r"(v.y)
+               : "l"(p));
+  return v;
+}
+
+// Lane 4 g + t holds columns 8 t .. 8 t + 7 of the block, of weight rows g and g + 8 and of token
+// g. Its first four columns make up the first product, the last four the second.
+struct Fragment {
+  uint4 low;   // weight row g
+  uint4 high;  // weight row g + 8
+};
+
+struct CodeFragment {
+  uint2 low;
+  uint2 high;
+  float low_scale;
+  float high_scale;
+};
+
+// Two codes of `word` as bf16: the seven low bits on top of 128, less 128, or 256 for a negative
+// one.
+template <int kSelect>
+__device__ __forceinline__ uint32_t WidenPair(uint32_t word) {
+  const uint32_t codes = __byte_perm(word, 0, kSelect);
+  const uint32_t value = (codes & 0x007f007fu) | 0x43004300u;
+  const uint32_t less = (codes & 0x00800080u) | 0x43004300u;
+  __nv_bfloat162 a;
+  __nv_bfloat162 b;
+  memcpy(&a, &value, 4);
+  memcpy(&b, &less, 4);
+  a = __hsub2(a, b);
+  uint32_t out;
+  memcpy(&out, &a, 4);
+  return out;
+}
+__device__ __forceinline__ uint4 Widen(const uint2& codes) {
+  return {WidenPair<0x4140>(codes.x), WidenPair<0x4342>(codes.x), WidenPair<0x4140>(codes.y),
+          WidenPair<0x4342>(codes.y)};
+}
+
+// Where a lane of a warp that multiplies 16 kM outputs reads weights, and what it holds of a block.
+template <int kM>
+struct Bf16Source {
+  using Held = Fragment;
+  const uint16_t* low[kM];
+  int step_high[kM];  // from weight row g to g + 8
+
+  __device__ __forceinline__ void Enter(const LinearMatrix& matrix, int n0, int g, int t) {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      // Beyond the last output: any row will do, its results are dropped.
+      const int row = n0 + m * 16 + g;
+      const int low_row = min(row, matrix.n - 1);
+      low[m] = static_cast<const uint16_t*>(matrix.w) + t * 8 + int64_t{low_row} * matrix.k;
+      step_high[m] = (min(row + 8, matrix.n - 1) - low_row) * matrix.k;
+    }
+  }
+  __device__ __forceinline__ void Load(int block, Held (&to)[kM]) const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      to[m].low = LoadStreaming(low[m] + block * kBlock);
+      to[m].high = LoadStreaming(low[m] + step_high[m] + block * kBlock);
+    }
+  }
+};
+
+template <int kM>
+struct CodeSource {
+  using Held = CodeFragment;
+  const int8_t* low[kM];
+  int step_high[kM];
+  const float* low_scales[kM];
+  int scales_high[kM];
+
+  __device__ __forceinline__ void Enter(const LinearMatrix& matrix, int n0, int g, int t) {
+    const int groups = (matrix.k + kGroupColumns - 1) / kGroupColumns;
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      const int row = n0 + m * 16 + g;
+      const int low_row = min(row, matrix.n - 1);
+      const int between = min(row + 8, matrix.n - 1) - low_row;
+      low[m] = static_cast<const int8_t*>(matrix.w) + t * 8 + int64_t{low_row} * matrix.k;
+      step_high[m] = between * matrix.k;
+      low_scales[m] = matrix.scales + int64_t{low_row} * groups;
+      scales_high[m] = between * groups;
+    }
+  }
+  __device__ __forceinline__ void Load(int block, Held (&to)[kM]) const {
+    constexpr int kBlocks = kGroupColumns / kBlock;
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      to[m].low = LoadStreaming8(low[m] + block * kBlock);
+      to[m].high = LoadStreaming8(low[m] + step_high[m] + block * kBlock);
+      to[m].low_scale = __ldg(low_scales[m] + block / kBlocks);
+      to[m].high_scale = __ldg(low_scales[m] + scales_high[m] + block / kBlocks);
+    }
+  }
+};
+
+struct TokenFragment {
+  Split3 pair[4];
+};
+
+__device__ __forceinline__ TokenFragment SplitToken(const float4& a, const float4& b) {
+  return {
+      {SplitThrice(a.x, a.y), SplitThrice(a.z, a.w), SplitThrice(b.x, b.y), SplitThrice(b.z, b.w)}};
+}
+
+// One block of columns for kM x kN results. The order of a result's six products is fixed; those of
+// different results are interleaved, since each waits for the one before it.
+template <int kM, int kN>
+__device__ __forceinline__ void MultiplyBlock(float (*acc)[kN][4], const Fragment (&w)[kM],
+                                              const TokenFragment* x, int first_n, int num_n) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int term = 0; term < 3; ++term) {
+#pragma unroll
+      for (int n = 0; n < num_n; ++n) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          const uint32_t a[4] = {
+              half == 0 ? w[m].low.x : w[m].low.z, half == 0 ? w[m].high.x : w[m].high.z,
+              half == 0 ? w[m].low.y : w[m].low.w, half == 0 ? w[m].high.y : w[m].high.w};
+          Mma(acc[m][first_n + n], a, x[n].pair[2 * half].term[term],
+              x[n].pair[2 * half + 1].term[term]);
+        }
+      }
+    }
+  }
+}
+
+// The same from zero, then scaled.
+__device__ __forceinline__ void AddScaled(float (&acc)[4], const float (&sum)[4], float low,
+                                          float high) {
+  acc[0] = fmaf(sum[0], low, acc[0]);
+  acc[1] = fmaf(sum[1], low, acc[1]);
+  acc[2] = fmaf(sum[2], high, acc[2]);
+  acc[3] = fmaf(sum[3], high, acc[3]);
+}
+
+template <int kM, int kN>
+__device__ __forceinline__ void MultiplyHeld(float (*acc)[kN][4], const Fragment (&w)[kM],
+                                             const TokenFragment* x) {
+  MultiplyBlock<kM, kN>(acc, w, x, 0, kN);
+}
+template <int kM, int kN>
+__device__ __forceinline__ void MultiplyHeld(float (*acc)[kN][4], const CodeFragment (&w)[kM],
+                                             const TokenFragment* x) {
+  Fragment wide[kM];
+#pragma unroll
+  for (int m = 0; m < kM; ++m) wide[m] = {Widen(w[m].low), Widen(w[m].high)};
+  float sum[kM][kN][4] = {};
+  MultiplyBlock<kM, kN>(sum, wide, x, 0, kN);
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) AddScaled(acc[m][n], sum[m][n], w[m].low_scale, w[m].high_scale);
+  }
+}
+
+__device__ __forceinline__ float4 SwigluOf(const float4& gate, const float4& up) {
+  return {Silu(gate.x) * up.x, Silu(gate.y) * up.y, Silu(gate.z) * up.z, Silu(gate.w) * up.w};
+}
+
+}  // namespace
+}  // namespace banyan::trunk::cuda

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# End to end on one machine: banyan-trunk on the GPU, banyan-expert on the CPUs, banyan bench against
+# them, with generated weights at the geometry of Qwen3-Next-80B-A3B, or fewer of its layers:
+#   serve.sh [--layers N] [--log_dir DIR] [--threads N] POOL_FORMAT TRUNK_FORMAT
+# BACKEND=cpu tries the script where there is no GPU. Prints start-up seconds, memory, tokens/s of decoding and of prompts, and where the trunk's time
+# goes. Packs lie in a file system in memory of their own, which is unmounted at the end: root.
+set -euo pipefail
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+bin=$here/../../build/release/bin
+[[ ! -f $here/programs.tar.xz || -d $here/bin ]] || tar -C "$here" -xJf "$here/programs.tar.xz"
+if [[ -d $here/bin ]]; then
+  bin=$here/bin
+  export LD_LIBRARY_PATH=$here/lib
+fi
+layers=48
+log_dir=.
+threads=0
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --layers) layers=$2 ;;
+    --log_dir) log_dir=$2 ;;
+    --threads) threads=$2 ;;
+    *) printf 'serve.sh: %s: unknown\n' "$1" >&2; exit 2 ;;
+  esac
+  shift 2
+done
+[[ $# -eq 2 ]] || { printf 'usage: serve.sh [--layers N] POOL_FORMAT TRUNK_FORMAT\n' >&2; exit 2; }
+pool_format=$1
+trunk_format=$2
+name=$pool_format-$trunk_format-$layers
+
+work=$(mktemp -d)
+pids=()
+clean_up() {
+  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+  umount "$work/packs" 2>/dev/null || true
+  rm -rf "$work"
+}
+trap clean_up EXIT
+mkdir "$work/model" "$work/packs"
+mount -t tmpfs -o size=110G,huge=always tmpfs "$work/packs" 2>/dev/null ||
+  mount -t tmpfs -o size=110G tmpfs "$work/packs"
+cat >"$work/model/config.json" <<END
+{"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "dtype": "bfloat16",
+ "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": $layers, "intermediate_size": 5120,
+ "hidden_act": "silu", "rms_norm_eps": 1e-6, "num_attention_heads": 16, "num_key_value_heads": 2,
+ "head_dim": 256, "partial_rotary_factor": 0.25, "rope_theta": 10000000,
+ "max_position_embeddings": 262144, "full_attention_interval": 4, "linear_num_key_heads": 16,
+ "linear_num_value_heads": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+ "linear_conv_kernel_dim": 4, "num_experts": 512, "num_experts_per_tok": 10,
+ "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "norm_topk_prob": true,
+ "decoder_sparse_step": 1, "mlp_only_layers": [], "tie_word_embeddings": false,
+ "eos_token_id": 151645}
+END
+
+begin=$SECONDS
+"$bin/banyan-expert" --model "$work/model" --load_format dummy --pool_format "$pool_format" \
+  --pool_dir "$work/packs" --listen "unix:$work/expert" --metrics_listen 127.0.0.1:9102 \
+  --threads "$threads" >"$log_dir/expert-$name.log" 2>&1 &
+pids+=($!)
+"$bin/banyan-trunk" --model "$work/model" --load_format dummy --backend "${BACKEND:-cuda}" \
+  --trunk_format "$trunk_format" --experts "unix:$work/expert" --listen "unix:$work/trunk" \
+  --metrics_listen 127.0.0.1:9101 --max_batch_tokens 2111 --max_sequences 4 \
+  --max_context_tokens 32768 >"$log_dir/trunk-$name.log" 2>&1 &
+pids+=($!)
+until "$bin/banyan" status --server "unix:$work/trunk" --wait 2 --health >/dev/null 2>&1; do
+  for pid in "${pids[@]}"; do
+    kill -0 "$pid" 2>/dev/null || { tail -n 5 "$log_dir"/{expert,trunk}-"$name".log; exit 1; }
+  done
+done
+printf '%s pool, %s trunk, %s layers: ready after %s s\n' "$pool_format" "$trunk_format" "$layers" \
+  "$((SECONDS - begin))"
+nvidia-smi --query-gpu=name,memory.used --format=csv,noheader 2>/dev/null || true
+for pid in "${pids[@]}"; do
+  grep -E 'Name|VmHWM|RssAnon|RssFile|RssShmem' "/proc/$pid/status" | tr -s '\t\n' ' '
+  printf '\n'
+done
+free -m | sed -n 2p
+
+scrape() {
+  python3 -c "
+import urllib.request
+for port in (9101, 9102):
+    for line in urllib.request.urlopen(f'http://127.0.0.1:{port}/metrics').read().decode().splitlines():
+        if line[:1] != '#' and ('phase' in line or 'expert' in line or 'step' in line) and 'bucket' not in line:
+            print(line)
+" >"$log_dir/metrics-$name-$1.txt" || true; }
+
+bench() {
+  printf '%s\n' "-- $*"
+  "$bin/banyan" bench --server "unix:$work/trunk" "$@" | tee -a "$log_dir/bench-$name.log"
+}
+bench --prompt_tokens 64 --max_new_tokens 16 --requests 1 >/dev/null
+scrape before
+bench --concurrency 1 --requests 1 --prompt_tokens 64 --max_new_tokens 192
+scrape decode
+bench --concurrency 1 --requests 3 --prompt_tokens 512 --max_new_tokens 1
+bench --concurrency 1 --requests 2 --prompt_tokens 2048 --max_new_tokens 1
+scrape prefill
+bench --concurrency 4 --requests 4 --prompt_tokens 64 --max_new_tokens 96
