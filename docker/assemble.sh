@@ -63,10 +63,21 @@ for package in "${packages[@]}"; do
   cp -L "/usr/share/doc/$package/copyright" "$base/usr/share/doc/$package/"
   dpkg-query -s "$package" >"$base/var/lib/dpkg/status.d/$package"
 done
+# CUDA's run-time library is linked into banyan-trunk where nvcc was found.
+linked=()
+nvcc=$(sed -n 's|^BANYAN_NVCC:FILEPATH=\(/.*\)|\1|p' "$bin/../CMakeCache.txt")
+if [[ -n $nvcc ]]; then
+  linked=(--linked "cuda-runtime==$("$nvcc" --version | sed -n 's/.* V\([0-9.]*\)$/\1/p')")
+  mkdir -p "$base/usr/share/doc/cuda-runtime"
+  toolkit=$(dirname "$(dirname "$(realpath "$nvcc")")")
+  for text in "$toolkit"/../../nvidia_cuda_runtime-*.dist-info/licenses/License.txt "$toolkit"/EULA.txt; do
+    [[ ! -f $text ]] || cp "$text" "$base/usr/share/doc/cuda-runtime/"
+  done
+fi
 version=$("$bin/banyan" --version)
 mapfile -t build_packages < <("$here/../run.sh" packages build)
 python3 "$here/sbom.py" --root "$base" --version "${version#banyan }" \
-  --packages "${packages[@]}" --build_packages "${build_packages[@]}" \
+  --packages "${packages[@]}" --build_packages "${build_packages[@]}" "${linked[@]}" \
   >"$base/usr/share/doc/banyan/sbom.spdx.json"
 
 find "$out" -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH:-0}" {} +

@@ -1,7 +1,9 @@
 # banyan-expert as an image: docker build -f docker/expert.Dockerfile --network host .
 # BuildKit only. The stage `build` is the same, byte by byte, in trunk.Dockerfile: it runs once for both.
 
-FROM debian:12-slim AS build
+# Debian 12, or what has its packages. If it has nvcc, the trunk gets its CUDA backend; CUDA=wheels brings nvcc from PyPI.
+ARG BASE=debian:12-slim
+FROM ${BASE} AS build
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 WORKDIR /src
 RUN --mount=type=bind,source=run.sh,target=/src/run.sh \
@@ -12,6 +14,13 @@ RUN --mount=type=bind,source=run.sh,target=/src/run.sh \
     apt-get -q update; \
     DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends \
       ccache python3 $packages
+ARG CUDA=none
+RUN --mount=type=bind,source=docker,target=/src/docker \
+    --mount=type=secret,id=certificates \
+    --mount=type=cache,target=/var/cache/apt,sharing=locked \
+    --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    --mount=type=cache,target=/root/.cache/pip \
+    docker/install_cuda.sh "$CUDA"
 COPY CMakeLists.txt CMakePresets.json run.sh ./
 COPY cmake cmake
 COPY proto proto
@@ -20,6 +29,8 @@ COPY docs docs
 COPY services services
 # Any value: compile everything anew (tests/compose/reproducible.py).
 ARG CCACHE_RECACHE
+# Such as 90-real, for a quick build; default: every generation that there is (cmake/Cuda.cmake).
+ARG CUDAARCHS
 RUN --mount=type=cache,target=/root/.cache/ccache ./run.sh build
 COPY LICENSE NOTICE ./
 COPY docker docker

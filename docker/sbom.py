@@ -2,7 +2,7 @@
 """The software bill of materials of the runtime images, as SPDX 2.3 in JSON, on stdout.
 
 Says which Debian packages the shared libraries come from (with the digest of every library) and
-which ones the programs were compiled with. Standard library only; reads dpkg's data base.
+which ones the programs were compiled with, and what else is linked into a program. Standard library only; reads dpkg's data base.
 """
 
 import argparse
@@ -51,6 +51,20 @@ def debian_package(name):
     }
 
 
+def linked_library(name, version):
+    return {
+        "SPDXID": f"SPDXRef-linked-{name}",
+        "name": name,
+        "versionInfo": version,
+        "supplier": "Organization: NVIDIA",
+        "downloadLocation": "NOASSERTION",
+        "filesAnalyzed": False,
+        "licenseConcluded": "NOASSERTION",
+        "licenseDeclared": "NOASSERTION",  # in full: /usr/share/doc/NAME in the image
+        "copyrightText": "NOASSERTION",
+    }
+
+
 def library_files(root):
     for path in sorted(root.glob("usr/lib*/**/*.so*")):
         if path.is_symlink() or not path.is_file():
@@ -77,7 +91,7 @@ def relationship(one, kind, other):
     }
 
 
-def document(root, version, packages, build_packages):
+def document(root, version, packages, build_packages, linked):
     banyan = {
         "SPDXID": "SPDXRef-banyan",
         "name": "banyan",
@@ -90,6 +104,7 @@ def document(root, version, packages, build_packages):
     }
     shipped = [debian_package(name) for name in sorted(packages)]
     used = [debian_package(name) for name in sorted(set(build_packages) - set(packages))]
+    static = [linked_library(*name.split("==")) for name in linked]
     files = list(library_files(root))
     relationships = [relationship("SPDXRef-DOCUMENT", "DESCRIBES", banyan["SPDXID"])]
     for package in shipped:
@@ -98,13 +113,15 @@ def document(root, version, packages, build_packages):
         relationships.append(
             relationship(package["SPDXID"], "BUILD_DEPENDENCY_OF", banyan["SPDXID"])
         )
+    for package in static:
+        relationships.append(relationship(banyan["SPDXID"], "STATIC_LINK", package["SPDXID"]))
     for file in files:
         relationships.append(relationship("SPDXRef-DOCUMENT", "DESCRIBES", file["SPDXID"]))
     created = datetime.datetime.fromtimestamp(
         int(os.environ.get("SOURCE_DATE_EPOCH", "0")), datetime.timezone.utc
     )
     body = {
-        "packages": [banyan, *shipped, *used],
+        "packages": [banyan, *shipped, *used, *static],
         "files": files,
         "relationships": relationships,
     }
@@ -129,8 +146,11 @@ def main():
     parser.add_argument("--version", required=True, help="of Banyan")
     parser.add_argument("--packages", nargs="+", required=True, help="whose files are in the image")
     parser.add_argument("--build_packages", nargs="+", required=True, help="compiled with these")
+    parser.add_argument("--linked", nargs="*", default=[], help="name==version, static")
     options = parser.parse_args()
-    spdx = document(options.root, options.version, options.packages, options.build_packages)
+    spdx = document(
+        options.root, options.version, options.packages, options.build_packages, options.linked
+    )
     print(json.dumps(spdx, indent=1))
 
 

@@ -124,7 +124,16 @@ HotHistogram& MetricsRegistry::HotHistogram(const std::string& name, const std::
   return *metric;
 }
 
+void MetricsRegistry::BeforeCollect(std::function<void()> update) {
+  absl::MutexLock lock(&mutex_);
+  updates_.push_back(std::move(update));
+}
+
 std::vector<prometheus::MetricFamily> MetricsRegistry::Collect() const {
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const std::function<void()>& update : updates_) update();
+  }
   std::vector<prometheus::MetricFamily> families = registry_->Collect();
   absl::MutexLock lock(&mutex_);
   for (const auto& [name, metrics] : hot_counter_families_) {

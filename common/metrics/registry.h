@@ -9,6 +9,7 @@
 #include <prometheus/registry.h>
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -47,6 +48,10 @@ class MetricsRegistry {
                                      const std::vector<double>& bounds,
                                      const MetricLabels& labels = {});
 
+  // Calls `update` at the beginning of every Collect, on its thread: for metrics that are read from
+  // elsewhere. It may set metrics and must not ask the registry for any.
+  void BeforeCollect(std::function<void()> update) ABSL_LOCKS_EXCLUDED(mutex_);
+
   // Every family with the values of now, sorted by name.
   std::vector<prometheus::MetricFamily> Collect() const;
 
@@ -65,6 +70,7 @@ class MetricsRegistry {
   const std::unique_ptr<prometheus::Registry> registry_;
   mutable absl::Mutex mutex_;
   std::map<std::string, Declared> declared_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::function<void()>> updates_ ABSL_GUARDED_BY(mutex_);
   std::deque<banyan::HotCounter> hot_counters_ ABSL_GUARDED_BY(mutex_);
   std::deque<banyan::HotHistogram> hot_histograms_ ABSL_GUARDED_BY(mutex_);
   HotFamilies<banyan::HotCounter> hot_counter_families_ ABSL_GUARDED_BY(mutex_);

@@ -342,6 +342,27 @@ CPU = timeseries(
     [target(rate('process_cpu_seconds_total{job=~"banyan-.*"}'), "{{instance}}")],
     "none",
 )
+GPU_MEMORY = timeseries(
+    "GPU memory",
+    "In use on the trunk's GPU by all processes, and what it has. 0: the trunk is on CPUs.",
+    [
+        target(f"sum(banyan_trunk_gpu_memory_used_bytes{of()}) or vector(0)", "in use"),
+        target(f"sum(banyan_trunk_gpu_memory_bytes{of()}) or vector(0)", "of the GPU"),
+    ],
+    "bytes",
+    overrides=[dashed("of the GPU")],
+)
+GPU_BUSY = timeseries(
+    "GPU in use",
+    "Share of the time in which a kernel ran, and in which the GPU's memory was read or written. A kernel that "
+    "waits for the experts' rows counts as running: how a step splits is in the second row.",
+    [
+        target(f"max(banyan_trunk_gpu_busy_ratio{of()}) or vector(0)", "a kernel runs"),
+        target(f"max(banyan_trunk_gpu_memory_busy_ratio{of()}) or vector(0)", "memory"),
+    ],
+    "percentunit",
+    maximum=1,
+)
 PREEMPTIONS = timeseries(
     "Sequences computed again",
     "Per second. pages: there were too few for all running requests; experts: a step was lost with a "
@@ -580,6 +601,7 @@ ROWS = [
     (1, line(row("Capacity"))),
     (7, line(PAGES, REQUESTS, BATCH_USE)),
     (7, line(MEMORY, CPU, PREEMPTIONS)),
+    (7, line(GPU_MEMORY, GPU_BUSY)),
     (1, line(row("Load"))),
     (6, line(LOADED, LOAD_TIME, PHASE)),
     (6, line(PHASE_PROGRESS, PHASE_SPEED, PLANNED)),

@@ -40,18 +40,23 @@ def check_sbom(name, files, path):
     print(f"{name}: SBOM of {len(shipped)} packages, {len(libraries)} libraries", flush=True)
 
 
+def check_image(engine, name, image):
+    """Returns the image's files."""
+    data = engine.inspect(image)
+    print(f"{image}: {data['Size'] / 1e6:.1f} MB", flush=True)
+    assert data["Size"] <= MAX_BYTES, f"{image}: {data['Size']} bytes"
+    labels, user = data["Config"]["Labels"], data["Config"]["User"]
+    assert user == "10001:10001", f"{image}: user {user!r}"
+    assert labels["org.opencontainers.image.title"] == name, labels
+    version = engine.run("run", "--rm", "--network=none", image, "--version")
+    assert version == f"{name} {labels['org.opencontainers.image.version']}", (version, labels)
+    files = engine.files(image)
+    for path, (entry, _) in files.items():
+        assert not entry.mode & (stat.S_ISUID | stat.S_ISGID), f"{image}: {path} {entry.mode:o}"
+    check_sbom(image, files, labels[SBOM_LABEL].lstrip("/"))
+    return files
+
+
 def check(engine, tag):
     for name in IMAGES:
-        image = f"{name}:{tag}"
-        data = engine.inspect(image)
-        print(f"{name}: {data['Size'] / 1e6:.1f} MB", flush=True)
-        assert data["Size"] <= MAX_BYTES, f"{name}: {data['Size']} bytes"
-        labels, user = data["Config"]["Labels"], data["Config"]["User"]
-        assert user == "10001:10001", f"{name}: user {user!r}"
-        assert labels["org.opencontainers.image.title"] == name, labels
-        version = engine.run("run", "--rm", "--network=none", image, "--version")
-        assert version == f"{name} {labels['org.opencontainers.image.version']}", (version, labels)
-        files = engine.files(image)
-        for path, (entry, _) in files.items():
-            assert not entry.mode & (stat.S_ISUID | stat.S_ISGID), f"{name}: {path} {entry.mode:o}"
-        check_sbom(name, files, labels[SBOM_LABEL].lstrip("/"))
+        check_image(engine, name, f"{name}:{tag}")

@@ -9,6 +9,7 @@ import glob
 import os
 import re
 import sys
+import types
 
 import exposition
 
@@ -31,6 +32,8 @@ have the bounds 50 us to 100 s, three a decade. A request that is refused before
 `banyan_trunk_calls_total` only. Labels are bounded: by the cluster's configuration (`shard`, `replica`), else by the
 program. How to read them together: [dashboard.md](dashboard.md).
 """
+# Declared where the trunk has a GPU, which this test has not.
+GPU_SOURCE = os.path.join(ROOT, "services", "trunk", "server", "gpu_metrics.cc")
 COLUMNS = "| name | type | labels | what |\n|---|---|---|---|\n"
 
 
@@ -42,6 +45,17 @@ def table(families):
     return COLUMNS + "".join(lines)
 
 
+def gpu_families():
+    """From the source: gauges with the label gpu."""
+    with open(GPU_SOURCE) as file:
+        declared = re.findall(r'metrics\.(\w+)\(\s*"(banyan_\w+)",\s*"([^"]+)", labels\)', file.read())
+    assert len(declared) >= 5, declared
+    return [
+        types.SimpleNamespace(name=name, kind=kind.lower(), labels={"gpu"}, help=text)
+        for kind, name, text in declared
+    ]
+
+
 def page(trunk, expert):
     """From the families of both, by name."""
     both = trunk.keys() & expert.keys()
@@ -51,6 +65,7 @@ def page(trunk, expert):
             ("Trunk", [f for n, f in trunk.items() if n not in both]),
             ("Expert", [f for n, f in expert.items() if n not in both]),
             ("Both", [trunk[n] for n in both]),
+            ("Trunk on a GPU", gpu_families()),
         ]
     )
 
@@ -60,6 +75,8 @@ def declared_in_sources():
     for folder in ("services/trunk", "services/expert", "common"):
         for path in glob.glob(os.path.join(ROOT, folder, "**", "*.cc"), recursive=True):
             with open(path) as file:
+                if path == GPU_SOURCE:
+                    continue
                 names |= set(re.findall(r'"(banyan_[a-z0-9_]+[a-z0-9])"', file.read()))
     return names
 

@@ -153,7 +153,7 @@ class LoadedTrunk::Impl {
     ASSIGN_OR_RETURN(const CheckpointSummary summary, CheckComplete(*checkpoint_, config_));
     const int num_threads = options_.num_threads > 0 ? options_.num_threads : UsableCpuCount();
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
-    ASSIGN_OR_RETURN(backend_, CreateBackend(options_, &*pool_));
+    ASSIGN_OR_RETURN(backend_, CreateBackend(options_, &*pool_, metrics_));
     TrunkPlanInput input;
     input.weights = TrunkWeightSizesOf(*checkpoint_, config_);
     input.int8_weights = TrunkWeightSizesOf(*checkpoint_, config_, TrunkFormat::kInt8);

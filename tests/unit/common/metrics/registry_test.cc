@@ -73,6 +73,14 @@ TEST(MetricsRegistryTest, FamiliesOfAllKindsComeSorted) {
                                             "banyan_test_c_seconds"));
 }
 
+TEST(MetricsRegistryTest, UpdatesComeBeforeTheValues) {
+  MetricsRegistry registry;
+  auto& reads = registry.Gauge("banyan_test_reads", "Reads");
+  registry.BeforeCollect([&reads] { reads.Increment(); });
+  EXPECT_THAT(Text(registry), HasSubstr("banyan_test_reads 1\n"));
+  EXPECT_THAT(Text(registry), HasSubstr("banyan_test_reads 2\n"));
+}
+
 TEST(MetricsRegistryTest, LatencyBucketsReachFrom50MicrosecondsTo100Seconds) {
   const std::vector<double>& bounds = LatencyBuckets();
   EXPECT_DOUBLE_EQ(bounds.front(), 50e-6);
