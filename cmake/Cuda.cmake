@@ -40,6 +40,14 @@ set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 does not know how nvcc is told C++20
 set(CMAKE_CUDA_EXTENSIONS OFF)
-find_package(CUDAToolkit REQUIRED)
+# The run-time library as nvcc sees it. FindCUDAToolkit wants libraries of every part of the toolkit, which NVIDIA's
+# wheels (docker/cuda-wheels.txt) do not bring together.
+find_library(BANYAN_CUDART_STATIC cudart_static HINTS ${CMAKE_CUDA_HOST_IMPLICIT_LINK_DIRECTORIES}
+  PATHS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}/.. PATH_SUFFIXES lib lib64 NO_DEFAULT_PATH REQUIRED)
+find_package(Threads REQUIRED)
+add_library(banyan_cudart INTERFACE)
+target_include_directories(banyan_cudart SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+target_link_libraries(banyan_cudart INTERFACE ${BANYAN_CUDART_STATIC} Threads::Threads ${CMAKE_DL_LIBS} rt)
+add_library(banyan::cudart ALIAS banyan_cudart)
 set(BANYAN_CUDA ON)
 message(STATUS "CUDA backend: on (${BANYAN_NVCC} ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${_architectures})")

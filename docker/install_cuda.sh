@@ -17,8 +17,6 @@ apt-get -q update
 DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends python3-pip
 PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --no-deps --require-hashes --only-binary :all: --target /opt/cuda \
   --requirement "$here/cuda-wheels.txt"
-# Where CMake looks and what it wants to see.
-ln -s lib /opt/cuda/nvidia/cu13/lib64
-ln -s libcudart.so.13 /opt/cuda/nvidia/cu13/lib/libcudart.so
+ln -s lib /opt/cuda/nvidia/cu13/lib64  # where CMake looks
 ln -s /opt/cuda/nvidia/cu13 /usr/local/cuda
 /usr/local/cuda/bin/nvcc --version
