@@ -7,12 +7,14 @@ Talks to the services as a user of the machine would: through the published port
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import urllib.error
@@ -209,6 +211,49 @@ def check_other_model(project, bin_dir, source):
     print("MODEL_DIR served", flush=True)
 
 
+def synthesise(bin_dir, source, directory):
+    """A 4-bit checkpoint in nine files, with the layers of the full-size model and fewer of them."""
+    smaller = {"num_hidden_layers": 4, "num_experts": 64, "max_position_embeddings": 8192, "vocab_size": 1024}
+    command = [f"{bin_dir}/banyan", "synth", "--config", "qwen3-next-80b", "--format", "nf4", "--shards", "9"]
+    command += ["--tokenizer", f"{source}/deploy/models/demo", "--out", directory, "--set", "eos_token_id=0"]
+    for key, value in smaller.items():
+        command += ["--set", f"{key}={value}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert len(list(pathlib.Path(directory).glob("*.safetensors"))) == 9
+    for path in [directory, *pathlib.Path(directory).iterdir()]:
+        os.chmod(path, 0o755)  # for the services' user
+
+
+def check_generated_model(project, bin_dir, source):
+    """Planned within small limits, packed at the first start, served from the pack at the second."""
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chmod(scratch, 0o755)
+        model = f"{scratch}/model"
+        synthesise(bin_dir, source, model)
+        limits = {"MODEL_DIR": model, "EXPERT_MEMORY": "512m", "TRUNK_MEMORY": "1g"}
+        seconds = []
+        for command in (("up", "-d", *SERVICES), ("restart", *SERVICES)):
+            begin = time.monotonic()
+            project.compose(*command, environment=limits)
+            client = Client(bin_dir, project.address("trunk", 50051))
+            client.wait_until_serving()
+            seconds.append(time.monotonic() - begin)
+            client.run("generate", "--max_new_tokens", "4", "Hello")
+        check_plans(project)
+        for service in SERVICES:
+            log = project.compose("logs", "--no-color", service)
+            assert log.count("info ready ") == 2, f"{service}:\n{log}"
+            assert "load_phase phase=read" in log, f"{service} told nothing of its load:\n{log}"
+            packed = log.count("info packed ")
+            assert packed == (service != "trunk"), f"{service} packed {packed} times:\n{log}"
+            state = project.container(service)["State"]
+            assert not state["OOMKilled"], f"{service}: {state}"
+            limit = project.container(service)["HostConfig"]["Memory"]
+            assert limit in (512 << 20, 1 << 30), f"{service}: limit {limit}"
+        project.compose("rm", "-s", "-f", *SERVICES)
+    print("9 files of 4 bits: up in {:.1f} s, again in {:.1f} s".format(*seconds), flush=True)
+
+
 def check_nothing_left(project):
     project.compose("down", "-v")
     left = project.engine.remains(project.name)
@@ -249,6 +294,7 @@ def run(project, bin_dir, source, cache):
     check_scrapes(prometheus)
     check_lost_expert(project, client, prometheus)
     check_other_model(project, bin_dir, source)
+    check_generated_model(project, bin_dir, source)
     check_nothing_left(project)
     check_version_2(project, bin_dir, cache)
 

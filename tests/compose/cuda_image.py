@@ -13,7 +13,7 @@ import image_checks
 from engine import PREFIX, Engine
 
 NAME = "banyan-trunk"
-NOTHING_TO_SERVE = ["--model=/model", "--experts=127.0.0.1:1"]
+SERVE = ["--model=/model", "--experts=127.0.0.1:1"]
 
 
 def main():
@@ -34,11 +34,12 @@ def main():
         files = image_checks.check_image(engine, NAME, image)
         assert files["usr/share/doc/cuda-runtime/License.txt"][1], "no licence of the CUDA run-time library"
         try:
-            engine.run("run", "--rm", "--network=none", image, "--backend=cuda", *NOTHING_TO_SERVE)
+            model = f"--volume={os.path.abspath(source)}/deploy/models/demo:/model:ro"
+            engine.run("run", "--rm", "--network=none", model, image, "--backend=cuda", *SERVE)
         except AssertionError as failure:
             said = str(failure).splitlines()[-1]
         else:
-            raise AssertionError("it ran, without a GPU and without a model")
+            raise AssertionError("it ran, without a GPU and without experts")
         assert "NVIDIA" in said, said
         print(said, flush=True)
     finally:
