@@ -25,7 +25,12 @@ if(BANYAN_SANITIZER STREQUAL "thread")
   list(APPEND BANYAN_TEST_ENVIRONMENT
     "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp second_deadlock_stack=1")
 elseif(BANYAN_SANITIZER STREQUAL "address")
-  list(APPEND BANYAN_TEST_ENVIRONMENT "UBSAN_OPTIONS=print_stacktrace=1")
+  list(APPEND BANYAN_TEST_ENVIRONMENT
+    "UBSAN_OPTIONS=print_stacktrace=1" "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0")
+endif()
+# Waits of the tests in Python are multiplied by this; those of the others are long anyway.
+if(BANYAN_SANITIZER)
+  list(APPEND BANYAN_TEST_ENVIRONMENT "BANYAN_TEST_SLOWDOWN=8")
 endif()
 
 function(banyan_test NAME)

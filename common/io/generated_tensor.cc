@@ -92,13 +92,19 @@ void BlocksPortably(uint64_t seed, const Line& line, uint64_t word, int64_t n, s
 }
 
 #if defined(__x86_64__)
+#if defined(__clang__)  // has no attribute for the width, and takes 256 bits
+#define BANYAN_AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+#else
+#define BANYAN_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
+#endif
+
 __attribute__((target("avx2"))) void BlocksAvx2(uint64_t seed, const Line& line, uint64_t word,
                                                 int64_t n, std::byte* out) {
   Blocks(seed, line, word, n, out);
 }
 
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void
-BlocksAvx512(uint64_t seed, const Line& line, uint64_t word, int64_t n, std::byte* out) {
+__attribute__((target(BANYAN_AVX512))) void BlocksAvx512(uint64_t seed, const Line& line,
+                                                         uint64_t word, int64_t n, std::byte* out) {
   Blocks(seed, line, word, n, out);
 }
 
@@ -107,8 +113,8 @@ __attribute__((target("avx2"))) void LinesAvx2(uint64_t seed, uint64_t word, int
   Lines(seed, word, n, out);
 }
 
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))) void
-LinesAvx512(uint64_t seed, uint64_t word, int64_t n, std::byte* out) {
+__attribute__((target(BANYAN_AVX512))) void LinesAvx512(uint64_t seed, uint64_t word, int64_t n,
+                                                        std::byte* out) {
   Lines(seed, word, n, out);
 }
 #endif

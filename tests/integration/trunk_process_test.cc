@@ -228,7 +228,9 @@ TEST_F(TrunkProcessTest, TenThousandRequestsAgainstAQueueOf64) {
   EXPECT_GE(refused, 10000 - 66 - 200);
   EXPECT_EQ(refused + started, 10000);
   const int64_t grown = cluster_->trunk()->ResidentBytes() - before;
-  EXPECT_LT(grown, int64_t{16} << 20) << "bytes for 10,000 refused requests";
+  if (!BANYAN_SANITIZED) {  // address: freed memory is kept for a while
+    EXPECT_LT(grown, int64_t{16} << 20) << "bytes for 10,000 refused requests";
+  }
   const auto answer = Generate(*stub_, Question("What is the capital of France?"));
   EXPECT_TRUE(answer.ok()) << answer.status();
 }

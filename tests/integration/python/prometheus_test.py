@@ -16,7 +16,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-TIMEOUT_S = 60
+TIMEOUT_S = 60 * int(os.environ.get("BANYAN_TEST_SLOWDOWN", "1"))
 CONFIG = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}
 scrape_configs:

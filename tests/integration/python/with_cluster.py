@@ -6,13 +6,14 @@ The script is called with: TRUNK_ADDRESS TRUNK_METRICS EXPERT0_METRICS EXPERT1_M
 
 import argparse
 import ctypes
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 60 * int(os.environ.get("BANYAN_TEST_SLOWDOWN", "1"))
 
 
 def die_with_parent():
