@@ -12,14 +12,13 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/io/mapped_file.h"
+#include "common/io/pack_header.h"
 #include "common/quant/pool_format.h"
 
 namespace banyan {
 
 inline constexpr uint32_t kExpertPackVersion = 1;
-inline constexpr int64_t kPackPayloadAlignment = 2 << 20;  // a huge page
-inline constexpr int64_t kPackPreambleBytes = 32;
-inline constexpr int64_t kMaxPackHeaderBytes = int64_t{1} << 30;
+inline constexpr std::string_view kExpertPackMagic = "BANYANPK";
 
 // What a pack says of itself; fields as in ShardSpec and ShardGeometry (common/pool/shard.h).
 struct ExpertPackHeader {
@@ -59,8 +58,6 @@ struct ExpertPackLayout {
 // Sizes as in a valid header (no check); matrices are rounded up to 64 bytes.
 ExpertPackLayout LayoutOf(const ExpertPackHeader& header);
 
-uint64_t PackChecksum(std::span<const std::byte> expert);
-
 // layout.header_bytes bytes.
 std::vector<std::byte> EncodeExpertPackHeader(const ExpertPackHeader& header);
 
@@ -93,6 +90,7 @@ class ExpertPack {
   absl::Status VerifyExpert(int64_t idx) const;
   // The same for bytes that were copied elsewhere.
   absl::Status VerifyExpert(int64_t idx, std::span<const std::byte> bytes) const;
+  std::vector<PackPiece> Pieces() const;  // one an expert
   // "layer 7 expert 31"
   std::string ExpertName(int64_t idx) const;
 

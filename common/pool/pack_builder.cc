@@ -1,15 +1,10 @@
 #include "common/pool/pack_builder.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <memory>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -22,6 +17,7 @@
 #include "common/config/tensor_inventory.h"
 #include "common/io/output_file.h"
 #include "common/parallel/first_error.h"
+#include "common/pool/aligned_bytes.h"
 #include "common/pool/generated_expert.h"
 #include "common/pool/pack_path.h"
 #include "common/quant/nf4.h"
@@ -30,41 +26,10 @@
 namespace banyan {
 namespace {
 
-constexpr char kTemporarySuffix[] = ".tmp";
-constexpr char kLockSuffix[] = ".lock";
-constexpr absl::Duration kLockPoll = absl::Milliseconds(100);
 // Experts of a thread between two reports of progress.
 constexpr int64_t kExpertsPerReport = 4;
 
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
-
-// 64-byte aligned, not initialised.
-class AlignedBytes {
- public:
-  explicit AlignedBytes(int64_t size)
-      : data_(static_cast<std::byte*>(
-                  std::aligned_alloc(64, static_cast<size_t>((size + 63) / 64 * 64))),
-              &std::free) {
-    CHECK(data_ != nullptr);
-  }
-  std::byte* data() const { return data_.get(); }
-
- private:
-  std::unique_ptr<std::byte, void (*)(void*)> data_;
-};
-
-// What runs killed long ago left in the folder: temporaries whose lock is free.
-void RemoveLeftovers(const std::string& folder) {
-  std::error_code error;
-  std::filesystem::directory_iterator it(folder, error);
-  for (; !error && it != std::filesystem::directory_iterator(); it.increment(error)) {
-    const std::string path = it->path().string();
-    if (!path.ends_with(std::string(".pack") + kTemporarySuffix)) continue;
-    const std::string pack = path.substr(0, path.size() - std::strlen(kTemporarySuffix));
-    const auto lock = FileLock::TryLock(pack + kLockSuffix);
-    if (lock.ok() && lock->has_value()) ::unlink(path.c_str());
-  }
-}
 
 // A part of a checkpoint's matrix: `num_rows` whole rows, of which the columns [first_col,
 // first_col + num_cols) are wanted.
@@ -141,28 +106,18 @@ class Builder {
   }
 
   absl::StatusOr<PackStats> Build(const std::string& path, PackProgressFn progress) {
-    const std::string temporary = path + kTemporarySuffix;
-    ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(temporary));
-    RETURN_IF_ERROR(file.Allocate(layout_.file_bytes, "the pack"));
-    RETURN_IF_ERROR(request_.checkpoint->CheckFilesUnchanged());
     PackStats stats;
-    const absl::Time start = absl::Now();
-    RETURN_IF_ERROR(WriteExperts(file, progress));
-    RETURN_IF_ERROR(request_.checkpoint->CheckFilesUnchanged());
-    RETURN_IF_ERROR(file.Write(EncodeExpertPackHeader(header_), 0));
-    stats.seconds = SecondsSince(start);
-    const absl::Time sync_start = absl::Now();
-    RETURN_IF_ERROR(file.Sync());
-    stats.sync_seconds = SecondsSince(sync_start);
-    const absl::Time verify_start = absl::Now();
-    {
-      ASSIGN_OR_RETURN(const ExpertPack written, ExpertPack::Open(temporary));
-      RETURN_IF_ERROR(VerifyPack(written, pool_, progress));
-    }
-    stats.verify_seconds = SecondsSince(verify_start);
-    RETURN_IF_ERROR(file.Commit(path));
+    const PackWriteSteps steps = {
+        .checkpoint = request_.checkpoint,
+        .file_bytes = layout_.file_bytes,
+        .payload = [&](const OutputFile& file) { return WriteExperts(file, progress); },
+        .header = [&] { return EncodeExpertPackHeader(header_); },
+        .verify = [&](const std::string& temporary) -> absl::Status {
+          ASSIGN_OR_RETURN(const ExpertPack written, ExpertPack::Open(temporary));
+          return VerifyPack(written, pool_, progress);
+        }};
+    RETURN_IF_ERROR(WritePack(path, steps, &stats));
     stats.source_bytes = source_bytes_.load();
-    stats.pack_bytes = static_cast<uint64_t>(layout_.file_bytes);
     stats.num_threads = pool_.num_threads();
     for (const Worker& worker : workers_) {
       stats.read_seconds += worker.read_seconds;
@@ -352,25 +307,50 @@ absl::Status CheckPackFresh(const ExpertPack& pack, const ExpertPackHeader& want
       pack.path(), pack.header().source_stamp, wanted.source_stamp);
 }
 
-// A whole pack that is not an older or damaged state of the wanted one, but somebody else's: of a
-// newer program, another model, shard or format. docs/adr/foreign-packs.md.
-absl::Status CheckNotForeign(const std::string& path, const ExpertPackHeader& wanted) {
-  const absl::StatusOr<ExpertPack> there = ExpertPack::Open(path);
-  absl::Status status = absl::IsUnimplemented(there.status()) ? there.status() : absl::OkStatus();
-  if (there.ok()) status = CheckPackIsOf(*there, wanted);
-  if (status.ok()) return status;
-  return absl::Status(status.code(),
-                      fmt::format("{}; it is not replaced: move it away, or give another "
-                                  "--pool_dir, or replace it by `banyan pack --rebuild`",
-                                  ToStd(status.message())));
-}
-
 // The pack at `path` if it is whole and fits.
 absl::StatusOr<ExpertPack> OpenFitting(const std::string& path, const ExpertPackHeader& wanted) {
   ASSIGN_OR_RETURN(ExpertPack pack, ExpertPack::Open(path));
   RETURN_IF_ERROR(CheckPackFits(pack, wanted));
   return pack;
 }
+
+class ExpertPackMaker final : public PackMaker {
+ public:
+  ExpertPackMaker(const PackRequest& request, const ExpertPackHeader& wanted, WorkerPool& pool,
+                  PackProgressFn progress)
+      : request_(request), wanted_(wanted), pool_(pool), progress_(progress) {}
+
+  absl::Status OpenFitting(const std::string& path) override {
+    ASSIGN_OR_RETURN(pack_, banyan::OpenFitting(path, wanted_));
+    return absl::OkStatus();
+  }
+
+  // A whole pack that is not an older or damaged state of the wanted one, but somebody else's: of a
+  // newer program, another model, shard or format. docs/adr/foreign-packs.md.
+  absl::Status CheckNotForeign(const std::string& path) const override {
+    const absl::StatusOr<ExpertPack> there = ExpertPack::Open(path);
+    absl::Status status = absl::IsUnimplemented(there.status()) ? there.status() : absl::OkStatus();
+    if (there.ok()) status = CheckPackIsOf(*there, wanted_);
+    return status.ok() ? status : ForeignPack(status, ", or replace it by `banyan pack --rebuild`");
+  }
+
+  absl::Status Build(const std::string& path) override {
+    Builder builder(request_, wanted_, pool_);
+    ASSIGN_OR_RETURN(stats_, builder.Build(path, progress_));
+    return absl::OkStatus();
+  }
+
+  ExpertPack TakePack() { return *std::move(pack_); }
+  const PackStats& stats() const { return stats_; }
+
+ private:
+  const PackRequest& request_;
+  const ExpertPackHeader& wanted_;
+  WorkerPool& pool_;
+  const PackProgressFn progress_;
+  std::optional<ExpertPack> pack_;
+  PackStats stats_;
+};
 
 }  // namespace
 
@@ -409,45 +389,9 @@ absl::Status CheckPackFits(const ExpertPack& pack, const ExpertPackHeader& wante
 }
 
 absl::Status VerifyPack(const ExpertPack& pack, WorkerPool& pool, PackProgressFn progress) {
-  const int64_t num_experts = pack.header().num_packed_experts();
-  const ExpertPackLayout& layout = pack.layout();
-  const auto total = static_cast<uint64_t>(num_experts * layout.expert_bytes);
-  std::vector<std::optional<AlignedBytes>> buffers(static_cast<size_t>(pool.num_threads()));
-  FirstError error;
-  std::atomic<int64_t> num_damaged{0};
-  std::atomic<int64_t> first_damaged{num_experts};
-  const int64_t batch = kExpertsPerReport * pool.num_threads();
-  for (int64_t first = 0; first < num_experts; first += batch) {
-    if (!progress({PackProgress::Phase::kVerify, static_cast<uint64_t>(first * layout.expert_bytes),
-                   total})) {
-      return absl::CancelledError("verification stopped");
-    }
-    pool.ParallelFor(std::min(batch, num_experts - first), [&](int64_t i, int thread) {
-      std::optional<AlignedBytes>& buffer = buffers[static_cast<size_t>(thread)];
-      if (!buffer) buffer.emplace(layout.expert_bytes);
-      const std::span<std::byte> bytes(buffer->data(), static_cast<size_t>(layout.expert_bytes));
-      const int64_t idx = first + i;
-      // Read, not mapped: a failing disk is a status and not a fault.
-      absl::Status status =
-          pack.file().Read(static_cast<uint64_t>(layout.ExpertOffset(idx)), bytes);
-      if (!status.ok()) {
-        error.Set(Annotate(status, pack.ExpertName(idx)));
-      } else if (!pack.VerifyExpert(idx, bytes).ok()) {
-        num_damaged.fetch_add(1);
-        int64_t smallest = first_damaged.load();
-        while (idx < smallest && !first_damaged.compare_exchange_weak(smallest, idx)) {
-        }
-      }
-    });
-    RETURN_IF_ERROR(error.Get());
-  }
-  progress({PackProgress::Phase::kVerify, total, total});
-  if (num_damaged == 0) return absl::OkStatus();
-  return DataLossF(
-      "{}: {} is damaged: its bytes do not have the checksum {:016x}; {} of {} "
-      "experts are damaged",
-      pack.path(), pack.ExpertName(first_damaged),
-      pack.header().checksums[static_cast<size_t>(first_damaged)], num_damaged.load(), num_experts);
+  return VerifyPieces(
+      pack.file(), pack.Pieces(), [&](int64_t idx) { return pack.ExpertName(idx); }, "experts",
+      pool, progress);
 }
 
 absl::StatusOr<ExpertPack> OpenPack(const PackRequest& request) {
@@ -458,40 +402,15 @@ absl::StatusOr<ExpertPack> OpenPack(const PackRequest& request) {
 
 absl::StatusOr<PackResult> EnsurePack(const PackRequest& request, WorkerPool& pool,
                                       PackProgressFn progress, bool rebuild) {
-  ASSIGN_OR_RETURN(ExpertPackHeader wanted, WantedPackHeader(request));
-  const std::string folder = PackDirectory(request.pool_dir, wanted.fingerprint);
-  const std::string path =
-      PackPath(request.pool_dir, wanted.fingerprint, request.format, request.shard);
-  absl::StatusOr<ExpertPack> there = OpenFitting(path, wanted);
-  if (there.ok() && !rebuild) return PackResult{*std::move(there), absl::OkStatus(), {}};
-  if (!there.ok() && !rebuild) RETURN_IF_ERROR(CheckNotForeign(path, wanted));
-  const absl::Status rejected =
-      absl::IsNotFound(there.status()) ? absl::OkStatus() : there.status();
-
-  std::error_code made;
-  std::filesystem::create_directories(folder, made);
-  if (made) return Annotate(FileError(folder, "mkdir", made.value()), "--pool_dir");
-  while (true) {
-    ASSIGN_OR_RETURN(const std::optional<FileLock> lock, FileLock::TryLock(path + kLockSuffix));
-    if (!lock) {
-      if (!progress({PackProgress::Phase::kWait, 0, 0})) {
-        return absl::CancelledError("packing stopped");
-      }
-      absl::SleepFor(kLockPoll);
-      continue;
-    }
-    if (!rebuild) {  // whoever held the lock may have made it
-      there = OpenFitting(path, wanted);
-      if (there.ok()) return PackResult{*std::move(there), absl::OkStatus(), {}};
-      RETURN_IF_ERROR(CheckNotForeign(path, wanted));
-    }
-    // With this lock held, this run's own temporary is opened anew and emptied.
-    RemoveLeftovers(folder);
-    Builder builder(request, wanted, pool);
-    ASSIGN_OR_RETURN(const PackStats stats, builder.Build(path, progress));
-    ASSIGN_OR_RETURN(ExpertPack pack, OpenFitting(path, wanted));
-    return PackResult{std::move(pack), rejected, stats};
-  }
+  ASSIGN_OR_RETURN(const ExpertPackHeader wanted, WantedPackHeader(request));
+  ExpertPackMaker maker(request, wanted, pool, progress);
+  ASSIGN_OR_RETURN(
+      const EnsuredPack ensured,
+      EnsurePackFile(PackPath(request.pool_dir, wanted.fingerprint, request.format, request.shard),
+                     maker, progress, rebuild));
+  PackResult result{maker.TakePack(), ensured.rejected, {}};
+  if (ensured.built) result.built = maker.stats();
+  return result;
 }
 
 }  // namespace banyan

@@ -5,13 +5,13 @@
 #include <optional>
 #include <string>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/config/model_config.h"
 #include "common/io/checkpoint.h"
 #include "common/io/expert_pack.h"
 #include "common/parallel/worker_pool.h"
+#include "common/pool/pack_file.h"
 #include "common/pool/shard.h"
 #include "common/quant/pool_format.h"
 
@@ -24,28 +24,6 @@ struct PackRequest {
   ShardSpec shard;
   PoolFormat format = PoolFormat::kInt8;
   std::string pool_dir;
-};
-
-struct PackProgress {
-  enum class Phase : uint8_t { kWait, kConvert, kVerify };  // kWait: another process packs it
-  Phase phase = Phase::kConvert;
-  uint64_t bytes_done = 0;  // of the checkpoint in kConvert, of the pack in kVerify
-  uint64_t bytes_total = 0;
-};
-// Called from the thread that asked; false ends the work with kCancelled.
-using PackProgressFn = absl::FunctionRef<bool(const PackProgress&)>;
-
-// Where the time of a build went; the three parts are summed over threads.
-struct PackStats {
-  uint64_t source_bytes = 0;
-  uint64_t pack_bytes = 0;
-  double seconds = 0;  // of reading, converting and writing
-  double sync_seconds = 0;
-  double verify_seconds = 0;
-  double read_seconds = 0;
-  double convert_seconds = 0;
-  double write_seconds = 0;
-  int num_threads = 0;
 };
 
 struct PackResult {

@@ -24,6 +24,11 @@ std::string PackPath(const std::string& pool_dir, std::string_view fingerprint, 
                      ShardText(shard));
 }
 
+std::string TrunkPackPath(const std::string& pool_dir, std::string_view fingerprint,
+                          std::string_view format) {
+  return fmt::format("{}/trunk-{}.pack", PackDirectory(pool_dir, fingerprint), format);
+}
+
 std::string DefaultPoolDir() {
   if (access(kStateDir, W_OK | X_OK) == 0) return fmt::format("{}/packs", kStateDir);
   const char* const cache = std::getenv("XDG_CACHE_HOME");

@@ -449,9 +449,9 @@ PHASE = table(
 )
 PACKS = bargauge(
     "Packs made again",
-    "Packs of experts that were found damaged or older than the checkpoint at the last start, and were "
+    "Packs of experts and trunks that were found damaged or older than the checkpoint at the last start, and were "
     "packed again. More than once on one host: its disk or its memory.",
-    [target("banyan_expert_packs_rejected_total", "{{instance}}")],
+    [target('{__name__=~"banyan_(trunk|expert)_packs_rejected_total"}', "{{instance}}")],
     "none",
     limits=thresholds((None, "green"), (1, "orange")),
     maximum=1,

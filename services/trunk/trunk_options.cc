@@ -13,6 +13,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/base/version.h"
+#include "common/pool/pack_path.h"
 #include "common/rpc/channel_settings.h"
 #include "services/trunk/engine/step.h"
 #ifdef BANYAN_CUDA
@@ -64,6 +65,14 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
          "is needed); the same as the experts'")
       ->capture_default_str();
   app.add_option("--trunk_format", given.trunk_format, kTrunkFormatHelp)->capture_default_str();
+  app.add_option(
+         "--pool_dir", options.pool_dir,
+         "Where the pack of converted matrices is kept, beside the experts' (default: as in "
+         "banyan-expert); empty: they are converted in memory at each start")
+      ->type_name("DIR");
+  app.add_flag("--verify_pool", options.verify_pool,
+               "Compare the checksums of a pack that is there before serving it; a damaged one is "
+               "packed again");
   app.add_option("--kv_format", given.kv_format, kKvFormatHelp)->capture_default_str();
   app.add_option("--max_context_tokens", options.max_context_tokens,
                  "Prompt and answer of one request; 0: what model and memory allow")
@@ -194,6 +203,7 @@ absl::Status Check(const TrunkOptions& options) {
 
 absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const char* const* argv) {
   TrunkOptions options;
+  options.pool_dir = DefaultPoolDir();
   Given given;
   CLI::App app("Serves a model: runs everything but the routed experts, which expert hosts run.");
   app.name("banyan-trunk");

@@ -34,6 +34,9 @@ class HostArrayBackend : public Backend {
   absl::StatusOr<Matrix> PlaceInt8Matrix(const TensorView& view) override {
     return inner_->PlaceInt8Matrix(view);
   }
+  absl::StatusOr<Matrix> PlaceInt8Codes(const Matrix& codes) override {
+    return inner_->PlaceInt8Codes(codes);
+  }
   absl::StatusOr<const float*> PlaceVector(std::span<const float> values) override {
     return inner_->PlaceVector(values);
   }

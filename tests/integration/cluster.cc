@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -64,7 +65,12 @@ absl::Status Cluster::StartTrunk() {
                                    "--metrics_listen=",
                                    "--experts=" + Join(expert_addresses_),
                                    "--threads=1"};
-  args.insert(args.end(), options_.trunk_args.begin(), options_.trunk_args.end());
+  const std::vector<std::string>& more = options_.trunk_args;
+  const bool has_pool_dir = std::any_of(more.begin(), more.end(), [](const std::string& arg) {
+    return arg.rfind("--pool_dir", 0) == 0;
+  });
+  if (!has_pool_dir) args.push_back("--pool_dir=" + temp_.File("packs"));
+  args.insert(args.end(), more.begin(), more.end());
   trunk_.reset();
   trunk_ = std::make_unique<Process>(args);
   ASSIGN_OR_RETURN(trunk_address_, trunk_->ListeningAddress(kStartTimeout));

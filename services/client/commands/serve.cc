@@ -56,10 +56,10 @@ struct Options {
       {"--backend", {}},          {"--max_context_tokens", {}},  {"--max_sequences", {}},
       {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}},
       {"--vram_budget", {}},      {"--trunk_format", {}},        {"--kv_format", {}}};
-  std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {{"--cpu_tier", {}},
-                                                                             {"--load_format", {}}};
+  std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {
+      {"--cpu_tier", {}}, {"--load_format", {}}, {"--pool_dir", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
-      {"--pool_format", {}}, {"--pool_dir", {}}, {"--pool_memory", {}}};
+      {"--pool_format", {}}, {"--pool_memory", {}}};
   bool insecure_listen = false;
   std::vector<std::string> trunk_options;
   std::vector<uint64_t> expert_budgets;  // of --host_budget; none: not given

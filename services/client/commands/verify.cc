@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -15,9 +16,12 @@
 #include "absl/time/time.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/io/mapped_file.h"
 #include "common/io/mapping_fault.h"
+#include "common/io/trunk_pack.h"
 #include "common/parallel/topology.h"
 #include "common/pool/pack_builder.h"
+#include "common/pool/pack_file.h"
 #include "common/pool/shard.h"
 #include "services/client/commands/command.h"
 #include "services/client/terminal/byte_progress.h"
@@ -58,18 +62,37 @@ std::string Describe(const ExpertPack& pack) {
                      HumanBytes(static_cast<double>(pack.layout().file_bytes)));
 }
 
+std::string Describe(const TrunkPack& pack) {
+  return fmt::format("trunk, {}, {} matrices, {}", pack.header().int8 ? "int8" : "bf16",
+                     pack.header().matrices.size(),
+                     HumanBytes(static_cast<double>(pack.layout().file_bytes)));
+}
+
+bool IsTrunkPack(const std::string& path) {
+  const absl::StatusOr<MappedFile> file = MappedFile::Open(path);
+  std::byte magic[kPackMagicBytes];
+  return file.ok() && file->Read(0, magic).ok() &&
+         std::memcmp(magic, kTrunkPackMagic.data(), kPackMagicBytes) == 0;
+}
+
 absl::StatusOr<std::string> Verify(const std::string& path, const Options& options,
                                    WorkerPool& pool) {
-  ASSIGN_OR_RETURN(const ExpertPack pack, ExpertPack::Open(path));
   ByteProgress line(stderr, isatty(STDERR_FILENO) == 1);
   const absl::Time start = absl::Now();
-  RETURN_IF_ERROR(VerifyPack(pack, pool, [&](const PackProgress& progress) {
+  const auto show = [&](const PackProgress& progress) {
     if (options.output == "text") {
       line.Update("verifying", progress.bytes_done, progress.bytes_total,
                   absl::ToDoubleSeconds(absl::Now() - start));
     }
     return true;
-  }));
+  };
+  if (IsTrunkPack(path)) {
+    ASSIGN_OR_RETURN(const TrunkPack pack, TrunkPack::Open(path));
+    RETURN_IF_ERROR(VerifyTrunkPack(pack, pool, show));
+    return Describe(pack);
+  }
+  ASSIGN_OR_RETURN(const ExpertPack pack, ExpertPack::Open(path));
+  RETURN_IF_ERROR(VerifyPack(pack, pool, show));
   return Describe(pack);
 }
 

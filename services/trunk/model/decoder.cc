@@ -76,9 +76,10 @@ class Decoder::Impl {
                .max_position = MaxPositionOf(config, options)};
   }
 
-  absl::Status Allocate(const DecoderOptions& options, const Checkpoint& checkpoint) {
-    ASSIGN_OR_RETURN(weights_,
-                     LoadTrunkWeights(checkpoint, config_, options.trunk_format, backend_));
+  absl::Status Allocate(const DecoderOptions& options, const Checkpoint& checkpoint,
+                        const TrunkSources& sources) {
+    ASSIGN_OR_RETURN(
+        weights_, LoadTrunkWeights(checkpoint, config_, options.trunk_format, sources, backend_));
     int32_t linear_layers = 0;
     int32_t full_layers = 0;
     for (const LayerWeights& layer : weights_.layers) {
@@ -318,10 +319,11 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const ModelConfig& conf
                                                          const DecoderOptions& options,
                                                          const Checkpoint& checkpoint,
                                                          Backend* backend, ExpertTransport* experts,
-                                                         DecoderObserver* observer) {
+                                                         DecoderObserver* observer,
+                                                         const TrunkSources& sources) {
   RETURN_IF_ERROR(CheckOptions(config, options));
   auto impl = std::make_unique<Impl>(config, options, backend, experts, observer);
-  RETURN_IF_ERROR(impl->Allocate(options, checkpoint));
+  RETURN_IF_ERROR(impl->Allocate(options, checkpoint, sources));
   return std::unique_ptr<Decoder>(new Decoder(std::move(impl)));
 }
 

@@ -46,14 +46,16 @@ class Decoder : public ForwardPass {
   static DecoderMemory Plan(const ModelConfig& config, const DecoderOptions& options,
                             const Backend& backend);
 
-  // `checkpoint`, `backend`, `experts` and `observer` (may be null) are borrowed and outlive the
-  // decoder. A backend serves one decoder. kInvalidArgument: an option out of range, with the
-  // numbers; kNotFound, kDataLoss: a tensor absent or of another shape; kResourceExhausted.
+  // `checkpoint`, `backend`, `experts`, `observer` (may be null) and the pack of `sources` are
+  // borrowed and outlive the decoder; the threads of `sources` are used during the call. A backend
+  // serves one decoder. kInvalidArgument: an option out of range, with the numbers; kNotFound,
+  // kDataLoss: a tensor absent or of another shape; kResourceExhausted.
   static absl::StatusOr<std::unique_ptr<Decoder>> Create(const ModelConfig& config,
                                                          const DecoderOptions& options,
                                                          const Checkpoint& checkpoint,
                                                          Backend* backend, ExpertTransport* experts,
-                                                         DecoderObserver* observer = nullptr);
+                                                         DecoderObserver* observer = nullptr,
+                                                         const TrunkSources& sources = {});
   ~Decoder() override;
 
   const Limits& limits() const override;

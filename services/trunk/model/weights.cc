@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/functional/function_ref.h"
+#include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/config/tensor_inventory.h"
@@ -35,8 +36,12 @@ constexpr const char* kEmbedding = "model.embed_tokens.weight";
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, const ModelConfig& config, TrunkFormat format,
-         Backend* backend)
-      : checkpoint_(checkpoint), config_(config), format_(format), backend_(backend) {}
+         const TrunkSources& sources, Backend* backend)
+      : checkpoint_(checkpoint),
+        config_(config),
+        format_(format),
+        sources_(sources),
+        backend_(backend) {}
 
   absl::StatusOr<TrunkWeights> Load() {
     TrunkWeights out;
@@ -142,12 +147,26 @@ class Loader {
   absl::Status PlaceWith(const std::string& name, int64_t rows, int64_t cols,
                          absl::FunctionRef<absl::StatusOr<Matrix>(const TensorView&)> place,
                          Matrix* out) {
+    if (const TrunkPack::Matrix* const packed =
+            sources_.pack == nullptr ? nullptr : sources_.pack->Find(name)) {
+      const TensorView& view = packed->values;
+      CHECK(view.shape == Shape({rows, cols}));
+      if (view.dtype != DType::kI8) {
+        ASSIGN_OR_RETURN(*out, place(view));
+        return absl::OkStatus();
+      }
+      ASSIGN_OR_RETURN(
+          *out, backend_->PlaceInt8Codes({DType::kI8, static_cast<int32_t>(rows),
+                                          static_cast<int32_t>(cols), view.data, packed->scales}));
+      return absl::OkStatus();
+    }
     ASSIGN_OR_RETURN(StoredMatrix stored, FindStoredMatrix(checkpoint_, name, Shape{rows, cols}));
     if (stored.format == StoredFormat::kBF16 || stored.format == StoredFormat::kF32) {
       ASSIGN_OR_RETURN(*out, place(stored.weight));
       return absl::OkStatus();
     }
-    ASSIGN_OR_RETURN(DecodedMatrix decoded, DecodeMatrix(checkpoint_, std::move(stored)));
+    ASSIGN_OR_RETURN(DecodedMatrix decoded,
+                     DecodeMatrix(checkpoint_, std::move(stored), sources_.pool));
     ASSIGN_OR_RETURN(*out, place(decoded.view));
     // A backend that computes on host memory reads it where it is.
     if (out->data == decoded.view.data) decoded_.push_back(std::move(decoded.bytes));
@@ -170,6 +189,7 @@ class Loader {
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
   const TrunkFormat format_;
+  const TrunkSources sources_;
   Backend* backend_;
   std::vector<std::unique_ptr<std::byte[]>> decoded_;
 };
@@ -178,8 +198,8 @@ class Loader {
 
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
                                               const ModelConfig& config, TrunkFormat format,
-                                              Backend* backend) {
-  return Loader(checkpoint, config, format, backend).Load();
+                                              const TrunkSources& sources, Backend* backend) {
+  return Loader(checkpoint, config, format, sources, backend).Load();
 }
 
 uint64_t RowBytes(const Matrix& matrix) {

@@ -1,6 +1,6 @@
 // The trunk's tensors, ready for the operations. Matrices of bf16 and f32 stay where the checkpoint
-// has them, others are decoded (decoded_matrix.h); small vectors are widened to f32, which is
-// exact.
+// has them, others are where a trunk pack has them or are decoded (decoded_matrix.h); small vectors
+// are widened to f32, which is exact.
 #pragma once
 
 #include <cstddef>
@@ -12,6 +12,8 @@
 #include "absl/status/statusor.h"
 #include "common/config/model_config.h"
 #include "common/io/checkpoint.h"
+#include "common/io/trunk_pack.h"
+#include "common/parallel/worker_pool.h"
 #include "common/plan/trunk_format.h"
 #include "services/trunk/ops/ops.h"
 
@@ -65,13 +67,20 @@ struct TrunkWeights {
   std::vector<std::unique_ptr<std::byte[]>> decoded;
 };
 
+// Where converted matrices come from; borrowed.
+struct TrunkSources {
+  // Outlives the weights. Without one, and for what it does not have, matrices are converted here.
+  const TrunkPack* pack = nullptr;
+  WorkerPool* pool = nullptr;  // threads to convert with; none: the caller's
+};
+
 using banyan::TrunkFormat;  // NOLINT(misc-unused-using-decls): part of this interface
 
 // `checkpoint` and `backend` outlive the weights. Errors of Checkpoint::Get, FindStoredMatrix and
 // DecodeMatrix: they name tensor, file, expected and found.
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
                                               const ModelConfig& config, TrunkFormat format,
-                                              Backend* backend);
+                                              const TrunkSources& sources, Backend* backend);
 
 // Bytes of one row of a matrix, and of all matrices of a layer: what one step reads of it, as
 // stored. The vectors (norms, convolution, decay) are left out: below 0.2 % of the matrices

@@ -176,6 +176,9 @@ class Backend {
   virtual absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) = 0;
   // The same as 8-bit codes (int8_rows.h); `view` may go when this returns.
   virtual absl::StatusOr<Matrix> PlaceInt8Matrix(const TensorView& view) = 0;
+  // Codes and scales as that would make them, in host memory; the CPU keeps them where they are,
+  // and they outlive the backend.
+  virtual absl::StatusOr<Matrix> PlaceInt8Codes(const Matrix& codes) = 0;
   // A matrix of which Embed reads single rows: it need not lie in the device's own memory.
   virtual absl::StatusOr<Matrix> PlaceTable(const TensorView& view) { return PlaceMatrix(view); }
   virtual bool TablesInHostMemory() const { return false; }

@@ -28,6 +28,7 @@
 #include "services/trunk/experts/expert_directory.h"
 #include "services/trunk/experts/grpc_transport.h"
 #include "services/trunk/model/decoder.h"
+#include "services/trunk/model/trunk_pack_builder.h"
 #include "services/trunk/server/request_validation.h"
 #include "services/trunk/server/trunk_backend.h"
 #include "services/trunk/server/trunk_load_metrics.h"
@@ -192,25 +193,95 @@ class LoadedTrunk::Impl {
     return stopping_() ? Stopping() : absl::OkStatus();
   }
 
-  // Brings the trunk's tensors into the page cache, so that no step waits for the disk.
-  absl::Status ReadWeights() {
-    tracker_->SetPhase(LoadProgress::READ);
-    RETURN_IF_ERROR(checkpoint_->CheckFilesUnchanged());
-    std::vector<std::span<const std::byte>> tensors;
-    uint64_t total = 0;
-    for (const TensorSpec& spec : TrunkTensors(config_)) {
-      ASSIGN_OR_RETURN(const StoredMatrix stored,
-                       FindStoredMatrix(*checkpoint_, spec.name, spec.shape));
-      std::vector<TensorView> views = {stored.weight};
-      for (const Checkpoint::Entry* companion : stored.companions()) {
-        views.push_back(companion->view);
+  // The pack of matrices that are not used as they are stored, made where there is none.
+  absl::Status OpenPack() {
+    if (options_.load_format == LoadFormat::kDummy) return absl::OkStatus();
+    const TrunkPackRequest request = {checkpoint_.get(), &config_, decoder_options_.trunk_format,
+                                      options_.pool_dir};
+    ASSIGN_OR_RETURN(const TrunkPackHeader wanted, WantedTrunkPackHeader(request));
+    if (wanted.matrices.empty()) return absl::OkStatus();
+    if (options_.pool_dir.empty()) {
+      LogInfo("trunk_not_packed", {{"matrices", wanted.matrices.size()},
+                                   {"reason", "no --pool_dir; converted at each start"}});
+      return absl::OkStatus();
+    }
+    std::optional<PackProgress::Phase> shown;
+    const auto progress = [&](const PackProgress& p) {
+      if (shown != p.phase) {
+        shown = p.phase;
+        switch (p.phase) {
+          case PackProgress::Phase::kWait:
+            tracker_->SetPhase(LoadProgress::WAIT, "another process packs this trunk");
+            break;
+          case PackProgress::Phase::kConvert:
+            tracker_->SetPhase(LoadProgress::CONVERT);
+            break;
+          case PackProgress::Phase::kVerify:
+            tracker_->SetPhase(LoadProgress::VERIFY);
+            break;
+        }
       }
-      for (const TensorView& view : views) {
-        checkpoint_->Prefetch(view);
-        tensors.push_back({view.data, view.size_bytes()});
-        total += view.size_bytes();
+      tracker_->SetBytes(p.bytes_done, p.bytes_total);
+      return !stopping_();
+    };
+    const auto ensure = [&](bool rebuild) {
+      return EnsureTrunkPack(request, wanted, *pool_, progress, rebuild);
+    };
+    ASSIGN_OR_RETURN(TrunkPackResult result, ensure(/*rebuild=*/false));
+    if (options_.verify_pool && !result.built) {
+      const absl::Status verified = VerifyTrunkPack(result.pack, *pool_, progress);
+      if (absl::IsDataLoss(verified)) {
+        ASSIGN_OR_RETURN(result, ensure(/*rebuild=*/true));
+        result.rejected = verified;
+      } else {
+        RETURN_IF_ERROR(verified);
       }
     }
+    const std::string& path = result.pack.path();
+    if (!result.rejected.ok()) {
+      load_metrics_.packs_rejected.Increment();
+      LogWarning("pack_rejected", {{"reason", result.rejected}, {"pack", path}});
+    }
+    if (result.built) {
+      LogInfo("packed", {{"pack", path},
+                         {"source_bytes", result.built->source_bytes},
+                         {"pack_bytes", result.built->pack_bytes},
+                         {"seconds", result.built->seconds},
+                         {"sync_seconds", result.built->sync_seconds},
+                         {"verify_seconds", result.built->verify_seconds}});
+    } else {
+      LogInfo("pack_used",
+              {{"pack", path},
+               {"matrices", result.pack.header().matrices.size()},
+               {"pack_bytes", static_cast<uint64_t>(result.pack.layout().file_bytes)}});
+    }
+    pack_.emplace(std::move(result.pack));
+    return absl::OkStatus();
+  }
+
+  // Brings the trunk's tensors into the page cache, so that no step waits for the disk.
+  absl::Status ReadWeights() {
+    RETURN_IF_ERROR(checkpoint_->CheckFilesUnchanged());
+    if (absl::Status packed = OpenPack(); !packed.ok()) {
+      return absl::IsCancelled(packed) ? Stopping() : packed;
+    }
+    tracker_->SetPhase(LoadProgress::READ);
+    std::vector<std::span<const std::byte>> tensors;
+    for (const TensorSpec& spec : TrunkTensors(config_)) {
+      if (pack_ && pack_->Find(spec.name) != nullptr) continue;
+      ASSIGN_OR_RETURN(const StoredMatrix stored,
+                       FindStoredMatrix(*checkpoint_, spec.name, spec.shape));
+      tensors.push_back({stored.weight.data, stored.weight.size_bytes()});
+      for (const Checkpoint::Entry* companion : stored.companions()) {
+        tensors.push_back({companion->view.data, companion->view.size_bytes()});
+      }
+    }
+    if (pack_) {
+      const auto ranges = pack_->Ranges();
+      tensors.insert(tensors.end(), ranges.begin(), ranges.end());
+    }
+    uint64_t total = 0;
+    for (const std::span<const std::byte> bytes : tensors) total += bytes.size();
     load_metrics_.model_bytes.Set(static_cast<double>(total));
     uint64_t filled = 0;
     const auto go_on = [&](uint64_t done) {
@@ -231,8 +302,10 @@ class LoadedTrunk::Impl {
       return absl::IsCancelled(read) ? Stopping() : read;
     }
     load_metrics_.bandwidth.Set(MeasureReadBandwidth(*pool_, tensors, kBandwidthTime));
-    ASSIGN_OR_RETURN(decoder_, Decoder::Create(config_, decoder_options_, *checkpoint_,
-                                               backend_.get(), &*transport_));
+    ASSIGN_OR_RETURN(decoder_,
+                     Decoder::Create(config_, decoder_options_, *checkpoint_, backend_.get(),
+                                     &*transport_, /*observer=*/nullptr,
+                                     {.pack = pack_ ? &*pack_ : nullptr, .pool = &*pool_}));
     return absl::OkStatus();
   }
 
@@ -374,6 +447,7 @@ class LoadedTrunk::Impl {
   ModelConfig config_;
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<TextCodec> codec_;
+  std::optional<TrunkPack> pack_;
   std::optional<WorkerPool> pool_;
   std::unique_ptr<Backend> backend_;
   std::optional<TrunkPlan> plan_;

@@ -3,8 +3,10 @@
 namespace banyan::trunk {
 
 TrunkLoadMetrics::TrunkLoadMetrics(MetricsRegistry& metrics)
-    : model_bytes(metrics.Gauge("banyan_trunk_model_bytes",
-                                "Bytes of the trunk's weights in the checkpoint.")),
+    : model_bytes(
+          metrics.Gauge("banyan_trunk_model_bytes",
+                        "Bytes of the trunk's weights in the files that are served: the "
+                        "checkpoint's, and the trunk pack's where matrices are converted.")),
       planned_bytes(metrics.Gauge("banyan_trunk_planned_bytes",
                                   "Memory that the plan made at the start counts with: of the GPU "
                                   "where the trunk is on one, else of the host.")),
@@ -16,6 +18,9 @@ TrunkLoadMetrics::TrunkLoadMetrics(MetricsRegistry& metrics)
       bandwidth(metrics.Gauge(
           "banyan_trunk_memory_bandwidth_bytes_per_second",
           "Speed of reading the trunk's weights with all threads, measured at the end of the "
-          "load; weights that fit the CPU's caches are read from there.")) {}
+          "load; weights that fit the CPU's caches are read from there.")),
+      packs_rejected(metrics.Counter("banyan_trunk_packs_rejected_total",
+                                     "Packs that were damaged or did not fit the checkpoint and "
+                                     "were made anew.")) {}
 
 }  // namespace banyan::trunk

@@ -14,6 +14,7 @@ struct TrunkLoadMetrics {
   prometheus::Gauge& loaded_bytes;
   prometheus::Gauge& seconds;
   prometheus::Gauge& bandwidth;
+  prometheus::Counter& packs_rejected;
 };
 
 }  // namespace banyan::trunk

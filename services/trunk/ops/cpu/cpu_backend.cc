@@ -73,6 +73,11 @@ class CpuBackend : public Backend {
     return matrix;
   }
 
+  absl::StatusOr<Matrix> PlaceInt8Codes(const Matrix& codes) override {
+    CHECK(codes.dtype == DType::kI8);
+    return codes;
+  }
+
   absl::StatusOr<const float*> PlaceVector(std::span<const float> values) override {
     ASSIGN_OR_RETURN(std::byte * memory, memory_.Allocate(values.size_bytes()));
     std::memcpy(memory, values.data(), values.size_bytes());

@@ -232,6 +232,17 @@ class CudaBackend : public Backend {
     return Matrix{DType::kI8, static_cast<int32_t>(rows), cols, codes, As<float>(scales)};
   }
 
+  absl::StatusOr<Matrix> PlaceInt8Codes(const Matrix& codes) override {
+    const auto rows = static_cast<size_t>(codes.rows);
+    const size_t code_bytes = rows * static_cast<size_t>(codes.cols);
+    const size_t scale_bytes = rows * static_cast<size_t>(Int8Groups(codes.cols)) * sizeof(float);
+    ASSIGN_OR_RETURN(std::byte * data, memory_.Allocate(code_bytes));
+    ASSIGN_OR_RETURN(std::byte * scales, memory_.Allocate(scale_bytes));
+    RETURN_IF_ERROR(QueueUpload(codes.data, code_bytes, data));
+    RETURN_IF_ERROR(QueueUpload(codes.scales, scale_bytes, scales));
+    return Matrix{DType::kI8, codes.rows, codes.cols, data, As<float>(scales)};
+  }
+
   absl::StatusOr<Matrix> PlaceTable(const TensorView& view) override {
     RETURN_IF_ERROR(CheckMatrix(view));
     ASSIGN_OR_RETURN(std::byte * data,
