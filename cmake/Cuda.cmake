@@ -42,4 +42,13 @@ set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 does not know how nvcc is told C++20
 set(CMAKE_CUDA_EXTENSIONS OFF)
 find_package(CUDAToolkit REQUIRED)
 set(BANYAN_CUDA ON)
-message(STATUS "CUDA backend: on (${BANYAN_NVCC} ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${_architectures})")
+
+# Several GPUs: only the header is needed here; the library, libnccl.so.2, is opened when it is used.
+find_path(BANYAN_NCCL_INCLUDE nccl.h HINTS ENV NCCL_HOME PATH_SUFFIXES include PATHS ${CUDAToolkit_INCLUDE_DIRS})
+if(BANYAN_NCCL_INCLUDE)
+  set(_nccl "NCCL: ${BANYAN_NCCL_INCLUDE}/nccl.h")
+else()
+  set(_nccl "without NCCL, hence on one GPU at a time: nccl.h not found; set NCCL_HOME")
+  set(BANYAN_NCCL_INCLUDE "")
+endif()
+message(STATUS "CUDA backend: on (${BANYAN_NVCC} ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${_architectures}; ${_nccl})")

@@ -30,4 +30,12 @@ class Collective {
   virtual absl::Status status() const = 0;
 };
 
+// Everyone's end, and what they share.
+class CollectiveGroup {
+ public:
+  virtual ~CollectiveGroup() = default;
+  virtual int32_t size() const = 0;
+  virtual Collective* rank(int32_t rank) const = 0;
+};
+
 }  // namespace banyan::trunk

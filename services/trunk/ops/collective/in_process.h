@@ -17,16 +17,17 @@ namespace banyan::trunk {
 // values for everyone; after the second the sums are complete. Only the first can be aborted:
 // whoever passes it reaches the second without waiting, so nobody leaves while others still add
 // into its array.
-class InProcessGroup {
+class InProcessGroup : public CollectiveGroup {
  public:
   static constexpr int32_t kMostMembers = 8;
 
   explicit InProcessGroup(int32_t size);
-  ~InProcessGroup();
+  ~InProcessGroup() override;
   InProcessGroup(const InProcessGroup&) = delete;
   InProcessGroup& operator=(const InProcessGroup&) = delete;
 
-  Collective* rank(int32_t rank) const;
+  int32_t size() const override { return static_cast<int32_t>(members_.size()); }
+  Collective* rank(int32_t rank) const override;
 
  private:
   class Member;
