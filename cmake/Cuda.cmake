@@ -50,4 +50,13 @@ target_include_directories(banyan_cudart SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_I
 target_link_libraries(banyan_cudart INTERFACE ${BANYAN_CUDART_STATIC} Threads::Threads ${CMAKE_DL_LIBS} rt)
 add_library(banyan::cudart ALIAS banyan_cudart)
 set(BANYAN_CUDA ON)
-message(STATUS "CUDA backend: on (${BANYAN_NVCC} ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${_architectures})")
+
+# Several GPUs: only the header is needed here; the library, libnccl.so.2, is opened when it is used.
+find_path(BANYAN_NCCL_INCLUDE nccl.h HINTS ENV NCCL_HOME PATH_SUFFIXES include PATHS ${CUDAToolkit_INCLUDE_DIRS})
+if(BANYAN_NCCL_INCLUDE)
+  set(_nccl "NCCL: ${BANYAN_NCCL_INCLUDE}/nccl.h")
+else()
+  set(_nccl "without NCCL, hence on one GPU at a time: nccl.h not found; set NCCL_HOME")
+  set(BANYAN_NCCL_INCLUDE "")
+endif()
+message(STATUS "CUDA backend: on (${BANYAN_NVCC} ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${_architectures}; ${_nccl})")

@@ -48,7 +48,9 @@ OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
           .max_position = MaxPositionOf(config, options),
           .num_experts = config.num_experts,
           .attention = AttentionShapeOf(config, options),
-          .delta_net = DeltaNetShapeOf(config)};
+          .delta_net = DeltaNetShapeOf(config),
+          .tensor_parallel = options.tensor_parallel,
+          .max_reduced = int64_t{options.max_rows} * config.hidden_size};
 }
 
 size_t KvPageBytes(const AttentionShape& shape) {

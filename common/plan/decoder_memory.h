@@ -21,6 +21,9 @@ struct DecoderOptions {
   int32_t max_context_tokens = 0;  // of one sequence; 0: the model's max_position_embeddings
   TrunkFormat trunk_format = TrunkFormat::kBf16;
   DType kv_dtype = DType::kF32;  // of keys and values in the cache: AttentionShape::cache_dtype
+  // Devices that share the model. `config` beside these options is then a device's: RankConfig
+  // (tensor_parallel.h).
+  int32_t tensor_parallel = 1;
 };
 
 int32_t CountMixers(const ModelConfig& config, MixerKind kind);

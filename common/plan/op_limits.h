@@ -43,6 +43,9 @@ struct OpLimits {
   int32_t num_experts = 0;
   AttentionShape attention;  // num_heads 0: no such layer
   DeltaNetShape delta_net;   // num_value_heads 0: no such layer
+  // Devices that share the model, and the most values of an AllReduce.
+  int32_t tensor_parallel = 1;
+  int64_t max_reduced = 0;
 };
 
 }  // namespace banyan

@@ -108,7 +108,8 @@ int64_t CudaPartialBytes(const OpLimits& limits) {
 }
 
 size_t CudaScratchBytes(const OpLimits& limits) {
-  return CudaStepTableBytes(limits) + static_cast<size_t>(CudaPartialBytes(limits));
+  return CudaStepTableBytes(limits) + static_cast<size_t>(CudaPartialBytes(limits)) +
+         CudaReduceBytes(limits);
 }
 
 }  // namespace banyan

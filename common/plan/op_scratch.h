@@ -39,6 +39,14 @@ constexpr int64_t CudaPartialFloats(int32_t head_dim) {
 int64_t CudaPartialPageBytes(const AttentionShape& shape);
 int64_t CudaPartialBytes(const OpLimits& limits);
 
+// What other devices leave of a sum that all of them get. Two devices need nothing: a + b is b + a,
+// whoever adds.
+constexpr size_t CudaReduceBytes(const OpLimits& limits) {
+  return limits.tensor_parallel <= 2 ? 0
+                                     : static_cast<size_t>(limits.tensor_parallel) *
+                                           static_cast<size_t>(limits.max_reduced) * sizeof(float);
+}
+
 // What matrices pass through on their way to 8-bit codes, two of them in turn.
 inline constexpr size_t kCudaCodeStagingBytes = size_t{16} << 20;
 

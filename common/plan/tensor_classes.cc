@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "common/config/tensor_inventory.h"
+#include "common/plan/tensor_parallel.h"
 #include "common/tensor/dtype.h"
 
 namespace banyan {
@@ -116,13 +117,16 @@ uint64_t TrunkWeightSizes::vector_bytes() const {
 }
 
 TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelConfig& config,
-                                    TrunkFormat format) {
+                                    TrunkFormat format, int32_t tensor_parallel) {
+  // All devices have as much.
+  const TensorRank rank = {.rank = 0, .size = tensor_parallel};
   TrunkWeightSizes out;
   uint64_t embedding = 0;
   for (const TensorSpec& spec : TrunkTensors(config)) {
     const auto stored = FindStoredMatrix(checkpoint, spec.name, spec.shape);
     if (!stored.ok()) continue;  // CheckComplete has spoken
-    const auto elements = static_cast<uint64_t>(spec.shape.num_elements());
+    const TensorSlice slice = SliceOf(spec.name, spec.shape, config, rank);
+    const auto elements = static_cast<uint64_t>(slice.num_elements());
     if (spec.shape.rank() != 2) {
       out.file_bytes += stored->weight.size_bytes();
       out.vectors.push_back(elements * sizeof(float));
@@ -132,15 +136,21 @@ TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelCon
     const DType resident = dtype.ok() ? ResidentDType(*dtype) : DType::kF32;
     if (format == TrunkFormat::kInt8 && !IsKeptAsStored(spec.name)) {
       const auto groups =
-          static_cast<uint64_t>(Int8Groups(static_cast<int32_t>(spec.shape.dim(1))));
-      const uint64_t scales = static_cast<uint64_t>(spec.shape.dim(0)) * groups * sizeof(float);
+          static_cast<uint64_t>(Int8Groups(static_cast<int32_t>(slice.cols.size())));
+      const uint64_t scales = static_cast<uint64_t>(slice.num_rows()) * groups * sizeof(float);
       out.code_bytes += elements + scales;
       out.bytes_per_token += elements + scales;
       out.matrices.insert(out.matrices.end(), {elements, scales});
       continue;
     }
     const uint64_t bytes = elements * DTypeSizeBytes(resident);
-    (stored->weight.dtype == resident ? out.file_bytes : out.decoded_bytes) += bytes;
+    if (stored->weight.dtype != resident) {
+      out.decoded_bytes += bytes;
+    } else if (slice.IsContiguous(spec.shape)) {
+      out.file_bytes += stored->weight.size_bytes();
+    } else {
+      out.sliced_bytes += bytes;
+    }
     const bool table = spec.tensor_class == TensorClass::kEmbeddings && !config.tie_word_embeddings;
     if (table) {
       out.table_bytes += bytes;
@@ -149,7 +159,7 @@ TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelCon
     }
     if (spec.tensor_class == TensorClass::kEmbeddings) {
       embedding = bytes;
-      out.bytes_per_token += bytes / static_cast<uint64_t>(spec.shape.dim(0));
+      out.bytes_per_token += bytes / static_cast<uint64_t>(slice.num_rows());
     } else {
       out.bytes_per_token += bytes;
     }

@@ -26,9 +26,11 @@ struct PlannedTensors {
 std::vector<PlannedTensors> ClassifyTensors(const Checkpoint& checkpoint, const ModelConfig& config,
                                             const CheckpointSummary& summary);
 
-// The trunk's tensors as they are kept.
+// The trunk's tensors as they are kept by one device of those that share it (tensor_parallel.h), or
+// by the only one.
 struct TrunkWeightSizes {
-  uint64_t file_bytes = 0;         // used where the checkpoint is mapped
+  uint64_t file_bytes = 0;         // used where the checkpoint is mapped, by all devices together
+  uint64_t sliced_bytes = 0;       // copied from there: slices that do not lie in one piece
   uint64_t decoded_bytes = 0;      // of matrices that are quantised or f16 there
   uint64_t code_bytes = 0;         // of matrices that are made to 8-bit codes, scales included
   uint64_t table_bytes = 0;        // of an embedding that is not the head too: on the host always
@@ -41,7 +43,8 @@ struct TrunkWeightSizes {
   uint64_t vector_bytes() const;
 };
 TrunkWeightSizes TrunkWeightSizesOf(const Checkpoint& checkpoint, const ModelConfig& config,
-                                    TrunkFormat format = TrunkFormat::kBf16);
+                                    TrunkFormat format = TrunkFormat::kBf16,
+                                    int32_t tensor_parallel = 1);
 
 // Host memory of a checkpoint's table of tensors.
 uint64_t TensorIndexBytes(const Checkpoint& checkpoint);

@@ -10,6 +10,7 @@
 #include "common/base/strings.h"
 #include "common/plan/device_blocks.h"
 #include "common/plan/op_scratch.h"
+#include "common/plan/tensor_parallel.h"
 
 namespace banyan {
 namespace {
@@ -46,7 +47,7 @@ struct Items {
 class Planner {
  public:
   Planner(const ModelConfig& config, const TrunkPlanInput& input)
-      : config_(config),
+      : config_(RankConfig(config, input.tensor_parallel)),
         input_(input),
         format_(input.trunk_format.value_or(TrunkFormat::kBf16)),
         weights_(format_ == TrunkFormat::kInt8 ? input.int8_weights : input.weights) {
@@ -180,7 +181,8 @@ class Planner {
             .max_logits_rows = std::min(kMaxLogitsRows, width.rows),
             .max_context_tokens = context,
             .trunk_format = format_,
-            .kv_dtype = input_.kv_dtype};
+            .kv_dtype = input_.kv_dtype,
+            .tensor_parallel = input_.tensor_parallel};
   }
 
   Items ItemsOf(const DecoderOptions& options) const {
@@ -196,24 +198,31 @@ class Planner {
             : input_.on_gpu                                ? "copied from the checkpoint"
             : input_.weights_generated                     ? "generated"
                                                            : "mapped from the checkpoint");
+    // Parts of the trunk that are on one host share what is mapped and have the rest each.
+    const auto parts = static_cast<uint64_t>(input_.on_gpu ? 1 : input_.tensor_parallel);
     if (!input_.on_gpu && weights_.code_bytes > 0) {
-      out.Add("8-bit weights", weights_.code_bytes, "codes and scales");
+      out.Add("8-bit weights", parts * weights_.code_bytes, "codes and scales");
     }
     if (!input_.on_gpu && weights_.decoded_bytes > 0) {
-      out.Add("decoded weights", weights_.decoded_bytes, "quantised matrices as bf16 or f32");
+      out.Add("decoded weights", parts * weights_.decoded_bytes,
+              "quantised matrices as bf16 or f32");
     }
-    out.Add("vectors", weights_.vector_bytes(), "norms, convolutions, decays as f32");
-    out.Add("recurrent state", memory.recurrent_state_bytes,
+    if (!input_.on_gpu && weights_.sliced_bytes > 0) {
+      out.Add("sliced weights", parts * weights_.sliced_bytes,
+              fmt::format("columns and heads of {} parts, copied", parts));
+    }
+    out.Add("vectors", parts * weights_.vector_bytes(), "norms, convolutions, decays as f32");
+    out.Add("recurrent state", parts * memory.recurrent_state_bytes,
             fmt::format("{} slots of {}", options.num_slots,
-                        FormatByteSize(memory.recurrent_state_bytes /
+                        FormatByteSize(parts * memory.recurrent_state_bytes /
                                        static_cast<uint64_t>(std::max(1, options.num_slots)))));
     const uint64_t workspace = memory.activation_bytes + memory.scratch_bytes + CodeStagingBytes() +
                                (input_.on_gpu ? 0 : memory.step_table_bytes);
-    out.Add("workspace", workspace,
+    out.Add("workspace", parts * workspace,
             fmt::format("activations and scratch, {} rows a step", options.max_rows));
-    out.Add("KV pages", memory.kv_cache_bytes,
+    out.Add("KV pages", parts * memory.kv_cache_bytes,
             fmt::format("{} pages of {} tokens, {} each", options.num_pages, kKvPageTokens,
-                        FormatByteSize(memory.kv_cache_bytes /
+                        FormatByteSize(parts * memory.kv_cache_bytes /
                                        static_cast<uint64_t>(std::max(1, options.num_pages)))));
     if (input_.on_gpu) {
       out.Add("rounding", BlockBytes(options, limits) - (out.total - input_.others_bytes),
@@ -250,6 +259,7 @@ class Planner {
     if (CodeStagingBytes() > 0) blocks.Add(kCudaCodeStagingBytes, 2);
     blocks.Add(CudaStepTableBytes(limits));
     blocks.Add(static_cast<uint64_t>(CudaPartialBytes(limits)));
+    blocks.Add(CudaReduceBytes(limits));
     blocks.Add(kDevicePieceAlignment);  // counters of hand-overs
     return blocks.block_bytes();
   }
@@ -258,13 +268,18 @@ class Planner {
     return ItemsOf(OptionsOf(width, context, pages)).total;
   }
 
+  std::string Title() const {
+    if (!input_.on_gpu) return "host memory of the trunk";
+    if (input_.tensor_parallel == 1) return "GPU memory of the trunk";
+    return fmt::format("memory of each of the trunk's {} GPUs", input_.tensor_parallel);
+  }
+
   TrunkPlan Describe(const Width& width, int32_t context, int64_t pages) const {
     TrunkPlan plan{
         .decoder = OptionsOf(width, context, pages),
         .max_sequences = width.sequences,
         .max_batch_tokens = width.rows,
-        .memory = MemoryPlan(input_.on_gpu ? "GPU memory of the trunk" : "host memory of the trunk",
-                             budget_, source_)};
+        .memory = MemoryPlan(Title(), budget_, source_)};
     for (MemoryPlan::Item& item : ItemsOf(plan.decoder).items) {
       plan.memory.Add(std::move(item.name), item.bytes, std::move(item.note));
     }
@@ -288,7 +303,7 @@ class Planner {
     return Describe(width, context, low);
   }
 
-  const ModelConfig& config_;
+  const ModelConfig config_;  // of one device
   const TrunkPlanInput& input_;
   const TrunkFormat format_;
   const TrunkWeightSizes& weights_;

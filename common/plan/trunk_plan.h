@@ -35,6 +35,8 @@ inline constexpr int32_t kDefaultBatchTokens = 512;
 inline constexpr int32_t kLeastRowsBesideSequences = 63;
 
 struct TrunkPlanInput {
+  int32_t tensor_parallel = 1;  // devices that share the trunk; the model fits them
+  // Of one of them.
   TrunkWeightSizes weights;                 // as bf16
   TrunkWeightSizes int8_weights;            // without matrices: there is no such choice
   std::optional<TrunkFormat> trunk_format;  // none: bf16 or, where that does not fit a GPU, int8
@@ -44,11 +46,11 @@ struct TrunkPlanInput {
   int32_t max_context_tokens = 0;  // 0: what model and memory allow
   int32_t max_sequences = 0;       // 0: chosen
   int32_t max_batch_tokens = 0;    // 0: chosen
-  // What may be used, and what there is now; of the GPU with on_gpu, else of the host.
+  // What may be used, and what there is now; of each GPU with on_gpu, else of the host.
   uint64_t budget_bytes = 0;     // 0: three quarters of available_bytes, nine tenths of a GPU's
   uint64_t available_bytes = 0;  // 0: not known; then budget_bytes decides alone
   bool on_gpu = false;
-  int num_threads = 1;  // of the CPU's operations
+  int num_threads = 1;  // of the CPU's operations, on one device
   // Of the same memory and budget: what other services of this machine take of it.
   uint64_t others_bytes = 0;
   std::string others;
@@ -58,7 +60,7 @@ struct TrunkPlan {
   DecoderOptions decoder;  // max_context_tokens is never 0 here
   int32_t max_sequences = 0;
   int32_t max_batch_tokens = 0;
-  MemoryPlan memory;
+  MemoryPlan memory;  // of one GPU, or of the host with all parts of the trunk
 
   // Requests of so many tokens each that run at once.
   int64_t SequencesOf(int64_t context_tokens) const;

@@ -13,6 +13,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/base/version.h"
+#include "common/plan/tensor_parallel.h"
 #include "common/pool/pack_path.h"
 #include "common/rpc/channel_settings.h"
 #include "services/trunk/engine/step.h"
@@ -64,6 +65,8 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
          "auto (the checkpoint's files) or dummy (generated weights, of which only config.json "
          "is needed); the same as the experts'")
       ->capture_default_str();
+  app.add_option("--tensor_parallel", options.tensor_parallel, kTensorParallelHelp)
+      ->capture_default_str();
   app.add_option("--trunk_format", given.trunk_format, kTrunkFormatHelp)->capture_default_str();
   app.add_option(
          "--pool_dir", options.pool_dir,
@@ -91,8 +94,8 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
       ->capture_default_str();
   app.add_option(
          "--vram_budget", given.vram_budget,
-         "GPU memory to use beside the CUDA context, such as 6GiB; 0: nine tenths of what is "
-         "free")
+         "Memory of each GPU to use beside the CUDA context, such as 6GiB; 0: nine tenths of what "
+         "is free")
       ->capture_default_str();
   app.add_option("--threads", options.num_threads, "Compute threads; 0: one per usable CPU")
       ->capture_default_str();
@@ -191,6 +194,7 @@ absl::Status Check(const TrunkOptions& options) {
   RETURN_IF_ERROR(
       CheckRange("--max_queued_requests", options.max_queued_requests, 1, kMaxQueuedRequests));
   RETURN_IF_ERROR(CheckRange("--threads", options.num_threads, 0, kMaxThreads));
+  RETURN_IF_ERROR(CheckTensorParallelSize(options.tensor_parallel));
   if (std::string_view tiers[] = {"auto", "scalar", "avx2", "avx512"};
       std::find(std::begin(tiers), std::end(tiers), options.cpu_tier) == std::end(tiers)) {
     return InvalidArgumentF("--cpu_tier '{}': expected auto, scalar, avx2 or avx512",

@@ -31,7 +31,8 @@ struct TrunkOptions {
   int32_t max_queued_requests = 64;
   uint64_t host_budget_bytes = 0;  // 0: a share of the available memory
   bool use_cuda = false;           // --backend cuda, or auto where there is a GPU
-  uint64_t vram_budget_bytes = 0;  // 0: a share of what the GPU has free
+  int32_t tensor_parallel = 1;     // devices that share the trunk
+  uint64_t vram_budget_bytes = 0;  // of each GPU; 0: a share of what it has free
   int num_threads = 0;             // 0: as many as this process may use CPUs
   std::string cpu_tier = "auto";
   absl::Duration expert_wait = absl::Seconds(10);

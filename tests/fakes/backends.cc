@@ -6,18 +6,21 @@
 #include "common/base/check.h"
 #include "services/trunk/ops/cpu/cpu_backend.h"
 #include "services/trunk/ops/cpu/cpu_tier.h"
+#include "services/trunk/ops/collective/in_process.h"
 #include "tests/fakes/host_array_backend.h"
 #ifdef BANYAN_CUDA
+#include "services/trunk/ops/collective/nccl.h"
 #include "services/trunk/ops/cuda/cuda_backend.h"
 #endif
 
 namespace banyan::test {
 namespace {
 
-std::unique_ptr<trunk::Backend> ValueOf(absl::StatusOr<std::unique_ptr<trunk::Backend>> backend) {
-  if (!backend.ok()) std::fprintf(stderr, "%s\n", backend.status().ToString().c_str());
-  CHECK(backend.ok());
-  return *std::move(backend);
+template <typename T>
+std::unique_ptr<T> ValueOf(absl::StatusOr<std::unique_ptr<T>> made) {
+  if (!made.ok()) std::fprintf(stderr, "%s\n", made.status().ToString().c_str());
+  CHECK(made.ok());
+  return *std::move(made);
 }
 
 }  // namespace
@@ -30,13 +33,33 @@ std::vector<std::string> AvailableBackends() {
   return names;
 }
 
+int32_t AvailableGpus() {
+#ifdef BANYAN_CUDA
+  return trunk::CudaDeviceCount();
+#else
+  return 0;
+#endif
+}
+
 bool IsCpu(const std::string& name) { return name != "cuda"; }
 
-std::unique_ptr<trunk::Backend> MakeBackend(const std::string& name, WorkerPool* pool) {
+std::unique_ptr<trunk::Backend> MakeBackend(const std::string& name, WorkerPool* pool,
+                                            trunk::Collective* collective) {
 #ifdef BANYAN_CUDA
-  if (!IsCpu(name)) return ValueOf(trunk::CreateCudaBackend({}));
+  if (!IsCpu(name)) {
+    const int device = collective == nullptr ? 0 : collective->rank();
+    return ValueOf(trunk::CreateCudaBackend({.device = device, .collective = collective}));
+  }
 #endif
-  return ValueOf(trunk::CreateCpuBackend({.cpu_tier = name}, pool));
+  return ValueOf(trunk::CreateCpuBackend({.cpu_tier = name, .collective = collective}, pool));
+}
+
+std::unique_ptr<trunk::CollectiveGroup> MakeGroup(const std::string& name, int32_t size) {
+#ifdef BANYAN_CUDA
+  if (!IsCpu(name)) return ValueOf(trunk::CreateNcclGroup(size));
+#endif
+  CHECK(IsCpu(name));
+  return std::make_unique<trunk::InProcessGroup>(size);
 }
 
 std::unique_ptr<trunk::Backend> MakeBackendOnHostArrays(const std::string& name, WorkerPool* pool) {

@@ -65,8 +65,6 @@ DType ModelHarness::DefaultKvDType() {
 ModelHarness::ModelHarness(const Options& options)
     : config_(ValueOf(LoadModelConfig(options.directory))),
       checkpoint_(ValueOf(Checkpoint::Open(options.directory))),
-      pool_({.num_threads = options.num_threads}),
-      backend_(MakeBackend(options.backend, &pool_)),
       transport_(std::make_unique<LocalTransport>(*checkpoint_, config_)),
       observer_(options.observe ? std::make_unique<RecordingObserver>(config_.num_hidden_layers)
                                 : nullptr),
@@ -78,8 +76,30 @@ ModelHarness::ModelHarness(const Options& options)
                                                  .max_logits_rows = 64,
                                                  .trunk_format = options.trunk_format,
                                                  .kv_dtype = options.kv_dtype};
-  decoder_ = ValueOf(trunk::Decoder::Create(config_, decoder_options, *checkpoint_, backend_.get(),
-                                            transport_.get(), observer_.get()));
+  const int32_t ranks = options.tensor_parallel;
+  for (int32_t rank = 0; rank < ranks; ++rank) {
+    pools_.push_back(std::make_unique<WorkerPool>(
+        WorkerPool::Options{.num_threads = std::max(1, options.num_threads / ranks)}));
+  }
+  backends_.resize(pools_.size());
+  if (ranks == 1) {
+    backends_[0] = MakeBackend(options.backend, pools_[0].get());
+    decoder_ = ValueOf(trunk::Decoder::Create(config_, decoder_options, *checkpoint_,
+                                              backends_[0].get(), transport_.get(),
+                                              observer_.get()));
+    forward_pass_ = decoder_.get();
+  } else {
+    group_ = MakeGroup(options.backend, ranks);
+    threads_ = std::make_unique<trunk::RankThreads>(ranks, absl::ZeroDuration());
+    threads_->Run([&](int32_t rank) {
+      const auto i = static_cast<size_t>(rank);
+      backends_[i] = MakeBackend(options.backend, pools_[i].get(), group_->rank(rank));
+    });
+    parallel_decoder_ =
+        ValueOf(trunk::ParallelDecoder::Create(config_, decoder_options, *checkpoint_, backends_,
+                                               threads_.get(), transport_.get(), observer_.get()));
+    forward_pass_ = parallel_decoder_.get();
+  }
   free_pages_.resize(static_cast<size_t>(options.num_pages));
   std::iota(free_pages_.begin(), free_pages_.end(), 0);
   std::shuffle(free_pages_.begin(), free_pages_.end(), random_);
@@ -123,7 +143,7 @@ absl::Status ModelHarness::Forward(const std::vector<Piece>& pieces) {
     tokens.insert(tokens.end(), piece.tokens.begin(), piece.tokens.end());
     sequence.position += num_rows;
   }
-  return decoder_->Forward({.step_id = step_id_++, .token_ids = tokens, .segments = segments});
+  return forward_pass_->Forward({.step_id = step_id_++, .token_ids = tokens, .segments = segments});
 }
 
 std::vector<float> ModelHarness::Run(const std::vector<Piece>& pieces, Rows rows) {
@@ -137,11 +157,12 @@ std::vector<float> ModelHarness::Run(const std::vector<Piece>& pieces, Rows rows
   }
   const auto vocab = static_cast<size_t>(config_.vocab_size);
   std::vector<float> logits(wanted.size() * vocab);
-  const auto most = static_cast<size_t>(decoder_->limits().max_logits_rows);
+  const auto most = static_cast<size_t>(forward_pass_->limits().max_logits_rows);
   for (size_t first = 0; first < wanted.size(); first += most) {
     const size_t count = std::min(most, wanted.size() - first);
-    CheckOk(decoder_->ComputeLogits(std::span(wanted).subspan(first, count),
-                                    std::span(logits).subspan(first * vocab, count * vocab)));
+    CheckOk(
+        forward_pass_->ComputeLogits(std::span(wanted).subspan(first, count),
+                                     std::span(logits).subspan(first * vocab, count * vocab)));
   }
   return logits;
 }

@@ -15,6 +15,9 @@
 #include "common/io/checkpoint.h"
 #include "common/parallel/worker_pool.h"
 #include "services/trunk/model/decoder.h"
+#include "services/trunk/model/parallel_decoder.h"
+#include "services/trunk/model/rank_threads.h"
+#include "services/trunk/ops/collective/collective.h"
 #include "services/trunk/ops/ops.h"
 #include "tests/fakes/local_transport.h"
 
@@ -68,6 +71,7 @@ class ModelHarness {
     trunk::TrunkFormat trunk_format = DefaultTrunkFormat();
     DType kv_dtype = DefaultKvDType();
     bool observe = false;
+    int32_t tensor_parallel = 1;  // backends that share the model
     uint64_t page_seed = 1;  // order in which pages and slots are handed out
   };
   // Tokens of one sequence in a step; `chunked` as in step.h.
@@ -81,7 +85,9 @@ class ModelHarness {
 
   const ModelConfig& config() const { return config_; }
   const Checkpoint& checkpoint() const { return *checkpoint_; }
-  trunk::Decoder& decoder() { return *decoder_; }
+  trunk::ForwardPass& forward_pass() { return *forward_pass_; }
+  trunk::Decoder& decoder() { return *decoder_; }  // where one backend has it alone
+  trunk::CollectiveGroup& group() { return *group_; }      // of several backends
   LocalTransport& transport() { return *transport_; }
   RecordingObserver& observer() { return *observer_; }
 
@@ -97,11 +103,15 @@ class ModelHarness {
  private:
   ModelConfig config_;
   std::unique_ptr<Checkpoint> checkpoint_;
-  WorkerPool pool_;
-  std::unique_ptr<trunk::Backend> backend_;
+  std::vector<std::unique_ptr<WorkerPool>> pools_;
+  std::unique_ptr<trunk::CollectiveGroup> group_;
+  std::unique_ptr<trunk::RankThreads> threads_;
+  std::vector<std::unique_ptr<trunk::Backend>> backends_;
   std::unique_ptr<LocalTransport> transport_;
   std::unique_ptr<RecordingObserver> observer_;
   std::unique_ptr<trunk::Decoder> decoder_;
+  std::unique_ptr<trunk::ParallelDecoder> parallel_decoder_;
+  trunk::ForwardPass* forward_pass_ = nullptr;  // one of these
   std::mt19937_64 random_;
   std::vector<int32_t> free_pages_;
   std::vector<int32_t> free_slots_;

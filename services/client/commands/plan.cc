@@ -8,6 +8,7 @@
 #include "common/base/strings.h"
 #include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
+#include "common/plan/tensor_parallel.h"
 #include "common/plan/trunk_format.h"
 #include "services/client/commands/command.h"
 #include "services/client/plan/cluster_plan.h"
@@ -90,13 +91,16 @@ void AddPlan(CLI::App& app, Action& action) {
       ->check(CLI::IsMember({"auto", "dummy"}))
       ->capture_default_str();
   verb->add_option("--vram_budget", options->vram_budget,
-                   "GPU memory for the trunk beside the CUDA context, such as 8GiB; 0: the trunk "
-                   "computes in host memory")
+                   "GPU memory for the trunk beside the CUDA context, such as 8GiB, of each GPU; "
+                   "0: the trunk computes in host memory")
       ->capture_default_str();
   verb->add_option(
           "--host_budget", options->host_budget,
           "Host memory for all services of one machine, such as 110GiB; 0: what each takes "
           "by default on this one")
+      ->capture_default_str();
+  verb->add_option("--tensor_parallel", options->plan.tensor_parallel, kTensorParallelHelp)
+      ->check(CLI::IsMember({1, 2, 4, 8}))
       ->capture_default_str();
   verb->add_option("--trunk_format", options->trunk_format, kTrunkFormatHelp)
       ->capture_default_str();

@@ -23,6 +23,7 @@
 #include "common/base/strings.h"
 #include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
+#include "common/plan/tensor_parallel.h"
 #include "services/client/commands/command.h"
 #include "services/client/connection/server_connection.h"
 #include "services/client/plan/cluster_plan.h"
@@ -55,7 +56,8 @@ struct Options {
   std::vector<std::pair<const char*, std::optional<std::string>>> to_trunk = {
       {"--backend", {}},          {"--max_context_tokens", {}},  {"--max_sequences", {}},
       {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}},
-      {"--vram_budget", {}},      {"--trunk_format", {}},        {"--kv_format", {}}};
+      {"--vram_budget", {}},      {"--trunk_format", {}},        {"--kv_format", {}},
+      {"--tensor_parallel", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {
       {"--cpu_tier", {}}, {"--load_format", {}}, {"--pool_dir", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
@@ -134,6 +136,10 @@ absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& opt
   ASSIGN_OR_RETURN(out.max_context_tokens, CountOf(options, "--max_context_tokens"));
   ASSIGN_OR_RETURN(out.max_sequences, CountOf(options, "--max_sequences"));
   ASSIGN_OR_RETURN(out.max_batch_tokens, CountOf(options, "--max_batch_tokens"));
+  if (Find(options.to_trunk, "--tensor_parallel")->has_value()) {
+    ASSIGN_OR_RETURN(out.tensor_parallel, CountOf(options, "--tensor_parallel"));
+    RETURN_IF_ERROR(CheckTensorParallelSize(out.tensor_parallel));
+  }
   const std::string backend = Find(options.to_trunk, "--backend")->value_or("auto");
   out.on_gpu = backend == "cuda" || (backend == "auto" && HasGpu());
   if (out.on_gpu && out.vram_budget_bytes == 0) return std::optional<ClusterPlanOptions>();

@@ -15,6 +15,7 @@
 #include "common/parallel/memory_bandwidth.h"
 #include "common/parallel/worker_pool.h"
 #include "common/plan/decoder_memory.h"
+#include "common/plan/tensor_parallel.h"
 
 namespace banyan::client {
 namespace {
@@ -54,8 +55,12 @@ absl::StatusOr<std::vector<ShardPlan>> PlanShards(const ClusterPlanOptions& opti
 TrunkPlanInput TrunkInput(const ClusterPlanOptions& options, const OpenedModel& model,
                           uint64_t shard_bytes) {
   TrunkPlanInput input;
-  input.weights = TrunkWeightSizesOf(*model.checkpoint, model.config);
-  input.int8_weights = TrunkWeightSizesOf(*model.checkpoint, model.config, TrunkFormat::kInt8);
+  const int32_t parts = options.tensor_parallel;
+  input.tensor_parallel = parts;
+  input.weights =
+      TrunkWeightSizesOf(*model.checkpoint, model.config, TrunkFormat::kBf16, parts);
+  input.int8_weights =
+      TrunkWeightSizesOf(*model.checkpoint, model.config, TrunkFormat::kInt8, parts);
   input.trunk_format = options.trunk_format;
   input.kv_dtype = options.kv_dtype.value_or(options.on_gpu ? DType::kBF16 : DType::kF32);
   input.index_bytes = TensorIndexBytes(*model.checkpoint);
@@ -64,7 +69,7 @@ TrunkPlanInput TrunkInput(const ClusterPlanOptions& options, const OpenedModel& 
   input.max_sequences = options.max_sequences;
   input.max_batch_tokens = options.max_batch_tokens;
   input.on_gpu = options.on_gpu;
-  input.num_threads = options.num_threads;
+  input.num_threads = std::max(1, options.num_threads / parts);
   if (options.on_gpu) {
     input.budget_bytes = options.vram_budget_bytes;
   } else if (options.host_budget_bytes > 0) {
@@ -79,6 +84,7 @@ TrunkPlanInput TrunkInput(const ClusterPlanOptions& options, const OpenedModel& 
 
 absl::StatusOr<ClusterPlan> PlanOpened(const ClusterPlanOptions& options, const OpenedModel& model,
                                        const CheckpointSummary& summary) {
+  RETURN_IF_ERROR(CheckTensorParallel(model.config, options.tensor_parallel));
   ASSIGN_OR_RETURN(std::vector<ShardPlan> shards, PlanShards(options, model, summary));
   uint64_t shard_bytes = 0;
   uint64_t expert_bytes_per_token = 0;
@@ -106,12 +112,14 @@ absl::StatusOr<ClusterPlan> PlanOpened(const ClusterPlanOptions& options, const 
       .fingerprint = model.checkpoint->fingerprint(),
       .tensors = ClassifyTensors(*model.checkpoint, model.config, summary),
       .on_gpu = options.on_gpu,
+      .tensor_parallel = options.tensor_parallel,
       .trunk = std::move(trunk),
       .shards = std::move(shards),
       .split = options.split,
       .host_budget_bytes = options.host_budget_bytes,
       .machine_bytes = TotalHostMemory(),
-      .trunk_bytes_per_token = trunk_weights.bytes_per_token,
+      .trunk_bytes_per_token =
+          static_cast<uint64_t>(options.tensor_parallel) * trunk_weights.bytes_per_token,
       .state_bytes_per_token =
           2 * RecurrentStateBytes(DeltaNetShapeOf(model.config),
                                   CountMixers(model.config, MixerKind::kLinearAttention), 1),

@@ -24,10 +24,11 @@ struct ClusterPlanOptions {
   ShardSplit split = ShardSplit::kWidth;
   std::string pool_format = "auto";
   PoolMemoryMode pool_memory = PoolMemoryMode::kMap;
+  int32_t tensor_parallel = 1;              // devices that share the trunk
   std::optional<TrunkFormat> trunk_format;  // as --trunk_format; none: auto
   std::optional<DType> kv_dtype;            // as --kv_format; none: auto
   bool on_gpu = false;
-  uint64_t vram_budget_bytes = 0;  // on_gpu: more than 0
+  uint64_t vram_budget_bytes = 0;  // of each GPU; on_gpu: more than 0
   // For the shards, and the trunk where it is not on a GPU, on one machine; 0: each service has
   // what it takes by default on this one.
   uint64_t host_budget_bytes = 0;
@@ -43,7 +44,8 @@ struct ClusterPlan {
   std::string fingerprint;
   std::vector<PlannedTensors> tensors;
   bool on_gpu = false;
-  TrunkPlan trunk;
+  int32_t tensor_parallel = 1;
+  TrunkPlan trunk;  // its memory: of each GPU
   std::vector<ShardPlan> shards;
   ShardSplit split = ShardSplit::kWidth;
   uint64_t host_budget_bytes = 0;       // as given

@@ -89,6 +89,12 @@ std::string Speed(const ClusterPlan& plan, const Bandwidth& bandwidth) {
                             plan.on_gpu ? ", the trunk's part on the GPU apart" : "");
 }
 
+std::string MemoryOf(const ClusterPlan& plan) {
+  if (!plan.on_gpu) return "host memory";
+  if (plan.tensor_parallel == 1) return "GPU memory";
+  return fmt::format("memory of each of {} GPUs", plan.tensor_parallel);
+}
+
 nlohmann::ordered_json MemoryJson(const MemoryPlan& plan) {
   nlohmann::ordered_json items = nlohmann::ordered_json::array();
   for (const MemoryPlan::Item& item : plan.items()) {
@@ -103,8 +109,8 @@ nlohmann::ordered_json MemoryJson(const MemoryPlan& plan) {
 
 std::string PlanText(const ClusterPlan& plan, const Bandwidth& bandwidth) {
   std::string text = ModelLine(plan) + TensorTable(plan);
-  text += fmt::format("trunk: {}\n{}{}", plan.on_gpu ? "GPU memory" : "host memory",
-                      plan.trunk.memory.Table(), FitsLine(plan.trunk));
+  text += fmt::format("trunk: {}\n{}{}", MemoryOf(plan), plan.trunk.memory.Table(),
+                      FitsLine(plan.trunk));
   if (plan.trunk_budget_bytes() > 0) {
     text += fmt::format("  its part: banyan-trunk --host_budget {}\n", plan.trunk_budget_bytes());
   }
@@ -117,7 +123,7 @@ std::string PlanText(const ClusterPlan& plan, const Bandwidth& bandwidth) {
 std::string PlanSummary(const ClusterPlan& plan) {
   std::string text = ModelLine(plan);
   text += fmt::format("  trunk  {} of {}\n", FormatByteSize(plan.trunk.memory.total_bytes()),
-                      plan.on_gpu ? "GPU memory" : "host memory");
+                      MemoryOf(plan));
   for (size_t i = 0; i < plan.shards.size(); ++i) {
     text += fmt::format("  expert {}  {} of host memory, pool in {}\n", i,
                         FormatByteSize(plan.shards[i].memory.total_bytes()),
@@ -143,6 +149,7 @@ nlohmann::ordered_json PlanJson(const ClusterPlan& plan, const Bandwidth& bandwi
   nlohmann::ordered_json trunk = MemoryJson(plan.trunk.memory);
   const int32_t context = plan.trunk.decoder.max_context_tokens;
   trunk["memory"] = plan.on_gpu ? "gpu" : "host";
+  trunk["tensor_parallel"] = plan.tensor_parallel;
   trunk["max_context_tokens"] = context;
   trunk["max_sequences"] = plan.trunk.max_sequences;
   trunk["max_batch_tokens"] = plan.trunk.max_batch_tokens;

@@ -57,13 +57,14 @@ absl::Status CheckOptions(const ModelConfig& config, const DecoderOptions& optio
 class Decoder::Impl {
  public:
   Impl(const ModelConfig& config, const DecoderOptions& options, Backend* backend,
-       ExpertTransport* experts, DecoderObserver* observer)
-      : config_(config),
+       ExpertTransport* experts, DecoderObserver* observer, const DecoderRank& rank)
+      : rank_(rank),
+        config_(RankConfig(config, rank.tensor.size)),
         router_{.num_experts = config.num_experts,
                 .top_k = config.num_experts_per_tok,
                 .norm_topk_prob = config.norm_topk_prob},
-        attention_(AttentionShapeOf(config, options)),
-        delta_net_(DeltaNetShapeOf(config)),
+        attention_(AttentionShapeOf(config_, options)),
+        delta_net_(DeltaNetShapeOf(config_)),
         planner_(PlannerOptionsOf(config, options)),
         backend_(backend),
         experts_(experts),
@@ -72,14 +73,15 @@ class Decoder::Impl {
                .num_slots = options.num_slots,
                .num_pages = options.num_pages,
                .max_logits_rows = options.max_logits_rows,
-               .vocab_size = config.vocab_size,
+               .vocab_size = config_.vocab_size,
                .max_position = MaxPositionOf(config, options)};
   }
 
-  absl::Status Allocate(const DecoderOptions& options, const Checkpoint& checkpoint,
-                        const TrunkSources& sources) {
-    ASSIGN_OR_RETURN(
-        weights_, LoadTrunkWeights(checkpoint, config_, options.trunk_format, sources, backend_));
+  // `config` is the whole model's.
+  absl::Status Allocate(const ModelConfig& config, const DecoderOptions& options,
+                        const Checkpoint& checkpoint, const TrunkSources& sources) {
+    ASSIGN_OR_RETURN(weights_, LoadTrunkWeights(checkpoint, config, options.trunk_format,
+                                                rank_.tensor, sources, backend_));
     int32_t linear_layers = 0;
     int32_t full_layers = 0;
     for (const LayerWeights& layer : weights_.layers) {
@@ -115,20 +117,22 @@ class Decoder::Impl {
     num_rows_ = plan.num_rows;
     if (num_rows_ == 0) return absl::OkStatus();
     backend_->BeginStep(plan);
-    const Backend::Recording recording =
-        observer_ == nullptr ? backend_->BeginRecording() : Backend::Recording::kNo;
+    const Backend::Recording recording = observer_ == nullptr && rank_.may_record
+                                             ? backend_->BeginRecording()
+                                             : Backend::Recording::kNo;
     if (recording == Backend::Recording::kRecord) QueueWholeStep();
     RETURN_IF_ERROR(recording == Backend::Recording::kNo ? RunInterleaved(step)
                                                          : ServeExperts(step));
-    weight_bytes_read_ +=
-        layer_bytes_ + RowBytes(weights_.embed_tokens) * static_cast<uint64_t>(num_rows_);
+    weight_bytes_read_ += layer_bytes_;
+    if (asks()) {  // a row of the embedding is on one rank
+      weight_bytes_read_ += RowBytes(weights_.embed_tokens) * static_cast<uint64_t>(num_rows_);
+    }
     return backend_->Synchronize();
   }
 
-  absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) {
+  absl::Status ComputeLogits(std::span<const int32_t> rows, int64_t stride, float* logits) {
     const auto num_rows = static_cast<int32_t>(rows.size());
     CHECK(num_rows <= limits_.max_logits_rows);
-    CHECK(logits.size() == rows.size() * static_cast<size_t>(limits_.vocab_size));
     for (int32_t row : rows) CHECK(row >= 0 && row < num_rows_);
     if (num_rows == 0) return absl::OkStatus();
     const Activations& a = activations_;
@@ -136,10 +140,40 @@ class Decoder::Impl {
     const LinearArgs head[] = {{.x = a.logits_rows, .w = &weights_.lm_head, .y = a.logits}};
     backend_->Linear(num_rows, head);
     weight_bytes_read_ += RowBytes(weights_.lm_head) * static_cast<uint64_t>(weights_.lm_head.rows);
-    return backend_->ReadBack(a.logits, logits.size_bytes(), logits.data());
+    constexpr size_t kSize = sizeof(float);
+    return backend_->ReadBackRows(a.logits, static_cast<size_t>(limits_.vocab_size) * kSize,
+                                  num_rows, static_cast<size_t>(stride) * kSize, logits);
   }
 
  private:
+  bool asks() const { return rank_.tensor.rank == 0; }
+
+  void QueueEmbedding() {
+    backend_->Embed(weights_.embed_tokens, activations_.hidden);
+    backend_->AllReduce(activations_.hidden, int64_t{num_rows_} * config_.hidden_size);
+  }
+
+  // Rows to the experts; nothing to do for ranks that do not ask them.
+  absl::Status Ask(const Step& step, int32_t layer) {
+    if (!asks()) return absl::OkStatus();
+    return DispatchRows(router_, step, layer, num_rows_, activations_, backend_, experts_);
+  }
+
+  // The experts' answer, which every rank has or fails with. `asked`: what Ask returned.
+  absl::Status AwaitAnswer(absl::Status asked) {
+    float* const routed = activations_.routed.host;
+    ExpertAnswers* const answers = rank_.answers;
+    if (!asks()) {
+      const size_t bytes =
+          static_cast<size_t>(num_rows_) * static_cast<size_t>(config_.hidden_size) * sizeof(float);
+      return answers->Take(rank_.tensor.rank, bytes, routed, [this] { return backend_->Check(); });
+    }
+    if (answers != nullptr) answers->AwaitTaken();
+    if (asked.ok()) asked = experts_->Combine(routed);
+    if (answers != nullptr) answers->Publish(asked, routed);
+    return asked;
+  }
+
   const MoeWeights* MoeOf(int32_t layer) const {
     return std::get_if<MoeWeights>(&weights_.layers[static_cast<size_t>(layer)].mlp);
   }
@@ -161,7 +195,7 @@ class Decoder::Impl {
     }
     Norm(weights.post_attention_norm, a.mixer_out, a.normed);
     if (const MoeWeights* moe = MoeOf(layer)) {
-      QueueRouting(router_, *moe, num_rows_, a, backend_);
+      QueueRouting(router_, *moe, num_rows_, asks(), a, backend_);
     } else if (observer_ == nullptr) {
       RunDenseMlp(std::get<FfnWeights>(weights.mlp), num_rows_, a, backend_);
     }
@@ -196,7 +230,7 @@ class Decoder::Impl {
   // Operations in the order of the layers, the host's part after each.
   absl::Status RunInterleaved(const Step& step) {
     const Activations& a = activations_;
-    backend_->Embed(weights_.embed_tokens, a.hidden);
+    QueueEmbedding();
     if (observer_ != nullptr) {
       ASSIGN_OR_RETURN(const auto hidden, Observe(a.hidden));
       observer_->OnEmbeddings(hidden);
@@ -213,9 +247,11 @@ class Decoder::Impl {
         }
       }
       if (moe != nullptr) {
-        RETURN_IF_ERROR(DispatchRows(router_, step, layer, num_rows_, a, backend_, experts_));
+        absl::Status asked = Ask(step, layer);
+        // After a failure too: the other ranks, who learn of it in AwaitAnswer, have queued as
+        // much.
         QueueSharedExpert(*moe, num_rows_, a, backend_);
-        RETURN_IF_ERROR(experts_->Combine(a.routed.host));
+        RETURN_IF_ERROR(AwaitAnswer(std::move(asked)));
         backend_->ReleaseToDevice();
         QueueExpertSums(layer, *moe);
       }
@@ -231,12 +267,11 @@ class Decoder::Impl {
 
   // The device's part of a whole step, ahead of the host's.
   void QueueWholeStep() {
-    const Activations& a = activations_;
-    backend_->Embed(weights_.embed_tokens, a.hidden);
+    QueueEmbedding();
     for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
       QueueLayer(layer);
       if (const MoeWeights* moe = MoeOf(layer)) {
-        QueueSharedExpert(*moe, num_rows_, a, backend_);
+        QueueSharedExpert(*moe, num_rows_, activations_, backend_);
         QueueExpertSums(layer, *moe);
       }
     }
@@ -246,14 +281,10 @@ class Decoder::Impl {
 
   // The host's part of a step that the device is running.
   absl::Status ServeExperts(const Step& step) {
-    const Activations& a = activations_;
     absl::Status status;
     for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
       if (MoeOf(layer) == nullptr) continue;
-      if (status.ok()) {
-        status = DispatchRows(router_, step, layer, num_rows_, a, backend_, experts_);
-        if (status.ok()) status = experts_->Combine(a.routed.host);
-      }
+      if (status.ok()) status = AwaitAnswer(Ask(step, layer));
       // After a failure the device runs on to the end with whatever lies there.
       backend_->ReleaseToDevice();
     }
@@ -286,7 +317,8 @@ class Decoder::Impl {
     return absl::OkStatus();
   }
 
-  const ModelConfig config_;
+  const DecoderRank rank_;
+  const ModelConfig config_;  // of this rank
   const RouterOptions router_;
   const AttentionShape attention_;
   const DeltaNetShape delta_net_;
@@ -312,18 +344,20 @@ Decoder::~Decoder() = default;
 
 DecoderMemory Decoder::Plan(const ModelConfig& config, const DecoderOptions& options,
                             const Backend& backend) {
-  return PlanDecoderMemory(config, options, backend.ScratchBytes(OpLimitsOf(config, options)));
+  const ModelConfig own = RankConfig(config, options.tensor_parallel);
+  return PlanDecoderMemory(own, options, backend.ScratchBytes(OpLimitsOf(own, options)));
 }
 
-absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const ModelConfig& config,
-                                                         const DecoderOptions& options,
-                                                         const Checkpoint& checkpoint,
-                                                         Backend* backend, ExpertTransport* experts,
-                                                         DecoderObserver* observer,
-                                                         const TrunkSources& sources) {
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
+    const ModelConfig& config, const DecoderOptions& options, const Checkpoint& checkpoint,
+    Backend* backend, ExpertTransport* experts, DecoderObserver* observer, const DecoderRank& rank,
+    const TrunkSources& sources) {
   RETURN_IF_ERROR(CheckOptions(config, options));
-  auto impl = std::make_unique<Impl>(config, options, backend, experts, observer);
-  RETURN_IF_ERROR(impl->Allocate(options, checkpoint, sources));
+  RETURN_IF_ERROR(CheckTensorParallel(config, rank.tensor.size));
+  CHECK(options.tensor_parallel == rank.tensor.size);
+  CHECK((rank.answers != nullptr) == (rank.tensor.size > 1));
+  auto impl = std::make_unique<Impl>(config, options, backend, experts, observer, rank);
+  RETURN_IF_ERROR(impl->Allocate(config, options, checkpoint, sources));
   return std::unique_ptr<Decoder>(new Decoder(std::move(impl)));
 }
 
@@ -332,7 +366,12 @@ const ForwardPass::Limits& Decoder::limits() const { return impl_->limits(); }
 absl::Status Decoder::Forward(const Step& step) { return impl_->Forward(step); }
 
 absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) {
-  return impl_->ComputeLogits(rows, logits);
+  CHECK(logits.size() == rows.size() * static_cast<size_t>(limits().vocab_size));
+  return impl_->ComputeLogits(rows, limits().vocab_size, logits.data());
+}
+
+absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, int64_t stride, float* logits) {
+  return impl_->ComputeLogits(rows, stride, logits);
 }
 
 uint64_t Decoder::weight_bytes_read() const { return impl_->weight_bytes_read(); }

@@ -11,8 +11,10 @@
 #include "common/config/model_config.h"
 #include "common/io/checkpoint.h"
 #include "common/plan/decoder_memory.h"
+#include "common/plan/tensor_parallel.h"
 #include "services/trunk/engine/forward_pass.h"
 #include "services/trunk/experts/expert_transport.h"
+#include "services/trunk/model/expert_answers.h"
 #include "services/trunk/model/weights.h"
 #include "services/trunk/ops/ops.h"
 #include "services/trunk/state/state_history.h"
@@ -39,6 +41,16 @@ class DecoderObserver {
   virtual void OnFinalNorm(std::span<const float> hidden) = 0;
 };
 
+// A decoder's place among those that compute a model together (parallel_decoder.h): each has its
+// slice of the weights on a backend whose AllReduce joins them, and a thread of its own. The first
+// one asks the experts.
+struct DecoderRank {
+  TensorRank tensor;
+  ExpertAnswers* answers = nullptr;  // of all ranks; null: alone
+  // False where one of them has an observer: all of them queue their steps in the same way.
+  bool may_record = true;
+};
+
 // All memory is allocated in Create, none in a step.
 class Decoder : public ForwardPass {
  public:
@@ -48,19 +60,21 @@ class Decoder : public ForwardPass {
 
   // `checkpoint`, `backend`, `experts`, `observer` (may be null) and the pack of `sources` are
   // borrowed and outlive the decoder; the threads of `sources` are used during the call. A backend
-  // serves one decoder. kInvalidArgument: an option out of range, with the numbers; kNotFound,
-  // kDataLoss: a tensor absent or of another shape; kResourceExhausted.
-  static absl::StatusOr<std::unique_ptr<Decoder>> Create(const ModelConfig& config,
-                                                         const DecoderOptions& options,
-                                                         const Checkpoint& checkpoint,
-                                                         Backend* backend, ExpertTransport* experts,
-                                                         DecoderObserver* observer = nullptr,
-                                                         const TrunkSources& sources = {});
+  // serves one decoder. `experts` is null but for rank 0. kInvalidArgument: an option out of range,
+  // with the numbers; kNotFound, kDataLoss: a tensor absent or of another shape;
+  // kResourceExhausted.
+  static absl::StatusOr<std::unique_ptr<Decoder>> Create(
+      const ModelConfig& config, const DecoderOptions& options, const Checkpoint& checkpoint,
+      Backend* backend, ExpertTransport* experts, DecoderObserver* observer = nullptr,
+      const DecoderRank& rank = {}, const TrunkSources& sources = {});
   ~Decoder() override;
 
+  // vocab_size: of this rank.
   const Limits& limits() const override;
   absl::Status Forward(const Step& step) override;
   absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
+  // The same to rows that begin `stride` values after each other.
+  absl::Status ComputeLogits(std::span<const int32_t> rows, int64_t stride, float* logits);
   uint64_t weight_bytes_read() const override;
   // What the slots held at earlier positions; num_state_copies of it.
   StateHistory& state_history();

@@ -22,6 +22,7 @@ void RunGatedAttention(const AttentionShape& shape, const FullAttentionWeights& 
   backend->PagedAttention(args);
   const LinearArgs out[] = {{.x = a.attention_out, .w = &weights.o_proj, .y = a.mixer_out}};
   backend->Linear(num_rows, out);
+  backend->AllReduce(a.mixer_out, int64_t{num_rows} * out[0].w->rows);
 }
 
 }  // namespace banyan::trunk

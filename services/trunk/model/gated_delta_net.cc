@@ -28,6 +28,7 @@ void RunGatedDeltaNet(const DeltaNetShape& shape, const LinearAttentionWeights& 
                          .out = a.delta_out});
   const LinearArgs out[] = {{.x = a.delta_out, .w = &weights.out_proj, .y = a.mixer_out}};
   backend->Linear(num_rows, out);
+  backend->AllReduce(a.mixer_out, int64_t{num_rows} * out[0].w->rows);
 }
 
 }  // namespace banyan::trunk

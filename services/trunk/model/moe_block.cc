@@ -20,9 +20,10 @@ LinearArgs Up(const FfnWeights& weights, const Activations& a) {
   return {.x = a.normed, .w = &weights.up_proj, .y = a.ffn_up};
 }
 
-// a.ffn_out = down(silu(gate) * up).
+// a.ffn_out = down(silu(gate) * up), of all devices.
 void Down(const FfnWeights& weights, int32_t num_rows, const Activations& a, Backend* backend) {
   backend->SwigluLinear(num_rows, a.ffn_gate, a.ffn_up, weights.down_proj, a.ffn_out);
+  backend->AllReduce(a.ffn_out, int64_t{num_rows} * weights.down_proj.rows);
 }
 
 void GateAndUp(const FfnWeights& weights, int32_t num_rows, const Activations& a,
@@ -34,13 +35,15 @@ void GateAndUp(const FfnWeights& weights, int32_t num_rows, const Activations& a
 }  // namespace
 
 void QueueRouting(const RouterOptions& options, const MoeWeights& weights, int32_t num_rows,
-                  const Activations& a, Backend* backend) {
+                  bool asks, const Activations& a, Backend* backend) {
   const LinearArgs in[] = {
       {.x = a.normed, .w = &weights.router, .y = a.router_logits},
       {.x = a.normed, .w = &weights.shared_expert_gate, .y = a.shared_gate_logit},
       Gate(weights.shared_expert, a),
       Up(weights.shared_expert, a)};
-  backend->Linear(num_rows, std::span(in).first(Merged(num_rows) ? 4 : 2));
+  const std::span<const LinearArgs> wanted = std::span(in).first(Merged(num_rows) ? 4 : 2);
+  backend->Linear(num_rows, asks ? wanted : wanted.subspan(1));
+  if (!asks) return;
   backend->RouteToHost(num_rows, {.num_experts = options.num_experts,
                                   .top_k = options.top_k,
                                   .renormalize = options.norm_topk_prob,

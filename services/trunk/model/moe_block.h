@@ -16,10 +16,11 @@ namespace banyan::trunk {
 // a.hidden += MoE(a.normed) in three queued parts and, between the first and the last of them, the
 // call of the experts on the host. The shared expert runs while they compute.
 
-// Ids and weights to a.expert_ids, a.expert_weights; these and the rows to the host. With few rows
-// also what the shared expert makes of them first, which shares a launch with the router.
+// Ids and weights to a.expert_ids, a.expert_weights; these and the rows to the host, if this device
+// `asks` the experts. With few rows also what the shared expert makes of them first, which shares a
+// launch with the router.
 void QueueRouting(const RouterOptions& options, const MoeWeights& weights, int32_t num_rows,
-                  const Activations& a, Backend* backend);
+                  bool asks, const Activations& a, Backend* backend);
 void QueueSharedExpert(const MoeWeights& weights, int32_t num_rows, const Activations& a,
                        Backend* backend);
 // The experts' sums to the device and, with the shared expert's, into a.hidden; then the norm that

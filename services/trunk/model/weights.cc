@@ -13,6 +13,7 @@
 #include "common/quant/bf16.h"
 #include "common/quant/f16.h"
 #include "services/trunk/model/decoded_matrix.h"
+#include "services/trunk/model/sliced_tensor.h"
 
 namespace banyan::trunk {
 namespace {
@@ -36,10 +37,11 @@ constexpr const char* kEmbedding = "model.embed_tokens.weight";
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, const ModelConfig& config, TrunkFormat format,
-         const TrunkSources& sources, Backend* backend)
+         const TensorRank& rank, const TrunkSources& sources, Backend* backend)
       : checkpoint_(checkpoint),
         config_(config),
         format_(format),
+        rank_(rank),
         sources_(sources),
         backend_(backend) {}
 
@@ -50,6 +52,7 @@ class Loader {
       return config_.tie_word_embeddings ? backend_->PlaceMatrix(view) : backend_->PlaceTable(view);
     };
     RETURN_IF_ERROR(PlaceWith(kEmbedding, config_.vocab_size, hidden, place, &out.embed_tokens));
+    out.embed_tokens.first_row = out.embed_tokens.rows * rank_.rank;
     for (int32_t i = 0; i < config_.num_hidden_layers; ++i) {
       RETURN_IF_ERROR(LoadLayer(i, &out.layers.emplace_back()));
     }
@@ -58,7 +61,7 @@ class Loader {
     if (!config_.tie_word_embeddings) {
       RETURN_IF_ERROR(Place("lm_head.weight", config_.vocab_size, hidden, &out.lm_head));
     }
-    out.decoded = std::move(decoded_);
+    out.copies = std::move(copies_);
     return out;
   }
 
@@ -101,9 +104,10 @@ class Loader {
     std::vector<float> conv;
     RETURN_IF_ERROR(Read(p + "conv1d.weight", {channels, 1, taps}, &conv));
     std::vector<float> transposed(conv.size());
-    for (int64_t c = 0; c < channels; ++c) {
+    const int64_t own = static_cast<int64_t>(conv.size()) / taps;  // channels of this device
+    for (int64_t c = 0; c < own; ++c) {
       for (int64_t j = 0; j < taps; ++j) {
-        transposed[static_cast<size_t>(j * channels + c)] = conv[static_cast<size_t>(c * taps + j)];
+        transposed[static_cast<size_t>(j * own + c)] = conv[static_cast<size_t>(c * taps + j)];
       }
     }
     ASSIGN_OR_RETURN(out->conv, backend_->PlaceVector(transposed));
@@ -147,10 +151,12 @@ class Loader {
   absl::Status PlaceWith(const std::string& name, int64_t rows, int64_t cols,
                          absl::FunctionRef<absl::StatusOr<Matrix>(const TensorView&)> place,
                          Matrix* out) {
+    const Shape shape = {rows, cols};
     if (const TrunkPack::Matrix* const packed =
             sources_.pack == nullptr ? nullptr : sources_.pack->Find(name)) {
+      CHECK(rank_.size == 1);
       const TensorView& view = packed->values;
-      CHECK(view.shape == Shape({rows, cols}));
+      CHECK(view.shape == shape);
       if (view.dtype != DType::kI8) {
         ASSIGN_OR_RETURN(*out, place(view));
         return absl::OkStatus();
@@ -160,22 +166,33 @@ class Loader {
                                           static_cast<int32_t>(cols), view.data, packed->scales}));
       return absl::OkStatus();
     }
-    ASSIGN_OR_RETURN(StoredMatrix stored, FindStoredMatrix(checkpoint_, name, Shape{rows, cols}));
+    ASSIGN_OR_RETURN(StoredMatrix stored, FindStoredMatrix(checkpoint_, name, shape));
+    const TensorSlice slice = SliceOf(name, shape, config_, rank_);
     if (stored.format == StoredFormat::kBF16 || stored.format == StoredFormat::kF32) {
-      ASSIGN_OR_RETURN(*out, place(stored.weight));
-      return absl::OkStatus();
+      return PlaceAndKeep(SliceTensor(stored.weight, slice), place, out);
     }
     ASSIGN_OR_RETURN(DecodedMatrix decoded,
                      DecodeMatrix(checkpoint_, std::move(stored), sources_.pool));
-    ASSIGN_OR_RETURN(*out, place(decoded.view));
-    // A backend that computes on host memory reads it where it is.
-    if (out->data == decoded.view.data) decoded_.push_back(std::move(decoded.bytes));
+    if (rank_.size == 1) {
+      return PlaceAndKeep({decoded.view, std::move(decoded.bytes)}, place, out);
+    }
+    return PlaceAndKeep(SliceTensor(decoded.view, slice, /*copy=*/true), place, out);
+  }
+
+  // A backend that computes on host memory reads a copy where it is.
+  absl::Status PlaceAndKeep(SlicedTensor tensor,
+                            absl::FunctionRef<absl::StatusOr<Matrix>(const TensorView&)> place,
+                            Matrix* out) {
+    ASSIGN_OR_RETURN(*out, place(tensor.view));
+    if (tensor.bytes != nullptr && out->data == tensor.view.data) {
+      copies_.push_back(std::move(tensor.bytes));
+    }
     return absl::OkStatus();
   }
 
   absl::Status Read(const std::string& name, const Shape& shape, std::vector<float>* out) {
     ASSIGN_OR_RETURN(const TensorView view, checkpoint_.Get(name, shape, kPlainDTypes));
-    *out = WidenToF32(view);
+    *out = WidenToF32(SliceTensor(view, SliceOf(name, shape, config_, rank_)).view);
     return absl::OkStatus();
   }
 
@@ -189,17 +206,19 @@ class Loader {
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
   const TrunkFormat format_;
+  const TensorRank rank_;
   const TrunkSources sources_;
   Backend* backend_;
-  std::vector<std::unique_ptr<std::byte[]>> decoded_;
+  std::vector<std::unique_ptr<std::byte[]>> copies_;
 };
 
 }  // namespace
 
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
                                               const ModelConfig& config, TrunkFormat format,
-                                              const TrunkSources& sources, Backend* backend) {
-  return Loader(checkpoint, config, format, sources, backend).Load();
+                                              const TensorRank& rank, const TrunkSources& sources,
+                                              Backend* backend) {
+  return Loader(checkpoint, config, format, rank, sources, backend).Load();
 }
 
 uint64_t RowBytes(const Matrix& matrix) {

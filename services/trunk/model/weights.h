@@ -1,6 +1,7 @@
 // The trunk's tensors, ready for the operations. Matrices of bf16 and f32 stay where the checkpoint
 // has them, others are where a trunk pack has them or are decoded (decoded_matrix.h); small vectors
-// are widened to f32, which is exact.
+// are widened to f32, which is exact. A device that shares the model has its slices
+// (common/plan/tensor_parallel.h); those that do not lie in one piece are copied.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +15,7 @@
 #include "common/io/checkpoint.h"
 #include "common/io/trunk_pack.h"
 #include "common/parallel/worker_pool.h"
+#include "common/plan/tensor_parallel.h"
 #include "common/plan/trunk_format.h"
 #include "services/trunk/ops/ops.h"
 
@@ -63,8 +65,8 @@ struct TrunkWeights {
   std::vector<LayerWeights> layers;
   const float* final_norm = nullptr;
   Matrix lm_head;  // embed_tokens when the word embeddings are tied
-  // Matrices that were quantised or f16, where the backend reads host memory.
-  std::vector<std::unique_ptr<std::byte[]>> decoded;
+  // Matrices that were decoded or sliced, where the backend reads host memory.
+  std::vector<std::unique_ptr<std::byte[]>> copies;
 };
 
 // Where converted matrices come from; borrowed.
@@ -76,11 +78,12 @@ struct TrunkSources {
 
 using banyan::TrunkFormat;  // NOLINT(misc-unused-using-decls): part of this interface
 
-// `checkpoint` and `backend` outlive the weights. Errors of Checkpoint::Get, FindStoredMatrix and
-// DecodeMatrix: they name tensor, file, expected and found.
+// `config` is the whole model's. `checkpoint` and `backend` outlive the weights. Errors of
+// Checkpoint::Get, FindStoredMatrix and DecodeMatrix: they name tensor, file, expected and found.
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
                                               const ModelConfig& config, TrunkFormat format,
-                                              const TrunkSources& sources, Backend* backend);
+                                              const TensorRank& rank, const TrunkSources& sources,
+                                              Backend* backend);
 
 // Bytes of one row of a matrix, and of all matrices of a layer: what one step reads of it, as
 // stored. The vectors (norms, convolution, decay) are left out: below 0.2 % of the matrices

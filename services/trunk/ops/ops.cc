@@ -1,5 +1,7 @@
 #include "services/trunk/ops/ops.h"
 
+#include "common/base/status_macros.h"
+
 namespace banyan::trunk {
 
 void Backend::RouteToHost(int32_t num_rows, const RouteArgs& args) {
@@ -24,6 +26,19 @@ void Backend::CombineFromHost(int32_t num_rows, const CombineArgs& args) {
              args.shared, args.gate_logit, args.hidden);
   RmsNorm(num_rows, args.hidden_size, args.eps, args.norm_weight, nullptr, args.hidden,
           args.normed);
+}
+
+absl::Status Backend::ReadBackRows(const void* device, size_t row_bytes, int64_t num_rows,
+                                   size_t stride_bytes, void* host) {
+  if (stride_bytes == row_bytes) {
+    return ReadBack(device, row_bytes * static_cast<size_t>(num_rows), host);
+  }
+  const auto* from = static_cast<const std::byte*>(device);
+  auto* to = static_cast<std::byte*>(host);
+  for (int64_t row = 0; row < num_rows; ++row, from += row_bytes, to += stride_bytes) {
+    RETURN_IF_ERROR(ReadBack(from, row_bytes, to));
+  }
+  return absl::OkStatus();
 }
 
 void Backend::SwigluLinear(int32_t num_rows, float* gate, const float* up, const Matrix& w,

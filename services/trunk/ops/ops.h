@@ -41,6 +41,8 @@ struct Matrix {
   int32_t cols = 0;
   const std::byte* data = nullptr;  // any alignment on the CPU
   const float* scales = nullptr;    // kI8: [rows, Int8Groups(cols)]
+  // Of a larger matrix, of which these are some rows (Embed).
+  int32_t first_row = 0;
 };
 
 // One sequence's consecutive rows of a step.
@@ -213,7 +215,8 @@ class Backend {
   virtual Recording BeginRecording() { return Recording::kNo; }
   virtual void EndRecording() {}
 
-  // out [plan rows, table.cols] = rows of the table at the plan's token ids.
+  // out [plan rows, table.cols] = rows of the table at the plan's token ids; zero for those that
+  // are not among the table's rows, which begin at first_row.
   virtual void Embed(const Matrix& table, float* out) = 0;
 
   // y = W x for several matrices over the same number of rows; f32 accumulation.
@@ -277,12 +280,24 @@ class Backend {
   // out [rows.size(), n] = the given rows of x; `rows` is a host array.
   virtual void GatherRows(std::span<const int32_t> rows, int32_t n, const float* x, float* out) = 0;
 
+  // x [count] += the same array of each other device that shares the model: all of them call it, in
+  // the same order with the same counts, and have the same bits afterwards. A value's bits depend
+  // on nothing but the values added. Nothing to do for a device that has the model alone.
+  virtual void AllReduce(float* /*x*/, int64_t /*count*/) {}
+
+  // Looks whether the device is well, or a device that it shares the model with has failed, without
+  // waiting for what is queued. Its failure then reaches all of them.
+  virtual absl::Status Check() { return absl::OkStatus(); }
+
   // Queued, within the device's memory; the ranges do not overlap.
   virtual void CopyWithin(const void* from, size_t bytes, void* to) = 0;
 
   // Copies from or to any host memory, after everything queued, and waits.
   virtual absl::Status ReadBack(const void* device, size_t bytes, void* host) = 0;
   virtual absl::Status Upload(const void* host, size_t bytes, void* device) = 0;
+  // ReadBack of [num_rows, row_bytes] to rows that begin `stride_bytes` after each other.
+  virtual absl::Status ReadBackRows(const void* device, size_t row_bytes, int64_t num_rows,
+                                    size_t stride_bytes, void* host);
 };
 
 }  // namespace banyan::trunk

@@ -24,10 +24,12 @@
 #include "common/parallel/topology.h"
 #include "common/parallel/worker_pool.h"
 #include "common/plan/tensor_classes.h"
+#include "common/plan/tensor_parallel.h"
 #include "common/plan/trunk_plan.h"
 #include "services/trunk/experts/expert_directory.h"
 #include "services/trunk/experts/grpc_transport.h"
 #include "services/trunk/model/decoder.h"
+#include "services/trunk/model/parallel_decoder.h"
 #include "services/trunk/model/trunk_pack_builder.h"
 #include "services/trunk/server/request_validation.h"
 #include "services/trunk/server/trunk_backend.h"
@@ -152,20 +154,23 @@ class LoadedTrunk::Impl {
   absl::Status Plan() {
     tracker_->SetPhase(LoadProgress::PLAN);
     ASSIGN_OR_RETURN(const CheckpointSummary summary, CheckComplete(*checkpoint_, config_));
+    const int32_t parts = options_.tensor_parallel;
+    RETURN_IF_ERROR(CheckTensorParallel(config_, parts));
     const int num_threads = options_.num_threads > 0 ? options_.num_threads : UsableCpuCount();
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
-    ASSIGN_OR_RETURN(backend_, CreateBackend(options_, &*pool_, metrics_));
+    ASSIGN_OR_RETURN(backends_, CreateBackends(options_, &*pool_, metrics_));
     TrunkPlanInput input;
-    input.weights = TrunkWeightSizesOf(*checkpoint_, config_);
-    input.int8_weights = TrunkWeightSizesOf(*checkpoint_, config_, TrunkFormat::kInt8);
+    input.tensor_parallel = parts;
+    input.weights = TrunkWeightSizesOf(*checkpoint_, config_, TrunkFormat::kBf16, parts);
+    input.int8_weights = TrunkWeightSizesOf(*checkpoint_, config_, TrunkFormat::kInt8, parts);
     input.index_bytes = TensorIndexBytes(*checkpoint_);
     input.weights_generated = options_.load_format == LoadFormat::kDummy;
     input.max_context_tokens = options_.max_context_tokens;
     input.max_sequences = options_.max_sequences;
     input.max_batch_tokens = options_.max_batch_tokens;
-    const std::optional<uint64_t> vram = backend_->FreeDeviceBytes();
+    const std::optional<uint64_t> vram = backends_.FreeDeviceBytes();
     input.on_gpu = vram.has_value();
-    input.num_threads = num_threads;
+    input.num_threads = ThreadsOfPart(num_threads, parts);
     input.budget_bytes = vram ? options_.vram_budget_bytes : options_.host_budget_bytes;
     input.available_bytes = vram ? *vram : AvailableHostMemory();
     input.trunk_format = options_.trunk_format;
@@ -179,7 +184,8 @@ class LoadedTrunk::Impl {
                      {"expert_tensors", summary.num_expert_tensors},
                      {"mtp_tensors_unused", summary.num_mtp_tensors},
                      {"backend", BackendKind()},
-                     {"tier", backend_->name()},
+                     {"tier", backends_.first().name()},
+                     {"tensor_parallel", parts},
                      {"trunk_format", TrunkFormatName(plan.decoder.trunk_format)},
                      {"kv_format", plan.decoder.kv_dtype == DType::kBF16 ? "bf16" : "f32"},
                      {"threads", num_threads},
@@ -200,9 +206,12 @@ class LoadedTrunk::Impl {
                                       options_.pool_dir};
     ASSIGN_OR_RETURN(const TrunkPackHeader wanted, WantedTrunkPackHeader(request));
     if (wanted.matrices.empty()) return absl::OkStatus();
-    if (options_.pool_dir.empty()) {
-      LogInfo("trunk_not_packed", {{"matrices", wanted.matrices.size()},
-                                   {"reason", "no --pool_dir; converted at each start"}});
+    const bool in_parts = options_.tensor_parallel > 1;
+    if (in_parts || options_.pool_dir.empty()) {
+      LogInfo("trunk_not_packed",
+              {{"matrices", wanted.matrices.size()},
+               {"reason", in_parts ? "--tensor_parallel; every part converts its own at each start"
+                                   : "no --pool_dir; converted at each start"}});
       return absl::OkStatus();
     }
     std::optional<PackProgress::Phase> shown;
@@ -302,10 +311,17 @@ class LoadedTrunk::Impl {
       return absl::IsCancelled(read) ? Stopping() : read;
     }
     load_metrics_.bandwidth.Set(MeasureReadBandwidth(*pool_, tensors, kBandwidthTime));
-    ASSIGN_OR_RETURN(decoder_,
-                     Decoder::Create(config_, decoder_options_, *checkpoint_, backend_.get(),
-                                     &*transport_, /*observer=*/nullptr,
-                                     {.pack = pack_ ? &*pack_ : nullptr, .pool = &*pool_}));
+    if (options_.tensor_parallel > 1) {
+      ASSIGN_OR_RETURN(decoder_, ParallelDecoder::Create(config_, decoder_options_, *checkpoint_,
+                                                         backends_.ranks, backends_.threads.get(),
+                                                         &*transport_));
+    } else {
+      ASSIGN_OR_RETURN(decoder_,
+                       Decoder::Create(config_, decoder_options_, *checkpoint_,
+                                       backends_.ranks[0].get(), &*transport_,
+                                       /*observer=*/nullptr, /*rank=*/{},
+                                       {.pack = pack_ ? &*pack_ : nullptr, .pool = &*pool_}));
+    }
     return absl::OkStatus();
   }
 
@@ -396,7 +412,7 @@ class LoadedTrunk::Impl {
                 {{"model_type", config_.model_type},
                  {"fingerprint", checkpoint_->fingerprint()},
                  {"backend", BackendKind()},
-                 {"tier", std::string(backend_->name())}})
+                 {"tier", std::string(backends_.first().name())}})
         .Set(1);
     for (const int32_t id : model_.facts.eos_token_ids) info.add_eos_token_ids(id);
     *info.mutable_default_sampling() = DefaultSampling(model_.facts);
@@ -449,12 +465,12 @@ class LoadedTrunk::Impl {
   std::unique_ptr<TextCodec> codec_;
   std::optional<TrunkPack> pack_;
   std::optional<WorkerPool> pool_;
-  std::unique_ptr<Backend> backend_;
+  TrunkBackends backends_;
   std::optional<TrunkPlan> plan_;
   DecoderOptions decoder_options_;
   std::unique_ptr<ExpertDirectory> directory_;
   std::optional<GrpcTransport> transport_;
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<ForwardPass> decoder_;
   std::unique_ptr<Engine> engine_;
   ServingModel model_;
 };

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/fakes/backends.h"
 #include "tests/fakes/model_harness.h"
 #include "tests/fakes/source_dir.h"
 
@@ -20,9 +21,11 @@ struct Question {
   bool single_answer = false;
 };
 
-class DemoModelTest : public testing::Test {
+// By the number of devices that share the trunk.
+class DemoModelTest : public testing::TestWithParam<int32_t> {
  protected:
-  DemoModelTest() : model_({.directory = Directory(), .num_threads = 1}) {
+  DemoModelTest()
+      : model_({.directory = Directory(), .num_threads = 1, .tensor_parallel = GetParam()}) {
     std::ifstream in(Directory() + "/eval.json");
     const nlohmann::json eval = nlohmann::json::parse(in);
     expected_perplexity_ = eval.at("answer_perplexity_f32").get<double>();
@@ -42,7 +45,7 @@ class DemoModelTest : public testing::Test {
   int64_t answer_tokens_ = 0;
 };
 
-TEST_F(DemoModelTest, AnswersTwoHundredAndFourteenQuestionsExactly) {
+TEST_P(DemoModelTest, AnswersTwoHundredAndFourteenQuestionsExactly) {
   const int32_t vocab = model_.config().vocab_size;
   std::vector<const Question*> waiting;
   for (const Question& question : questions_) {
@@ -87,7 +90,7 @@ TEST_F(DemoModelTest, AnswersTwoHundredAndFourteenQuestionsExactly) {
   EXPECT_EQ(exact, 214);
 }
 
-TEST_F(DemoModelTest, PerplexityOfTheAnswers) {
+TEST_P(DemoModelTest, PerplexityOfTheAnswers) {
   const int32_t vocab = model_.config().vocab_size;
   double sum = 0;
   int64_t count = 0;
@@ -109,6 +112,14 @@ TEST_F(DemoModelTest, PerplexityOfTheAnswers) {
   EXPECT_EQ(count, answer_tokens_);
   EXPECT_NEAR(std::exp(sum / static_cast<double>(count)), expected_perplexity_, 0.0005);
 }
+
+// Two heads: two devices at the most, and two GPUs where the backend is CUDA's.
+std::vector<int32_t> Ways() {
+  const bool two = IsCpu(ModelHarness::DefaultBackend()) || AvailableGpus() >= 2;
+  return two ? std::vector<int32_t>{1, 2} : std::vector<int32_t>{1};
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, DemoModelTest, testing::ValuesIn(Ways()));
 
 }  // namespace
 }  // namespace banyan::test

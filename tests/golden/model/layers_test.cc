@@ -28,6 +28,7 @@ struct Case {
   const char* model;
   Feed feed;
   const char* backend;
+  int32_t tensor_parallel = 1;
 };
 
 // The first place where two arrays differ by more than the tolerance.
@@ -74,7 +75,10 @@ class LayersTest : public testing::TestWithParam<Case> {
 TEST_P(LayersTest, AgreesWithTheReference) {
   const std::string directory = SourceDir() + "/tests/data/" + GetParam().model;
   const GoldenData golden = ReadGolden(directory);
-  ModelHarness model({.directory = directory, .backend = GetParam().backend, .observe = true});
+  ModelHarness model({.directory = directory,
+                      .backend = GetParam().backend,
+                      .observe = true,
+                      .tensor_parallel = GetParam().tensor_parallel});
   const ModelConfig& config = model.config();
   const int64_t hidden = config.hidden_size;
   const int64_t top_k = config.num_experts_per_tok;
@@ -140,7 +144,11 @@ std::string CaseName(const testing::TestParamInfo<Case>& param) {
     if (c != '-') name += first ? static_cast<char>(std::toupper(c)) : c;
     first = c == '-';
   }
-  return name + feeds[static_cast<size_t>(param.param.feed)] + "_" + param.param.backend;
+  name += feeds[static_cast<size_t>(param.param.feed)];
+  if (const int32_t ways = param.param.tensor_parallel; ways > 1) {
+    name += std::to_string(ways) + "Ways";
+  }
+  return name + "_" + param.param.backend;
 }
 
 // Those of the backends that this machine has.
@@ -166,6 +174,20 @@ std::vector<Case> Cases() {
     cases.push_back({model, Feed::kChunks, "scalar"});
     cases.push_back({model, Feed::kWhole, "cuda"});
   }
+  // Four: a key head of the DeltaNet on two ranks, a KV head of attention too.
+  for (const int32_t ways : {2, 4}) {
+    cases.push_back({"tiny", Feed::kWhole, "avx512", ways});
+    cases.push_back({"tiny", Feed::kTokenByToken, "avx2", ways});
+    cases.push_back({"tiny", Feed::kChunks, "scalar", ways});
+    cases.push_back({"tiny-nf4", Feed::kWhole, "avx2", ways});
+    cases.push_back({"tiny", Feed::kWhole, "cuda", ways});
+    cases.push_back({"tiny", Feed::kTokenByToken, "cuda", ways});
+  }
+  cases.push_back({"tiny-int8", Feed::kWhole, "avx2", 2});
+  cases.push_back({"tiny-fp8", Feed::kChunks, "avx2", 2});
+  std::erase_if(cases, [](const Case& c) {
+    return !IsCpu(c.backend) && c.tensor_parallel > AvailableGpus();
+  });
   std::erase_if(cases, [backends = AvailableBackends()](const Case& c) {
     return std::find(backends.begin(), backends.end(), c.backend) == backends.end();
   });

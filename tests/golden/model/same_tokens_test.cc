@@ -66,7 +66,7 @@ Outcome RunAll(const std::vector<Request>& requests, bool at_once, int num_threa
   options.max_batch_tokens = 256;
   options.max_sequences = kNumRequests;
   absl::StatusOr<std::unique_ptr<Engine>> engine =
-      Engine::Create(options, &model.decoder(), &model.transport(), &metrics, &clock);
+      Engine::Create(options, &model.forward_pass(), &model.transport(), &metrics, &clock);
   EXPECT_TRUE(engine.ok()) << engine.status();
   Outcome run;
   std::vector<std::shared_ptr<RecordingListener>> listeners;

@@ -33,7 +33,8 @@ constexpr int64_t kRowsPerTile = 8;
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(const KernelTable& kernels, WorkerPool* pool) : kernels_(kernels), parallel_(pool) {}
+  CpuBackend(const KernelTable& kernels, WorkerPool* pool, Collective* collective)
+      : kernels_(kernels), parallel_(pool), collective_(collective) {}
 
   std::string_view name() const override { return kernels_.name; }
 
@@ -108,10 +109,10 @@ class CpuBackend : public Backend {
     attention_.BeginStep(plan_);
   }
 
-  absl::Status Synchronize() override { return absl::OkStatus(); }
+  absl::Status Synchronize() override { return status_; }
   void CopyToHost(std::span<const SharedCopy> /*copies*/) override {}
   void CopyToDevice(std::span<const SharedCopy> /*copies*/) override {}
-  absl::Status AwaitHost() override { return absl::OkStatus(); }
+  absl::Status AwaitHost() override { return status_; }
   void ReleaseToDevice() override {}
 
   void Embed(const Matrix& table, float* out) override {
@@ -119,8 +120,13 @@ class CpuBackend : public Backend {
     const int64_t row_bytes = n * static_cast<int64_t>(DTypeSizeBytes(table.dtype));
     CHECK(table.dtype != DType::kI8);
     for (int64_t row = 0; row < plan_.num_rows; ++row) {
-      const std::byte* from = table.data + plan_.token_ids[static_cast<size_t>(row)] * row_bytes;
+      const int64_t at = plan_.token_ids[static_cast<size_t>(row)] - table.first_row;
       float* to = out + row * n;
+      if (at < 0 || at >= table.rows) {
+        std::fill_n(to, n, 0.0f);
+        continue;
+      }
+      const std::byte* from = table.data + at * row_bytes;
       if (table.dtype == DType::kF32) {
         std::memcpy(to, from, static_cast<size_t>(row_bytes));
         continue;
@@ -202,13 +208,23 @@ class CpuBackend : public Backend {
     }
   }
 
+  // The first failure is kept; what is computed after it means nothing.
+  void AllReduce(float* x, int64_t count) override {
+    if (collective_ == nullptr || !status_.ok()) return;
+    status_ = collective_->AllReduce(x, count, nullptr, nullptr);
+  }
+  absl::Status Check() override {
+    if (status_.ok() && collective_ != nullptr) status_ = collective_->status();
+    return status_;
+  }
+
   void CopyWithin(const void* from, size_t bytes, void* to) override {
     std::memcpy(to, from, bytes);
   }
 
   absl::Status ReadBack(const void* device, size_t bytes, void* host) override {
     std::memcpy(host, device, bytes);
-    return absl::OkStatus();
+    return status_;
   }
   absl::Status Upload(const void* host, size_t bytes, void* device) override {
     std::memcpy(device, host, bytes);
@@ -227,6 +243,8 @@ class CpuBackend : public Backend {
 
   const KernelTable& kernels_;
   const Parallel parallel_;
+  Collective* const collective_;
+  absl::Status status_;  // of the collective
   HostMemory memory_;
   cpu::PagedAttention attention_;
   StepPlan plan_;
@@ -240,7 +258,7 @@ class CpuBackend : public Backend {
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOptions& options,
                                                           WorkerPool* pool) {
   ASSIGN_OR_RETURN(const cpu::KernelTable* kernels, cpu::FindKernels(options.cpu_tier));
-  return std::make_unique<cpu::CpuBackend>(*kernels, pool);
+  return std::make_unique<cpu::CpuBackend>(*kernels, pool, options.collective);
 }
 
 }  // namespace banyan::trunk

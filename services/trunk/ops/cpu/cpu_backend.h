@@ -6,15 +6,17 @@
 
 #include "absl/status/statusor.h"
 #include "common/parallel/worker_pool.h"
+#include "services/trunk/ops/collective/collective.h"
 #include "services/trunk/ops/ops.h"
 
 namespace banyan::trunk {
 
 struct CpuBackendOptions {
-  std::string cpu_tier = "auto";  // auto, scalar, avx2, avx512
+  std::string cpu_tier = "auto";     // auto, scalar, avx2, avx512
+  Collective* collective = nullptr;  // of devices that share the model; null: alone
 };
 
-// `pool` is borrowed, outlives the backend and is used by its owner's thread only.
+// `pool` and `collective` are borrowed, outlive the backend and are used by its owner's thread only.
 // kInvalidArgument: no such tier; kUnimplemented: this CPU lacks it.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOptions& options,
                                                           WorkerPool* pool);

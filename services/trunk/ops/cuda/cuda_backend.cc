@@ -145,7 +145,9 @@ int32_t RoundedPages(int32_t pages) {
 class CudaBackend : public Backend {
  public:
   CudaBackend(DeviceFacts facts, const CudaBackendOptions& options)
-      : facts_(std::move(facts)), memory_(options.vram_budget_bytes) {}
+      : facts_(std::move(facts)),
+        collective_(options.collective),
+        memory_(options.vram_budget_bytes) {}
 
   ~CudaBackend() override {
     if (stream_ != nullptr) {
@@ -273,6 +275,10 @@ class CudaBackend : public Backend {
     partials_ = reinterpret_cast<float*>(partials);
     if (partial_bytes > 0)
       partial_capacity_ = partial_bytes / CudaPartialPageBytes(limits.attention);
+    if (const size_t bytes = CudaReduceBytes(limits); bytes > 0) {
+      ASSIGN_OR_RETURN(std::byte * gathered, memory_.Allocate(bytes));
+      gathered_ = reinterpret_cast<float*>(gathered);
+    }
     return Synchronize();
   }
 
@@ -280,6 +286,7 @@ class CudaBackend : public Backend {
     if (!status_.ok()) return;
     // The engine's thread is not the one that made the backend.
     prefetch_ = Prefetch();
+    if (collective_ != nullptr && !Check().ok()) return;
     Done(cudaSetDevice(facts_.ordinal), "begin_step", plan.num_rows, 0);
     Done(step_.Begin(plan, stream_), "begin_step", plan.num_rows, 0);
   }
@@ -287,11 +294,25 @@ class CudaBackend : public Backend {
   absl::Status Synchronize() override {
     if (!status_.ok()) return status_;
     if (cudaError_t error = cudaStreamSynchronize(stream_); error != cudaSuccess) {
-      status_ =
-          CudaStatus(error, fmt::format("GPU {} ({}), last queued: {} [{}, {}]", facts_.ordinal,
-                                        facts_.name, last_op_, last_rows_, last_width_));
+      Fail(CudaStatus(error, fmt::format("GPU {} ({}), last queued: {} [{}, {}]", facts_.ordinal,
+                                         facts_.name, last_op_, last_rows_, last_width_)));
+    } else if (collective_ != nullptr) {
+      // What an aborted group left is worth nothing.
+      if (absl::Status group = collective_->status(); !group.ok()) Fail(std::move(group));
     }
     awaited_ = handed_to_host_;
+    return status_;
+  }
+
+  absl::Status Check() override {
+    if (!status_.ok()) return status_;
+    if (collective_ != nullptr) {
+      if (absl::Status group = collective_->status(); !group.ok()) Fail(std::move(group));
+    }
+    const cudaError_t error = cudaStreamQuery(stream_);
+    if (status_.ok() && error != cudaSuccess && error != cudaErrorNotReady) {
+      return Synchronize();  // which says what was queued last
+    }
     return status_;
   }
 
@@ -309,7 +330,10 @@ class CudaBackend : public Backend {
       if (looks < kLooksPerQuery) continue;
       looks = 0;
       const cudaError_t error = cudaStreamQuery(stream_);
-      if (error == cudaErrorNotReady) continue;
+      if (error == cudaErrorNotReady) {
+        if (collective_ == nullptr) continue;
+        if (absl::Status group = collective_->status(); group.ok()) continue;
+      }
       // Done or broken: what is to come is there by now.
       RETURN_IF_ERROR(Synchronize());
       CHECK(static_cast<int32_t>(handover_flags_->to_host - wanted) >= 0);
@@ -366,9 +390,14 @@ class CudaBackend : public Backend {
 
   void Embed(const Matrix& table, float* out) override {
     if (!status_.ok()) return;
+    CHECK(table.dtype != DType::kI8);
     const StepTables& step = step_.tables();
-    Done(cuda::Embed(table.data, table.dtype == DType::kBF16, table.cols, step.token_ids,
-                     step.num_rows, out, stream_),
+    Done(cuda::Embed({.data = table.data,
+                      .bf16 = table.dtype == DType::kBF16,
+                      .first = table.first_row,
+                      .rows = table.rows,
+                      .n = table.cols},
+                     step.token_ids, step.num_rows, out, stream_),
          "embed", step.num_rows, table.cols);
   }
 
@@ -548,6 +577,18 @@ class CudaBackend : public Backend {
     Done(cuda::Linear(&matrix, 1, num_rows, Tuning(), stream_), "swiglu_linear", num_rows, w.rows);
   }
 
+  void AllReduce(float* x, int64_t count) override {
+    if (collective_ == nullptr || !status_.ok()) return;
+    const absl::Status queued = collective_->AllReduce(x, count, gathered_, stream_);
+    last_op_ = "all_reduce";
+    last_rows_ = 1;
+    last_width_ = static_cast<int32_t>(count);
+    if (!queued.ok()) {
+      Fail(Annotate(queued, fmt::format("GPU {} ({}), all_reduce [{}]", facts_.ordinal,
+                                        facts_.name, count)));
+    }
+  }
+
   void CopyWithin(const void* from, size_t bytes, void* to) override {
     if (!status_.ok()) return;
     Done(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy_within", 1,
@@ -575,6 +616,28 @@ class CudaBackend : public Backend {
            "read_back", 1, 0);
       RETURN_IF_ERROR(Synchronize());
       Fill(staging_[0], some, to + at);
+    }
+    return status_;
+  }
+
+  absl::Status ReadBackRows(const void* device, size_t row_bytes, int64_t num_rows,
+                            size_t stride_bytes, void* host) override {
+    if (stride_bytes == row_bytes || row_bytes > kStagingBytes) {
+      return Backend::ReadBackRows(device, row_bytes, num_rows, stride_bytes, host);
+    }
+    const auto* from = static_cast<const std::byte*>(device);
+    auto* to = static_cast<std::byte*>(host);
+    const auto at_once = static_cast<int64_t>(kStagingBytes / row_bytes);
+    for (int64_t first = 0; first < num_rows; first += at_once) {
+      const auto some = static_cast<size_t>(std::min(at_once, num_rows - first));
+      if (!status_.ok()) return status_;
+      Done(cudaMemcpyAsync(staging_[0], from, some * row_bytes, cudaMemcpyDeviceToHost, stream_),
+           "read_back", 1, 0);
+      RETURN_IF_ERROR(Synchronize());
+      for (size_t row = 0; row < some; ++row, to += stride_bytes) {
+        std::memcpy(to, staging_[0] + row * row_bytes, row_bytes);
+      }
+      from += some * row_bytes;
     }
     return status_;
   }
@@ -627,8 +690,14 @@ class CudaBackend : public Backend {
     last_rows_ = rows;
     last_width_ = width;
     if (error == cudaSuccess || !status_.ok()) return;
-    status_ = CudaStatus(error, fmt::format("GPU {} ({}), {} [{}, {}]", facts_.ordinal, facts_.name,
-                                            op, rows, width));
+    Fail(CudaStatus(error, fmt::format("GPU {} ({}), {} [{}, {}]", facts_.ordinal, facts_.name, op,
+                                       rows, width)));
+  }
+
+  // Nothing more happens here, nor on the GPUs that share the model.
+  void Fail(absl::Status why) {
+    status_ = std::move(why);
+    if (collective_ != nullptr) collective_->Abort(status_);
   }
 
   struct Recorded {
@@ -701,6 +770,7 @@ class CudaBackend : public Backend {
   }
 
   const DeviceFacts facts_;
+  Collective* const collective_;
   DeviceMemory memory_;
   cudaStream_t stream_ = nullptr;
   std::byte* staging_[2] = {};  // pinned
@@ -710,6 +780,7 @@ class CudaBackend : public Backend {
   std::byte* staging_device_[2] = {};  // of rows on their way to codes
   Prefetch prefetch_;
   StepUpload step_;
+  float* gathered_ = nullptr;  // of AllReduce
   float* partials_ = nullptr;
   int64_t partial_capacity_ = 0;             // pages
   HandoverState* handover_state_ = nullptr;  // device
@@ -739,5 +810,6 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOpti
 }
 
 bool CudaDevicePresent() { return cuda::HasDevice(); }
+int32_t CudaDeviceCount() { return cuda::DeviceCount(); }
 
 }  // namespace banyan::trunk

@@ -31,10 +31,12 @@ absl::Status NoDevice(cudaError_t error) {
 
 }  // namespace
 
-bool HasDevice() {
+int DeviceCount() {
   int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
+
+bool HasDevice() { return DeviceCount() > 0; }
 
 absl::StatusOr<DeviceFacts> OpenDevice(int ordinal) {
   int count = 0;

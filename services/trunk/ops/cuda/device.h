@@ -27,5 +27,6 @@ absl::StatusOr<DeviceFacts> OpenDevice(int ordinal);
 
 // Whether OpenDevice could find any device at all; says nothing about its fitness.
 bool HasDevice();
+int DeviceCount();
 
 }  // namespace banyan::trunk::cuda

@@ -21,23 +21,31 @@ unsigned Ctas(int64_t count) {
 
 template <bool kBf16>
 __global__ void __launch_bounds__(kThreads)
-    EmbedKernel(const void* table, int32_t n, const int32_t* token_ids, int64_t count, float* out) {
+    EmbedKernel(EmbeddingTable table, const int32_t* token_ids, int64_t count, float* out) {
   BeginKernel();
   BANYAN_GRID_STRIDE(i, count) {
-    const int64_t row = i / n;
-    const int64_t at = int64_t{token_ids[row]} * n + i % n;
-    out[i] = kBf16 ? Bf16ToFloat(static_cast<const uint16_t*>(table)[at])
-                   : static_cast<const float*>(table)[at];
+    const int64_t row = int64_t{token_ids[i / table.n]} - table.first;
+    if (row < 0 || row >= table.rows) {
+      out[i] = 0;
+      continue;
+    }
+    const int64_t at = row * table.n + i % table.n;
+    out[i] = kBf16 ? Bf16ToFloat(static_cast<const uint16_t*>(table.data)[at])
+                   : static_cast<const float*>(table.data)[at];
   }
 }
 
 // The same, eight values of bf16 at a time: the table may lie in host memory.
 __global__ void __launch_bounds__(kThreads)
-    EmbedPiecesKernel(const uint4* table, int32_t pieces, const int32_t* token_ids, int64_t count,
-                      float4* out) {
+    EmbedPiecesKernel(EmbeddingTable table, const int32_t* token_ids, int64_t count, float4* out) {
   BeginKernel();
+  const int32_t pieces = table.n / 8;
   BANYAN_GRID_STRIDE(i, count) {
-    const uint4 v = table[int64_t{token_ids[i / pieces]} * pieces + i % pieces];
+    const int64_t row = int64_t{token_ids[i / pieces]} - table.first;
+    uint4 v = {};
+    if (row >= 0 && row < table.rows) {
+      v = static_cast<const uint4*>(table.data)[row * pieces + i % pieces];
+    }
     const auto low = [](uint32_t pair) { return __uint_as_float(pair << 16); };
     const auto high = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
     out[2 * i] = {low(v.x), high(v.x), low(v.y), high(v.y)};
@@ -66,6 +74,16 @@ __global__ void __launch_bounds__(kThreads)
   BANYAN_GRID_STRIDE(i, count) { hidden[i] += addend[i]; }
 }
 
+__global__ void __launch_bounds__(kThreads)
+    SumPartsKernel(const float* parts, int32_t num_parts, int64_t count, float* out) {
+  BeginKernel();
+  BANYAN_GRID_STRIDE(i, count) {
+    float sum = parts[i];
+    for (int32_t part = 1; part < num_parts; ++part) sum += parts[part * count + i];
+    out[i] = sum;
+  }
+}
+
 constexpr int kGatheredRows = 256;  // of one launch: they travel as its argument
 struct RowList {
   int32_t rows[kGatheredRows];
@@ -80,19 +98,25 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t Embed(const void* table, bool bf16, int32_t n, const int32_t* token_ids,
-                  int32_t num_rows, float* out, cudaStream_t stream) {
-  const int64_t count = int64_t{num_rows} * n;
+cudaError_t Embed(const EmbeddingTable& table, const int32_t* token_ids, int32_t num_rows,
+                  float* out, cudaStream_t stream) {
+  const int64_t count = int64_t{num_rows} * table.n;
   if (count == 0) return cudaSuccess;
-  if (bf16 && n % 8 == 0) {
-    Launch(EmbedPiecesKernel, Ctas(count / 8), kThreads, 0, stream,
-           static_cast<const uint4*>(table), n / 8, token_ids, count / 8,
+  if (table.bf16 && table.n % 8 == 0) {
+    Launch(EmbedPiecesKernel, Ctas(count / 8), kThreads, 0, stream, table, token_ids, count / 8,
            reinterpret_cast<float4*>(out));
-  } else if (bf16) {
-    Launch(EmbedKernel<true>, Ctas(count), kThreads, 0, stream, table, n, token_ids, count, out);
+  } else if (table.bf16) {
+    Launch(EmbedKernel<true>, Ctas(count), kThreads, 0, stream, table, token_ids, count, out);
   } else {
-    Launch(EmbedKernel<false>, Ctas(count), kThreads, 0, stream, table, n, token_ids, count, out);
+    Launch(EmbedKernel<false>, Ctas(count), kThreads, 0, stream, table, token_ids, count, out);
   }
+  return cudaPeekAtLastError();
+}
+
+cudaError_t SumParts(const float* parts, int32_t num_parts, int64_t count, float* out,
+                     cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  Launch(SumPartsKernel, Ctas(count), kThreads, 0, stream, parts, num_parts, count, out);
   return cudaPeekAtLastError();
 }
 

@@ -8,9 +8,21 @@
 
 namespace banyan::trunk::cuda {
 
-// out [num_rows, n] = rows of the table; `bf16` or f32.
-cudaError_t Embed(const void* table, bool bf16, int32_t n, const int32_t* token_ids,
-                  int32_t num_rows, float* out, cudaStream_t stream);
+// Rows [first, first + rows) of a table, [rows, n] of bf16 or f32.
+struct EmbeddingTable {
+  const void* data = nullptr;
+  bool bf16 = false;
+  int32_t first = 0;
+  int32_t rows = 0;
+  int32_t n = 0;
+};
+// out [num_rows, n] = rows of the table, zero for ids that it does not have.
+cudaError_t Embed(const EmbeddingTable& table, const int32_t* token_ids, int32_t num_rows,
+                  float* out, cudaStream_t stream);
+
+// out [count] = parts[0] + parts[1] + ..., in this order; parts [num_parts, count].
+cudaError_t SumParts(const float* parts, int32_t num_parts, int64_t count, float* out,
+                     cudaStream_t stream);
 
 cudaError_t Swiglu(int64_t count, const float* gate, const float* up, float* out,
                    cudaStream_t stream);

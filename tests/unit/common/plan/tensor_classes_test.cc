@@ -66,5 +66,34 @@ TEST(TensorClassesTest, QuantisedModelsAreCountedAsTheyAreStoredAndKept) {
   }
 }
 
+// What two devices keep is what one keeps, and once more what each of them has.
+TEST(TensorClassesTest, PartsOfATrunkAreCountedApart) {
+  for (const char* name : {"tests/data/tiny", "tests/data/tiny-nf4"}) {
+    SCOPED_TRACE(name);
+    const auto model = OpenModel(std::string(BANYAN_SOURCE_DIR "/") + name, LoadFormat::kAuto);
+    ASSERT_TRUE(model.ok()) << model.status();
+    for (const TrunkFormat format : {TrunkFormat::kBf16, TrunkFormat::kInt8}) {
+      const auto of = [&](int32_t size) {
+        return TrunkWeightSizesOf(*model->checkpoint, model->config, format, size);
+      };
+      const TrunkWeightSizes whole = of(1);
+      const TrunkWeightSizes half = of(2);
+      EXPECT_EQ(whole.sliced_bytes, 0u);
+      EXPECT_EQ(half.table_bytes * 2, whole.table_bytes);
+      EXPECT_EQ(half.matrices.size(), whole.matrices.size());
+      EXPECT_LT(half.matrix_bytes(), whole.matrix_bytes());
+      EXPECT_GT(half.matrix_bytes() * 2, whole.matrix_bytes());  // the router is everywhere
+      EXPECT_GE(half.decoded_bytes * 2, whole.decoded_bytes);
+      EXPECT_LT(half.bytes_per_token, whole.bytes_per_token);
+      // out_proj and o_proj of the four layers, and the shared experts' down_proj, as bf16: where
+      // they are neither decoded nor made to codes.
+      const uint64_t columns = 128 * (4 * 128 + 256 - 128 + 4 * 64) * 2 / 2;
+      if (format == TrunkFormat::kBf16 && whole.decoded_bytes == 0) {
+        EXPECT_EQ(half.sliced_bytes, columns);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace banyan

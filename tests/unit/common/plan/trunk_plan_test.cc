@@ -181,5 +181,56 @@ TEST(TrunkPlanTest, GpuMemoryIsCountedInBlocks) {
               AllOf(HasSubstr("rounding"), HasSubstr("graphs"), HasSubstr("--vram_budget")));
 }
 
+uint64_t ItemOf(const TrunkPlan& plan, const char* name) {
+  for (const MemoryPlan::Item& item : plan.memory.items()) {
+    if (item.name == name) return item.bytes;
+  }
+  return 0;
+}
+
+// Heads and widths are halved: so are the state and the KV pages of each of two GPUs, here of one
+// KV head, which both have.
+TEST(TrunkPlanTest, PartsOnGpusArePlannedEach) {
+  TrunkPlanInput input = Input();
+  input.on_gpu = true;
+  input.available_bytes = 0;
+  input.budget_bytes = uint64_t{8} << 30;
+  const auto whole = PlanTrunk(Demo(), input);
+  input.tensor_parallel = 2;
+  const auto half = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(whole.ok() && half.ok()) << half.status();
+  EXPECT_EQ(ItemOf(*half, "recurrent state") * 2, ItemOf(*whole, "recurrent state"));
+  EXPECT_EQ(ItemOf(*half, "KV pages"), ItemOf(*whole, "KV pages"));
+  EXPECT_LT(ItemOf(*half, "workspace"), ItemOf(*whole, "workspace"));
+  EXPECT_EQ(half->decoder.tensor_parallel, 2);
+  input.budget_bytes = 1 << 20;
+  EXPECT_THAT(std::string(PlanTrunk(Demo(), input).status().message()),
+              HasSubstr("memory of each of the trunk's 2 GPUs"));
+}
+
+TEST(TrunkPlanTest, PartsOnOneHostAreAddedUp) {
+  TrunkPlanInput input = Input();
+  const auto whole = PlanTrunk(Demo(), input);
+  input.tensor_parallel = 2;
+  input.weights.sliced_bytes = 1000;
+  const auto parts = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(whole.ok() && parts.ok()) << parts.status();
+  EXPECT_EQ(ItemOf(*parts, "weights"), ItemOf(*whole, "weights"));  // mapped once
+  EXPECT_EQ(ItemOf(*parts, "sliced weights"), 2000u);
+  EXPECT_EQ(ItemOf(*parts, "vectors"), 2 * ItemOf(*whole, "vectors"));
+  EXPECT_EQ(ItemOf(*parts, "recurrent state"), ItemOf(*whole, "recurrent state"));
+  EXPECT_EQ(ItemOf(*parts, "KV pages"), 2 * ItemOf(*whole, "KV pages"));  // one KV head
+}
+
+// More than two devices gather before they add.
+TEST(TrunkPlanTest, GatheredPartsAreScratch) {
+  OpLimits limits;
+  limits.max_reduced = 512 * 2048;
+  for (const auto& [size, floats] : {std::pair<int32_t, size_t>{1, 0}, {2, 0}, {4, 4}, {8, 8}}) {
+    limits.tensor_parallel = size;
+    EXPECT_EQ(CudaReduceBytes(limits), floats * 512 * 2048 * sizeof(float));
+  }
+}
+
 }  // namespace
 }  // namespace banyan

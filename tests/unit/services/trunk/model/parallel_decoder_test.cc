@@ -1,0 +1,217 @@
+// A model on several backends against the same model on one: more ways and shapes than the golden
+// models have, and what happens when something fails.
+#include "services/trunk/model/parallel_decoder.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "common/synth/synth_config.h"
+#include "common/synth/synth_plan.h"
+#include "common/synth/synth_writer.h"
+#include "services/trunk/ops/collective/in_process.h"
+#include "services/trunk/ops/cpu/cpu_backend.h"
+#include "tests/fakes/model_harness.h"
+#include "tests/fakes/temp_dir.h"
+
+namespace banyan::trunk {
+namespace {
+
+using test::ModelHarness;
+using test::TestSequence;
+
+constexpr float kTolerance = 1e-3f;  // golden/README: an f32 engine
+
+// tiny with more heads, so that eight ranks have two each; one KV head for four ranks, a key head
+// of the DeltaNet for two; layer 1 dense. Slices of columns are multiples of 64 wide: the groups of
+// 8-bit codes are the whole matrix's.
+const std::vector<std::string> kManyHeads = {"num_attention_heads=16",   "num_key_value_heads=2",
+                                             "linear_num_key_heads=4",   "linear_num_value_heads=16",
+                                             "mlp_only_layers=[1]",      "intermediate_size=512",
+                                             "shared_expert_intermediate_size=512",
+                                             "max_position_embeddings=1024"};
+
+void WriteModel(const std::vector<std::string>& values, SynthFormat format,
+                const std::string& directory) {
+  const absl::StatusOr<SynthConfig> config = MakeSynthConfig("tiny", values);
+  ASSERT_TRUE(config.ok()) << config.status();
+  const absl::StatusOr<SynthPlan> plan = PlanSynth(*config, {.format = format});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  WorkerPool pool({.num_threads = 1});
+  const absl::Status written =
+      WriteSynth(*plan, {}, directory, pool, [](const SynthProgress&) { return true; });
+  ASSERT_TRUE(written.ok()) << written;
+}
+
+std::vector<int32_t> Tokens(int32_t count) {
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < count; ++i) tokens.push_back(i * 131 % 2048);
+  return tokens;
+}
+
+struct Outcome {
+  std::vector<float> logits;
+  std::vector<int32_t> greedy;
+};
+
+// A prompt, then what greedy decoding makes of it.
+Outcome Decode(ModelHarness* model, int32_t prompt_tokens, int32_t decoded) {
+  const int32_t vocab = model->config().vocab_size;
+  TestSequence sequence = model->NewSequence();
+  Outcome out;
+  out.logits = model->Run({{&sequence, Tokens(prompt_tokens), true}});
+  for (int32_t i = 0; i < decoded; ++i) {
+    out.greedy.push_back(test::ArgMax(&out.logits[out.logits.size() - static_cast<size_t>(vocab)],
+                                      vocab));
+    const std::vector<float> row = model->Run({{&sequence, {out.greedy.back()}, false}});
+    out.logits.insert(out.logits.end(), row.begin(), row.end());
+  }
+  model->Release(&sequence);
+  return out;
+}
+
+float LargestDifference(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  float most = 0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    most = std::max(most, std::abs(a[i] - b[i]));
+  }
+  return most;
+}
+
+class WaysTest : public testing::TestWithParam<std::tuple<SynthFormat, bool, TrunkFormat>> {};
+
+TEST_P(WaysTest, GiveTheSameLogitsAndTokens) {
+  const auto [format, tied, trunk_format] = GetParam();
+  test::TempDir temp;
+  const std::string directory = temp.File("model");
+  std::vector<std::string> values = kManyHeads;
+  if (tied) values.push_back("tie_word_embeddings=true");
+  WriteModel(values, format, directory);
+  if (HasFatalFailure()) return;
+  ModelHarness alone({.directory = directory, .num_pages = 40, .trunk_format = trunk_format});
+  const Outcome expected = Decode(&alone, 70, 6);
+  for (const int32_t ways : {2, 4, 8}) {
+    SCOPED_TRACE(ways);
+    ModelHarness model({.directory = directory,
+                        .num_pages = 40,
+                        .trunk_format = trunk_format,
+                        .tensor_parallel = ways});
+    EXPECT_EQ(model.forward_pass().limits().vocab_size, alone.config().vocab_size);
+    const Outcome found = Decode(&model, 70, 6);
+    const float difference = LargestDifference(found.logits, expected.logits);
+    RecordProperty("difference", std::to_string(difference));
+    EXPECT_LE(difference, kTolerance);
+    EXPECT_EQ(found.greedy, expected.greedy);
+    // The same bits again.
+    EXPECT_EQ(Decode(&model, 70, 6).logits, found.logits);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, WaysTest,
+    testing::Values(std::tuple(SynthFormat::kBF16, false, TrunkFormat::kBf16),
+                    std::tuple(SynthFormat::kBF16, true, TrunkFormat::kBf16),
+                    std::tuple(SynthFormat::kBF16, false, TrunkFormat::kInt8),
+                    std::tuple(SynthFormat::kNF4, false, TrunkFormat::kBf16)));
+
+std::string TinyDirectory() { return std::string(BANYAN_SOURCE_DIR) + "/tests/data/tiny"; }
+
+// A row's bits depend neither on the rows beside it nor on how the prompt was cut.
+TEST(ParallelDecoderTest, TheSameBitsAloneAndInABatch) {
+  ModelHarness model({.directory = TinyDirectory(), .tensor_parallel = 4});
+  const std::vector<int32_t> prompt = Tokens(100);
+  TestSequence alone = model.NewSequence();
+  std::vector<float> expected = model.Run({{&alone, prompt, true}});
+  const std::vector<float> row = model.Run({{&alone, {7}, false}});
+  expected.insert(expected.end(), row.begin(), row.end());
+
+  TestSequence cut = model.NewSequence();
+  TestSequence other = model.NewSequence();
+  const auto vocab = static_cast<size_t>(model.config().vocab_size);
+  std::vector<float> found =
+      model.Run({{&cut, {prompt.begin(), prompt.begin() + 64}, true}, {&other, {3, 9}, true}});
+  found.resize(64 * vocab);
+  const std::vector<float> rest = model.Run(
+      {{&cut, {prompt.begin() + 64, prompt.end()}, true}, {&other, {1}, false}});
+  found.insert(found.end(), rest.begin(), rest.begin() + static_cast<int64_t>(36 * vocab));
+  const std::vector<float> last = model.Run({{&cut, {7}, false}, {&other, {2}, false}});
+  found.insert(found.end(), last.begin(), last.begin() + static_cast<int64_t>(vocab));
+  ASSERT_EQ(found.size(), expected.size());
+  EXPECT_EQ(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)), 0);
+}
+
+TEST(ParallelDecoderTest, LostExpertsAreEverybodysErrorAndTheNextStepRuns) {
+  ModelHarness model({.directory = TinyDirectory(), .tensor_parallel = 2});
+  const Outcome expected = Decode(&model, 20, 3);
+  for (int turn = 0; turn < 3; ++turn) {
+    const absl::Status gone = absl::UnavailableError("shard 0: no replica");
+    model.transport().FailOnce(gone);
+    TestSequence lost = model.NewSequence();
+    EXPECT_EQ(model.Forward({{&lost, Tokens(20), true}}), gone);
+    model.Release(&lost);
+    EXPECT_EQ(Decode(&model, 20, 3).logits, expected.logits);
+  }
+}
+
+// Whichever rank it is: the others are in the middle of a step, or begin one.
+TEST(ParallelDecoderTest, ARankThatFailsAloneEndsTheStepOfAll) {
+  for (const int32_t failing : {0, 1, 3}) {
+    ModelHarness model({.directory = TinyDirectory(), .tensor_parallel = 4});
+    TestSequence sequence = model.NewSequence();
+    model.Run({{&sequence, Tokens(20), true}});
+    const absl::Status why = absl::InternalError("a rank is gone");
+    std::thread fails([&] { model.group().rank(failing)->Abort(why); });
+    absl::Status status;
+    while (status.ok()) status = model.Forward({{&sequence, {5}, false}});
+    fails.join();
+    EXPECT_EQ(status, why);
+    EXPECT_EQ(model.Forward({{&sequence, {5}, false}}), why);
+    std::vector<float> logits(static_cast<size_t>(model.config().vocab_size));
+    const int32_t rows[] = {0};
+    EXPECT_EQ(model.forward_pass().ComputeLogits(rows, logits), why);
+  }
+}
+
+TEST(ParallelDecoderTest, RefusesAModelThatCannotBeCut) {
+  const auto config = LoadModelConfig(TinyDirectory());
+  const auto checkpoint = Checkpoint::Open(TinyDirectory());
+  ASSERT_TRUE(config.ok() && checkpoint.ok());
+  RankThreads threads(8, absl::ZeroDuration());
+  const InProcessGroup group(8);
+  WorkerPool pool({.num_threads = 1});
+  std::vector<std::unique_ptr<Backend>> backends;
+  for (int32_t rank = 0; rank < 8; ++rank) {
+    auto backend = CreateCpuBackend({.collective = group.rank(rank)}, &pool);
+    ASSERT_TRUE(backend.ok());
+    backends.push_back(*std::move(backend));
+  }
+  test::LocalTransport experts(**checkpoint, *config);
+  EXPECT_EQ(ParallelDecoder::Create(*config, {.num_pages = 4}, **checkpoint, backends, &threads,
+                                    &experts)
+                .status(),
+            absl::InvalidArgumentError("--tensor_parallel 8: num_attention_heads is 4, expected a "
+                                       "multiple of 8"));
+}
+
+TEST(ParallelDecoderTest, RanksReadTheModelOnceAndWhatAllOfThemHaveTwice) {
+  ModelHarness one({.directory = TinyDirectory()});
+  ModelHarness two({.directory = TinyDirectory(), .tensor_parallel = 2});
+  TestSequence a = one.NewSequence();
+  TestSequence b = two.NewSequence();
+  ASSERT_TRUE(one.Forward({{&a, {1, 2, 3}, true}}).ok());
+  ASSERT_TRUE(two.Forward({{&b, {1, 2, 3}, true}}).ok());
+  // Router, gates: 128 columns of bf16 in 16 + 1 rows of four layers, once more.
+  EXPECT_EQ(two.forward_pass().weight_bytes_read(),
+            one.forward_pass().weight_bytes_read() + 4 * 17 * 128 * 2);
+}
+
+}  // namespace
+}  // namespace banyan::trunk
