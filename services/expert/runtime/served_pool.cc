@@ -151,6 +151,9 @@ class PackedPool final : public ServedPool {
       }
     }
     PoolLoadReport report;
+    if (table_.format == PoolFormat::kBF16) {
+      ASSIGN_OR_RETURN(report.rounded, FindRoundedExperts(*checkpoint_, config_));
+    }
     report.pack_path = result.pack.path();
     report.rejected = result.rejected;
     report.built = result.built;

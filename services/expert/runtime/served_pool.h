@@ -15,6 +15,7 @@
 #include "common/config/open_checkpoint.h"
 #include "common/memory/memory_plan.h"
 #include "common/parallel/worker_pool.h"
+#include "common/pool/own_format.h"
 #include "common/pool/pack_builder.h"
 #include "services/expert/kernels/cpu_features.h"
 #include "services/expert/runtime/grouped_executor.h"
@@ -43,8 +44,9 @@ using PoolProgressFn =
 struct PoolLoadReport {
   std::string pack_path;  // "": no pack is used
   PoolMemoryMode memory = PoolMemoryMode::kMap;
-  absl::Status rejected;           // why a pack that lay there was not used
-  std::optional<PackStats> built;  // a pack was made
+  absl::Status rejected;                  // why a pack that lay there was not used
+  std::optional<PackStats> built;         // a pack was made
+  std::optional<RoundedExperts> rounded;  // a bf16 pool of values that are not bf16
   bool reused_segment = false;
   uint64_t huge_page_bytes = 0;
 };

@@ -256,6 +256,12 @@ class ExpertServer::Impl {
       load_metrics_.packs_rejected.Increment();
       LogWarning("pack_rejected", {{"reason", report.rejected}, {"pack", report.pack_path}});
     }
+    if (report.rounded) {
+      LogWarning("experts_rounded", {{"tensor", report.rounded->tensor},
+                                     {"values", DTypeName(report.rounded->dtype)},
+                                     {"pool_format", served_->description().format},
+                                     {"largest_relative_error", kBF16RoundingError}});
+    }
     if (report.built) {
       LogInfo("packed", {{"pack", report.pack_path},
                          {"source_bytes", report.built->source_bytes},
