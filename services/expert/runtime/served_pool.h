@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -33,6 +34,7 @@ struct ServedPoolOptions {
   bool verify_pool = false;          // read the payload of a pack that was there
   PoolMemoryOptions memory;
   std::string cpu_tier = "auto";
+  std::function<void()> on_plan = [] {};  // called when the headers are read
 };
 
 enum class PoolPhase : uint8_t { kWait, kConvert, kVerify, kRead };
