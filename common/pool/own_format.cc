@@ -46,4 +46,17 @@ absl::StatusOr<std::optional<PoolFormat>> OwnPoolFormat(const Checkpoint& checkp
   return std::optional(PoolFormat::kBF16);
 }
 
+absl::StatusOr<std::optional<RoundedExperts>> FindRoundedExperts(const Checkpoint& checkpoint,
+                                                                 const ModelConfig& config) {
+  for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (config.mlps[static_cast<size_t>(layer)] != MlpKind::kMoe) continue;
+    ASSIGN_OR_RETURN(const ExpertTensors expert, GetExpertTensors(checkpoint, config, layer, 0));
+    for (const StoredMatrix* matrix : {&expert.gate_proj, &expert.up_proj, &expert.down_proj}) {
+      ASSIGN_OR_RETURN(const DType dtype, DequantizedDType(checkpoint, *matrix));
+      if (dtype != DType::kBF16) return RoundedExperts{matrix->name, dtype};
+    }
+  }
+  return std::optional<RoundedExperts>();
+}
+
 }  // namespace banyan

@@ -186,6 +186,8 @@ class Builder {
       const int64_t end = std::min(first + batch, num_experts);
       pool_.ParallelFor(end - first, [&](int64_t i, int thread) {
         if (error.failed()) return;
+        // The disk goes on with the next batch while this one is converted and written.
+        if (first + i + batch < num_experts) Prefetch(first + i + batch);
         absl::Status status = PackExpert(first + i, file, workers_[static_cast<size_t>(thread)]);
         if (!status.ok()) error.Set(status);
       });
@@ -196,10 +198,31 @@ class Builder {
     return absl::OkStatus();
   }
 
+  std::pair<int32_t, int32_t> LayerAndExpert(int64_t idx) const {
+    return {header_.moe_layers[static_cast<size_t>(idx / header_.num_shard_experts)],
+            static_cast<int32_t>(header_.first_expert + idx % header_.num_shard_experts)};
+  }
+
+  // Asks for what the shard reads of an expert; errors are met when it is packed.
+  void Prefetch(int64_t idx) const {
+    const auto [layer, expert] = LayerAndExpert(idx);
+    const auto tensors = GetExpertTensors(*request_.checkpoint, *request_.config, layer, expert);
+    if (!tensors.ok() || request_.checkpoint->is_generated()) return;
+    for (const StoredMatrix* matrix : {&tensors->gate_proj, &tensors->up_proj}) {
+      // Rows of the shard's part of the width, in bytes of whatever the matrix is stored in.
+      const TensorView& view = matrix->weight;
+      const std::span<const std::byte> bytes(view.data, view.size_bytes());
+      const auto at = [&](int32_t row) {
+        return bytes.size() / static_cast<size_t>(header_.moe_intermediate_size) *
+               static_cast<size_t>(row);
+      };
+      MappedFile::Prefetch(bytes.subspan(at(header_.first_width), at(header_.num_shard_width)));
+    }
+    request_.checkpoint->Prefetch(tensors->down_proj.weight);
+  }
+
   absl::Status PackExpert(int64_t idx, const OutputFile& file, Worker& worker) {
-    const int32_t layer = header_.moe_layers[static_cast<size_t>(idx / header_.num_shard_experts)];
-    const auto expert =
-        static_cast<int32_t>(header_.first_expert + idx % header_.num_shard_experts);
+    const auto [layer, expert] = LayerAndExpert(idx);
     const std::string name = fmt::format("layer {} expert {}", layer, expert);
     const std::string place = fmt::format("{}: {}", request_.checkpoint->directory(), name);
     absl::StatusOr<Parts> parts = PartsOf(layer, expert);

@@ -359,6 +359,16 @@ std::vector<Damage> QuantisedDamages() {
          {fmt::format("quantization_config.quant_method is \"{}\", which is not supported", method),
           "supported: bf16, f16 and f32 weights, bitsandbytes NF4"});
   }
+  // Fused experts are never quantised; a file that has them so is refused with what is supported.
+  for (const char* dtype : {"U8", "I8", "F8_E4M3"}) {
+    both((std::string("FusedExpertsOf_") + dtype).c_str(), "tiny-fused",
+         [dtype](TestCheckpoint& model) {
+           TestTensor* const fused = model.Find("model.layers.1.mlp.experts.gate_up_proj");
+           fused->dtype = dtype;
+           fused->bytes.resize(fused->bytes.size() / 2);
+         },
+         {"model.layers.1.mlp.experts.gate_up_proj", dtype, "BF16, F16 or F32", ".safetensors"});
+  }
   both("CompressedTensorsInt4", "tiny-fp8",
        InConfig("\"fp8\"", "\"compressed-tensors\", \"format\": \"pack-quantized\""),
        {"\"compressed-tensors\" with format \"pack-quantized\", which is not supported"});

@@ -152,9 +152,9 @@ int NumPhase(const std::vector<LoadProgress::Phase>& phases, LoadProgress::Phase
 class PoolProcessTest : public ::testing::Test {
  protected:
   std::vector<std::string> Args(std::vector<std::string> more = {}) const {
-    std::vector<std::string> args = {"--model=" + model_};
+    std::vector<std::string> args;
     for (const std::string& standard :
-         {"--pool_dir=" + packs_.path(), std::string("--pool_format=int8")}) {
+         {"--model=" + model_, "--pool_dir=" + packs_.path(), std::string("--pool_format=int8")}) {
       const std::string flag = standard.substr(0, standard.find('=') + 1);
       const bool given = std::any_of(more.begin(), more.end(), [&](const std::string& arg) {
         return arg.rfind(flag, 0) == 0;
@@ -403,6 +403,47 @@ TEST_F(PoolProcessTest, DummyPoolsNeedNoPack) {
   EXPECT_TRUE(packed.process().WaitForLine("memory=map", absl::Seconds(5)).ok());
   EXPECT_EQ(packed.Answers(), answers);
   EXPECT_EQ(packed.Stop(), 0);
+}
+
+// What banyan-expert serves by default: a pack of it is made ahead, or none is needed.
+TEST_F(PoolProcessTest, PacksTheOwnFormat) {
+  const auto pack = [&](const std::string& model) {
+    Process process({BinaryPath("banyan"), "pack", "--model=" + DataDir(model),
+                     "--pool_dir=" + packs_.path(), "--pool_format=auto", "--split=experts"});
+    EXPECT_EQ(process.WaitExit(kTimeout).value_or(-1), 0) << process.Log();
+    return process.Log();
+  };
+  EXPECT_NE(pack("tiny").find("served where the checkpoint is mapped"), std::string::npos);
+  EXPECT_TRUE(std::filesystem::is_empty(packs_.path()));
+  EXPECT_NE(pack("tiny-nf4").find("nf4-experts-0of1.pack"), std::string::npos);
+  EXPECT_NE(pack("tiny-fp8").find("bf16-experts-0of1.pack"), std::string::npos);
+  Host host({"--model=" + DataDir("tiny-fp8"), "--pool_dir=" + packs_.path(), "--split=experts"});
+  EXPECT_EQ(NumPhase(host.AwaitReady(), LoadProgress::CONVERT), 0);
+  // FP8 values are bf16: nothing is rounded.
+  EXPECT_EQ(host.process().Log().find("experts_rounded"), std::string::npos);
+}
+
+// Experts of f16 lose mantissa bits in a bf16 pool; the log names them and the bound.
+TEST_F(PoolProcessTest, RoundedExpertsAreNamed) {
+  TempDir source;
+  TestCheckpoint model = TestCheckpoint::Read(model_);
+  for (TestShard& shard : model.shards) {
+    for (TestTensor& tensor : shard.tensors) {
+      if (tensor.name.find(".mlp.experts.") == std::string::npos) continue;
+      tensor.dtype = "F16";
+      // Small numbers of either sign, whatever the bits were.
+      for (size_t i = 1; i < tensor.bytes.size(); i += 2) tensor.bytes[i] &= '\xaf';
+    }
+  }
+  model.Write(source.path());
+  Host host(Args({"--model=" + source.path(), "--pool_format=auto"}));
+  host.AwaitReady();
+  const auto line = host.process().WaitForLine("experts_rounded", absl::Seconds(5));
+  ASSERT_TRUE(line.ok()) << line.status();
+  for (const char* part : {"tensor=model.layers.0.mlp.experts.0.gate_proj.weight", "values=F16",
+                           "pool_format=bf16", "largest_relative_error=0.002"}) {
+    EXPECT_NE(line->find(part), std::string::npos) << *line;
+  }
 }
 
 // A model of its own, so that no other test has its segment.

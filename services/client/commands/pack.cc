@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "absl/time/clock.h"
@@ -18,6 +19,7 @@
 #include "common/config/tensor_inventory.h"
 #include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
+#include "common/pool/own_format.h"
 #include "common/pool/pack_builder.h"
 #include "common/pool/pack_path.h"
 #include "services/client/commands/command.h"
@@ -129,13 +131,33 @@ void PrintJson(const PackResult& result) {
   std::printf("%s\n", json.dump().c_str());
 }
 
+void PrintNothingToDo(const Options& options) {
+  if (options.output == "json") {
+    std::printf(
+        "%s\n",
+        nlohmann::ordered_json{{"pack", nullptr}, {"bytes", 0}, {"built", false}}.dump().c_str());
+  } else {
+    std::printf("%s: its experts are served where the checkpoint is mapped, nothing to do\n",
+                options.model.c_str());
+  }
+}
+
 absl::Status PackModel(const Options& options, const PackRequest& flags) {
   PackRequest request = flags;
   ASSIGN_OR_RETURN(const LoadFormat load_format, ParseLoadFormat(options.load_format));
   ASSIGN_OR_RETURN(const OpenedModel model, OpenModel(options.model, load_format));
-  RETURN_IF_ERROR(CheckComplete(*model.checkpoint, model.config).status());
+  ASSIGN_OR_RETURN(const CheckpointSummary summary, CheckComplete(*model.checkpoint, model.config));
   request.checkpoint = model.checkpoint.get();
   request.config = &model.config;
+  if (options.pool_format == "auto") {
+    ASSIGN_OR_RETURN(const std::optional<PoolFormat> own,
+                     OwnPoolFormat(*model.checkpoint, model.config, summary));
+    if (!own) {
+      PrintNothingToDo(options);
+      return absl::OkStatus();
+    }
+    request.format = *own;
+  }
   WorkerPool pool({.num_threads = options.threads > 0 ? options.threads : UsableCpuCount()});
   ASSIGN_OR_RETURN(const PackResult result, Pack(options, request, pool));
   if (options.output == "json") {
@@ -151,14 +173,16 @@ int Run(const Options& options) {
   const auto usage = [](const char* flag, const absl::Status& status) {
     return FailUsage(fmt::format("{}: {}", flag, ToStd(status.message())));
   };
-  const absl::StatusOr<PoolFormat> format = ParsePoolFormatFlag(options.pool_format);
-  if (!format.ok()) return usage("--pool_format", format.status());
+  if (options.pool_format != "auto") {
+    const absl::StatusOr<PoolFormat> format = ParsePoolFormatFlag(options.pool_format);
+    if (!format.ok()) return usage("--pool_format", format.status());
+    request.format = *format;
+  }
   const absl::StatusOr<ShardSplit> split = ParseShardSplit(options.split);
   if (!split.ok()) return usage("--split", split.status());
   const absl::StatusOr<ShardSpec> shard = ParseShard(options.shard, *split);
   if (!shard.ok()) return usage("--shard", shard.status());
   if (options.pool_dir.empty()) return FailUsage("--pool_dir is required: no home directory");
-  request.format = *format;
   request.shard = *shard;
   request.pool_dir = options.pool_dir;
   NameMappingFaults();
@@ -180,7 +204,8 @@ void AddPack(CLI::App& app, Action& action) {
   verb->add_option("--pool_dir", options->pool_dir,
                    "Where packs are kept (default: as in banyan-expert)")
       ->type_name("DIR");
-  verb->add_option("--pool_format", options->pool_format, "bf16, int8, nf4 or int4")
+  verb->add_option("--pool_format", options->pool_format,
+                   "bf16, int8, nf4, int4 or auto (as in banyan-expert)")
       ->capture_default_str();
   verb->add_option("--shard", options->shard, "I/N: which of N shards")->capture_default_str();
   verb->add_option("--split", options->split, "width or experts, as the experts are started")

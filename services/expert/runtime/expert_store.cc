@@ -187,6 +187,10 @@ absl::Status ExpertStore::Load(WorkerPool& pool,
   for (const std::vector<ExpertWeights>& experts : table_.layers) {
     for (const ExpertWeights& weights : experts) all.push_back(&weights);
   }
+  // In the order of the files, whatever that of the experts is.
+  std::sort(all.begin(), all.end(), [](const ExpertWeights* a, const ExpertWeights* b) {
+    return a->down_proj.data < b->down_proj.data;
+  });
   const auto num_experts = static_cast<int64_t>(all.size());
   const int64_t batch = kExpertsPerReport * pool.num_threads();
   for (int64_t first = 0; first < num_experts; first += batch) {

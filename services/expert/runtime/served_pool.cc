@@ -151,6 +151,9 @@ class PackedPool final : public ServedPool {
       }
     }
     PoolLoadReport report;
+    if (table_.format == PoolFormat::kBF16) {
+      ASSIGN_OR_RETURN(report.rounded, FindRoundedExperts(*checkpoint_, config_));
+    }
     report.pack_path = result.pack.path();
     report.rejected = result.rejected;
     report.built = result.built;
@@ -267,6 +270,7 @@ absl::StatusOr<std::unique_ptr<ServedPool>> ServedPool::Open(const ServedPoolOpt
                                                              const CpuFeatures& features) {
   ASSIGN_OR_RETURN(const FfnKernels* const kernels, PlainKernels(options.cpu_tier, features));
   ASSIGN_OR_RETURN(OpenedModel model, OpenModel(options.model_dir, options.load_format));
+  options.on_plan();
   ASSIGN_OR_RETURN(const CheckpointSummary summary, CheckComplete(*model.checkpoint, model.config));
   ASSIGN_OR_RETURN(
       const std::optional<PoolFormat> format,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -15,6 +16,7 @@
 #include "common/config/open_checkpoint.h"
 #include "common/memory/memory_plan.h"
 #include "common/parallel/worker_pool.h"
+#include "common/pool/own_format.h"
 #include "common/pool/pack_builder.h"
 #include "services/expert/kernels/cpu_features.h"
 #include "services/expert/runtime/grouped_executor.h"
@@ -32,6 +34,7 @@ struct ServedPoolOptions {
   bool verify_pool = false;          // read the payload of a pack that was there
   PoolMemoryOptions memory;
   std::string cpu_tier = "auto";
+  std::function<void()> on_plan = [] {};  // called when the headers are read
 };
 
 enum class PoolPhase : uint8_t { kWait, kConvert, kVerify, kRead };
@@ -43,8 +46,9 @@ using PoolProgressFn =
 struct PoolLoadReport {
   std::string pack_path;  // "": no pack is used
   PoolMemoryMode memory = PoolMemoryMode::kMap;
-  absl::Status rejected;           // why a pack that lay there was not used
-  std::optional<PackStats> built;  // a pack was made
+  absl::Status rejected;                  // why a pack that lay there was not used
+  std::optional<PackStats> built;         // a pack was made
+  std::optional<RoundedExperts> rounded;  // a bf16 pool of values that are not bf16
   bool reused_segment = false;
   uint64_t huge_page_bytes = 0;
 };

@@ -150,15 +150,17 @@ class ExpertServer::Impl {
     const absl::Time start = absl::Now();
     tracker_.SetPhase(LoadProgress::HEADERS, options_.model_dir);
     const CpuFeatures features = ReadCpuFeatures();
-    ASSIGN_OR_RETURN(served_, ServedPool::Open({.model_dir = options_.model_dir,
-                                                .shard = options_.shard,
-                                                .load_format = options_.load_format,
-                                                .pool_format = options_.pool_format,
-                                                .pool_dir = options_.pool_dir,
-                                                .verify_pool = options_.verify_pool,
-                                                .memory = options_.pool_memory,
-                                                .cpu_tier = options_.cpu_tier},
-                                               features));
+    ASSIGN_OR_RETURN(
+        served_, ServedPool::Open({.model_dir = options_.model_dir,
+                                   .shard = options_.shard,
+                                   .load_format = options_.load_format,
+                                   .pool_format = options_.pool_format,
+                                   .pool_dir = options_.pool_dir,
+                                   .verify_pool = options_.verify_pool,
+                                   .memory = options_.pool_memory,
+                                   .cpu_tier = options_.cpu_tier,
+                                   .on_plan = [this] { tracker_.SetPhase(LoadProgress::PLAN); }},
+                                  features));
     const PoolDescription& pool = served_->description();
     load_metrics_.pool_bytes.Set(static_cast<double>(pool.pool_bytes));
     LogPlan(pool, served_->memory_plan());
@@ -167,6 +169,7 @@ class ExpertServer::Impl {
     const int num_threads = options_.num_threads > 0 ? options_.num_threads : UsableCpuCount();
     pool_.emplace(WorkerPool::Options{.num_threads = num_threads});
     ASSIGN_OR_RETURN(const PoolLoadReport report, LoadPool());
+    tracker_.SetPhase(LoadProgress::WARM);
     load_metrics_.bandwidth.Set(
         MeasureReadBandwidth(*pool_, served_->ContiguousWeights(), kBandwidthTime));
     executor_ = served_->MakeExecutor(*pool_);
@@ -255,6 +258,12 @@ class ExpertServer::Impl {
     if (!report.rejected.ok()) {
       load_metrics_.packs_rejected.Increment();
       LogWarning("pack_rejected", {{"reason", report.rejected}, {"pack", report.pack_path}});
+    }
+    if (report.rounded) {
+      LogWarning("experts_rounded", {{"tensor", report.rounded->tensor},
+                                     {"values", DTypeName(report.rounded->dtype)},
+                                     {"pool_format", served_->description().format},
+                                     {"largest_relative_error", kBF16RoundingError}});
     }
     if (report.built) {
       LogInfo("packed", {{"pack", report.pack_path},
