@@ -15,8 +15,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   uint64_t file_bytes = 0;
   if (size < sizeof(file_bytes)) return 0;
   std::memcpy(&file_bytes, data, sizeof(file_bytes));
-  std::vector<std::byte> bytes(size - sizeof(file_bytes));
-  std::memcpy(bytes.data(), data + sizeof(file_bytes), bytes.size());
+  const auto* const first = reinterpret_cast<const std::byte*>(data);
+  std::vector<std::byte> bytes(first + sizeof(file_bytes), first + size);
   for (const bool repair : {false, true}) {
     if (repair && bytes.size() > 32) {
       uint64_t header_bytes = 0;
