@@ -83,7 +83,9 @@ ModelHarness::ModelHarness(const Options& options)
   }
   backends_.resize(pools_.size());
   if (ranks == 1) {
-    backends_[0] = MakeBackend(options.backend, pools_[0].get());
+    if (options.group_of_one) group_ = MakeGroup(options.backend, 1);
+    backends_[0] = MakeBackend(options.backend, pools_[0].get(),
+                               group_ == nullptr ? nullptr : group_->rank(0));
     decoder_ = ValueOf(trunk::Decoder::Create(config_, decoder_options, *checkpoint_,
                                               backends_[0].get(), transport_.get(),
                                               observer_.get()));

@@ -72,6 +72,7 @@ class ModelHarness {
     DType kv_dtype = DefaultKvDType();
     bool observe = false;
     int32_t tensor_parallel = 1;  // backends that share the model
+    bool group_of_one = false;    // the only backend is joined with nobody
     uint64_t page_seed = 1;  // order in which pages and slots are handed out
   };
   // Tokens of one sequence in a step; `chunked` as in step.h.
