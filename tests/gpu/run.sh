@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # All GPU tests and benchmarks in one go, from a bundle (bundle.sh) or from a build:
-#   run.sh [--log_dir DIR] [tests|golden|eval|sanitizer|ops|step ...]  without a list: all of them
+#   run.sh [--log_dir DIR] [tests|golden|eval|sanitizer|ops|step|parallel|serve_parallel ...]
+# Without a list: all but the last two, which want two GPUs or more and NCCL (libnccl.so.2 where
+# LD_LIBRARY_PATH says).
 # tests: operations against doubles and against the CPU; golden: the small models layer by layer, demo
 # model, exactness; eval: the demo model's questions and perplexity with every format of weights and
-# cache; sanitizer: memcheck and racecheck of some of these; ops, step: cuda_bench.
+# cache; sanitizer: memcheck and racecheck of some of these; ops, step: cuda_bench; parallel: NCCL, the
+# small models and the demo model on several GPUs, and steps on one and on more; serve_parallel: the demo
+# model's questions to a server on two GPUs.
 # Ends with one line per part and exit code 1 if one failed.
 set -uo pipefail
 
@@ -11,7 +15,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 [[ ! -f $here/programs.tar.xz || -d $here/bin ]] || tar -C "$here" -xJf "$here/programs.tar.xz"
 if [[ -d $here/bin ]]; then
   bin=$here/bin
-  export LD_LIBRARY_PATH=$here/lib
+  export LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   if [[ -z ${BANYAN_TEST_SOURCE_DIR:-} ]]; then
     BANYAN_TEST_SOURCE_DIR=$(mktemp -d)
     export BANYAN_TEST_SOURCE_DIR
@@ -49,7 +53,7 @@ run() {
       "$log_dir/$name.log" | tail -n 2 | tr '\n' ' ')")")
 }
 
-# evaluate TRUNK_FORMAT KV_FORMAT CONCURRENCY: 214 of 214 and a perplexity of at most 1.1070.
+# evaluate TRUNK_FORMAT KV_FORMAT CONCURRENCY [GPUS]: 214 of 214 and a perplexity of at most 1.1070.
 # shellcheck disable=SC2317
 evaluate() {
   local work pid code=1
@@ -57,7 +61,7 @@ evaluate() {
   work=$(mktemp -d)
   "$bin/banyan" serve --model "$demo" --shards 2 --listen "unix:$work/trunk" --metrics_listen "" \
     --run_dir "$work" --log_file "$work/log" -- --backend cuda --trunk_format "$1" \
-    --kv_format "$2" &
+    --kv_format "$2" --tensor_parallel "${4:-1}" &
   pid=$!
   if "$bin/banyan" status --server "unix:$work/trunk" --wait 60 --health; then
     "$bin/banyan" bench --server "unix:$work/trunk" --eval "$demo/eval.json" --concurrency "$3" \
@@ -108,12 +112,28 @@ for part in "${parts[@]}"; do
           "$bin/trunk_ops_test" --gtest_filter='*AgreesWith*cuda:*Elementwise*cuda:*Router*cuda:*CutsOnTheGrid*cuda:*SeveralMatrices*cuda:*FusedTest*cuda:*CodesBeside*cuda:*PlacesCodes*cuda:*SwigluAndProduct*cuda'
       done
       ;;
+    parallel)
+      run nccl_test timeout 90 "$bin/cuda_ops_test" --gtest_filter='Nccl*'
+      grep -h SKIPPED "$log_dir/nccl_test.log"
+      run golden_parallel timeout 90 "$bin/golden_model_test" --gtest_filter='*LayersTest*Ways_cuda*'
+      BANYAN_TEST_BACKEND=cuda run demo_parallel timeout 120 "$bin/golden_model_test" \
+        --gtest_filter='*DemoModelTest*/1:*GroupOfOne*'
+      run cuda_bench_parallel timeout 240 "$bin/cuda_bench" parallel
+      cat "$log_dir/cuda_bench_parallel.log"
+      ;;
+    serve_parallel)
+      for formats in 'bf16 f32 1 2' 'bf16 bf16 16 2' 'int8 bf16 16 2'; do
+        # shellcheck disable=SC2086
+        run "eval_${formats// /_}" evaluate $formats
+        grep -h '^exact' "$log_dir/eval_${formats// /_}.log"
+      done
+      ;;
     ops | step)
       run "cuda_bench_$part" "$bin/cuda_bench" "$part"
       cat "$log_dir/cuda_bench_$part.log"
       ;;
     *)
-      printf 'run.sh: %s: expected tests, golden, eval, sanitizer, ops or step\n' "$part" >&2
+      printf 'run.sh: %s: expected tests, golden, eval, sanitizer, ops, step, parallel or serve_parallel\n' "$part" >&2
       exit 2
       ;;
   esac

@@ -1,12 +1,13 @@
 // The CUDA backend at the full model's geometry beside what this card can do at best: bytes per
 // second of a device-to-device copy (read and written), measured at start.
 //
-//   cuda_bench [ops] [step] [short] [--directory=DIR]
+//   cuda_bench [ops] [step] [short] [parallel] [--directory=DIR]
 //     ops    each operation: microseconds, GB/s of what must be read and written, share of the
 //     copy's step   the whole trunk with experts that answer at once with zeros: milliseconds a
 //     decode step by
 //            batch and context, and prefill. Writes 4.7 GB of random weights to DIR (/dev/shm) and
 //            removes them.
+//     parallel  a few of these steps on one GPU, on two, four and eight, as many as there are.
 // Times are medians of repetitions, each many calls queued together; weights go round a set larger
 // than the second-level cache.
 #include <cuda_runtime_api.h>
@@ -35,7 +36,10 @@
 #include "common/io/checkpoint.h"
 #include "common/plan/tensor_classes.h"
 #include "services/trunk/model/decoder.h"
+#include "services/trunk/model/parallel_decoder.h"
+#include "services/trunk/model/rank_threads.h"
 #include "services/trunk/model/weights.h"
+#include "services/trunk/ops/collective/nccl.h"
 #include "services/trunk/ops/cuda/cuda_backend.h"
 #include "services/trunk/ops/cuda/device.h"
 
@@ -504,15 +508,8 @@ class StepRun {
       : case_(c), backend_(ValueOf(CreateCudaBackend({}))) {
     const double before = UsedGigabytes();
     const double start = Now();
-    decoder_ = ValueOf(Decoder::Create(config,
-                                       {.max_rows = c.max_rows,
-                                        .num_slots = c.num_slots,
-                                        .num_pages = c.num_pages,
-                                        .max_logits_rows = c.num_slots,
-                                        .max_context_tokens = 32768,
-                                        .trunk_format = c.format,
-                                        .kv_dtype = c.kv_dtype},
-                                       checkpoint, backend_.get(), &experts_));
+    decoder_ =
+        ValueOf(Decoder::Create(config, OptionsOf(c), checkpoint, backend_.get(), &experts_));
     const double load = Now() - start;
     const TrunkWeightSizes kept = TrunkWeightSizesOf(checkpoint, config, c.format);
     read_ = static_cast<double>(kept.matrix_bytes() + kept.vector_bytes());
@@ -521,15 +518,7 @@ class StepRun {
         "%s: loaded %.2f GB in %.2f s, %.1f GB/s; memory in use %.2f GB, of it %.2f before the "
         "trunk (context, staging)\n",
         c.name, stored * 1e-9, load, stored / load * 1e-9, UsedGigabytes(), before);
-    for (const DecoderMemory m = Decoder::Plan(config,
-                                               {.max_rows = c.max_rows,
-                                               .num_slots = c.num_slots,
-                                               .num_pages = c.num_pages,
-                                               .max_logits_rows = c.num_slots,
-                                               .max_context_tokens = 32768,
-                                               .trunk_format = c.format,
-                                               .kv_dtype = c.kv_dtype},
-                                               *backend_);
+    for (const DecoderMemory m = Decoder::Plan(config, OptionsOf(c), *backend_);
          const auto& [name, bytes] :
          {std::pair("weights", kept.matrix_bytes() + kept.vector_bytes()),
           {"KV pages", m.kv_cache_bytes},
@@ -538,6 +527,27 @@ class StepRun {
           {"scratch", m.scratch_bytes}}) {
       std::printf("  %-16s %8.3f GB\n", name, static_cast<double>(bytes) * 1e-9);
     }
+  }
+
+  // On `ways` GPUs.
+  StepRun(const ModelConfig& config, const Checkpoint& checkpoint, const StepCase& c, int32_t ways)
+      : case_(c), group_(ValueOf(CreateNcclGroup(ways))) {
+    threads_ = std::make_unique<RankThreads>(ways, absl::Milliseconds(5));
+    backends_.resize(static_cast<size_t>(ways));
+    threads_->Run([&](int32_t rank) {
+      backends_[static_cast<size_t>(rank)] =
+          ValueOf(CreateCudaBackend({.device = rank, .collective = group_->rank(rank)}));
+    });
+    const double before = UsedGigabytes();
+    const double start = Now();
+    decoder_ = ValueOf(ParallelDecoder::Create(config, OptionsOf(c), checkpoint, backends_,
+                                               threads_.get(), &experts_));
+    const TrunkWeightSizes kept = TrunkWeightSizesOf(checkpoint, config, c.format, ways);
+    read_ = static_cast<double>(kept.matrix_bytes() + kept.vector_bytes());
+    std::printf(
+        "%s, %d GPUs: loaded in %.2f s; memory in use on the first %.2f GB, of it %.2f before the "
+        "trunk (context, NCCL, staging); weights %.2f GB a GPU\n",
+        c.name, ways, Now() - start, UsedGigabytes(), before, read_ * 1e-9);
   }
 
   void Run(const char* name, int32_t sequences, int32_t rows, int32_t context) {
@@ -584,15 +594,48 @@ class StepRun {
   }
 
  private:
+  static DecoderOptions OptionsOf(const StepCase& c) {
+    return {.max_rows = c.max_rows,
+            .num_slots = c.num_slots,
+            .num_pages = c.num_pages,
+            .max_logits_rows = c.num_slots,
+            .max_context_tokens = 32768,
+            .trunk_format = c.format,
+            .kv_dtype = c.kv_dtype};
+  }
+
   const StepCase case_;
   std::unique_ptr<Backend> backend_;
+  std::unique_ptr<CollectiveGroup> group_;  // these three: of several GPUs
+  std::unique_ptr<RankThreads> threads_;
+  std::vector<std::unique_ptr<Backend>> backends_;
   ZeroExperts experts_;
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<ForwardPass> decoder_;
   double read_ = 0;  // bytes of a step's weights
 };
 
-// `few`: a handful of steps of each kind, for a profiler.
-void Steps(const std::string& parent, bool few) {
+// The same steps on one GPU and on as many as there are.
+void ParallelSteps(const ModelConfig& config, const Checkpoint& checkpoint) {
+  for (const StepCase& c :
+       {StepCase{"bf16 trunk", TrunkFormat::kBf16, DType::kBF16, 2048, 16, 1024},
+        {"int8 trunk", TrunkFormat::kInt8, DType::kBF16, 2048, 16, 1024}}) {
+    for (int32_t ways = 1; ways <= std::min(CudaDeviceCount(), 8); ways *= 2) {
+      const auto made = ways == 1 ? std::make_unique<StepRun>(config, checkpoint, c)
+                                  : std::make_unique<StepRun>(config, checkpoint, c, ways);
+      StepRun& run = *made;
+      for (int32_t sequences : {1, 4, 16}) run.Run("decode", sequences, 1, 128);
+      run.Run("decode", 1, 1, 32767);
+      run.Run("prefill", 1, 512, 0);
+      run.Run("prefill", 1, 2048, 0);
+    }
+  }
+}
+
+enum class StepKind { kAll, kFew, kParallel };
+
+// kFew: a handful of steps of each kind, for a profiler.
+void Steps(const std::string& parent, StepKind kind) {
+  const bool few = kind == StepKind::kFew;
   const std::string directory = parent + "/banyan-cuda-bench-" + std::to_string(getpid());
   std::filesystem::create_directory(directory);
   std::ofstream(directory + "/config.json") << kConfig;
@@ -600,7 +643,9 @@ void Steps(const std::string& parent, bool few) {
   const double start = Now();
   WriteTrunk(directory, config);
   std::printf("wrote the trunk in %.1f s; link %.1f GB/s\n", Now() - start, MeasureLink());
-  if (few) {
+  if (kind == StepKind::kParallel) {
+    ParallelSteps(config, *ValueOf(Checkpoint::Open(directory)));
+  } else if (few) {
     const auto checkpoint = ValueOf(Checkpoint::Open(directory));
     for (const StepCase& c :
          {StepCase{"bf16 trunk", TrunkFormat::kBf16, DType::kBF16, 2048, 16, 1024},
@@ -645,6 +690,7 @@ int Main(int argc, char** argv) {
   bool ops = false;
   bool step = false;
   bool few = false;
+  bool parallel = false;
   std::string directory = "/dev/shm";
   for (int i = 1; i < argc; ++i) {
     const std::string_view arg = argv[i];
@@ -654,6 +700,8 @@ int Main(int argc, char** argv) {
       step = true;
     } else if (arg == "short") {
       few = true;
+    } else if (arg == "parallel") {
+      parallel = true;
     } else if (arg.rfind("--directory=", 0) == 0) {
       directory = arg.substr(std::strlen("--directory="));
     } else {
@@ -670,9 +718,10 @@ int Main(int argc, char** argv) {
   std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
               facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
               copy_gbps);
-  if (ops || !(step || few)) Ops().Run();
-  if (step || !(ops || few)) Steps(directory, /*few=*/false);
-  if (few) Steps(directory, /*few=*/true);
+  if (ops || !(step || few || parallel)) Ops().Run();
+  if (step || !(ops || few || parallel)) Steps(directory, StepKind::kAll);
+  if (few) Steps(directory, StepKind::kFew);
+  if (parallel) Steps(directory, StepKind::kParallel);
   return 0;
 }
 

@@ -88,6 +88,15 @@ TEST_P(ExactnessTest, ThreadsMakeNoDifference) {
   }
 }
 
+TEST_P(ExactnessTest, AGroupOfOneMakesNoDifference) {
+  ModelHarness alone({.directory = Directory()});
+  ModelHarness joined({.directory = Directory(), .group_of_one = true});
+  for (const Script& script : MakeScripts(alone.config().vocab_size)) {
+    EXPECT_TRUE(SameBits(RunAlone(&joined, script), RunAlone(&alone, script)))
+        << script.prompt.size() << " tokens";
+  }
+}
+
 TEST_P(ExactnessTest, StepsMayBeCutAnywhereOnTheGrid) {
   ModelHarness model({.directory = Directory()});
   for (const Script& script : MakeScripts(model.config().vocab_size)) {

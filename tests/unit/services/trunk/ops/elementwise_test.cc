@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/quant/bf16.h"
 #include "tests/unit/services/trunk/ops/ops_fixture.h"
 
 namespace banyan::trunk {
@@ -100,6 +101,41 @@ TEST_P(ElementwiseTest, GatherAddEmbed) {
   std::vector<float> embedded(15);
   backend_->Embed(table, embedded.data());
   EXPECT_TRUE(SameBits(embedded, out));
+}
+
+// Rows 2 and 3 of a table: zeros for every other id. In f32 and in bf16, of widths that are
+// computed apart.
+TEST_P(ElementwiseTest, EmbedGivesZerosForRowsThatOthersHave) {
+  for (const int32_t width : {5, 16}) {
+    const auto n = static_cast<size_t>(width);
+    std::vector<float> f32(2 * n);
+    std::vector<uint16_t> bf16(2 * n);
+    for (size_t i = 0; i < f32.size(); ++i) {
+      f32[i] = static_cast<float>(i + 1);
+      bf16[i] = ToBF16(f32[i]).bits;
+    }
+    const int32_t ids[] = {3, 0, 2, 1, 4, 3};
+    StepPlan plan;
+    plan.num_rows = 6;
+    plan.token_ids = ids;
+    for (const bool half : {false, true}) {
+      const Matrix table = {.dtype = half ? DType::kBF16 : DType::kF32,
+                            .rows = 2,
+                            .cols = width,
+                            .data = half ? reinterpret_cast<const std::byte*>(bf16.data())
+                                         : reinterpret_cast<const std::byte*>(f32.data()),
+                            .first_row = 2};
+      backend_->BeginStep(plan);
+      std::vector<float> out(6 * n, -1.0f);
+      backend_->Embed(table, out.data());
+      for (size_t row = 0; row < 6; ++row) {
+        const bool here = ids[row] == 2 || ids[row] == 3;
+        for (size_t i = 0; i < n; ++i) {
+          EXPECT_EQ(out[row * n + i], here ? f32[static_cast<size_t>(ids[row] - 2) * n + i] : 0.0f);
+        }
+      }
+    }
+  }
 }
 
 BANYAN_FOR_ALL_BACKENDS(ElementwiseTest);
