@@ -24,6 +24,7 @@ constexpr int64_t kMostPages = std::numeric_limits<int32_t>::max() / kKvPageToke
 // The program, its threads and RPC buffers, the tokenizer, a step's samples.
 constexpr uint64_t kProcessBytes = uint64_t{96} << 20;
 // What the driver keeps for the recorded steps, and of the context beyond what was free before.
+constexpr uint64_t kUploadTables = 2;  // of a step, in turn (services/trunk/ops/cuda/step_upload.h)
 constexpr uint64_t kGpuGraphBytes = uint64_t{64} << 20;
 
 int64_t Pages(int64_t tokens) { return (tokens + kKvPageTokens - 1) / kKvPageTokens; }
@@ -282,7 +283,30 @@ class Planner {
     for (MemoryPlan::Item& item : ItemsOf(plan.decoder).items) {
       plan.memory.Add(std::move(item.name), item.bytes, std::move(item.note));
     }
+    if (input_.on_gpu) plan.gpu_host = GpuHost(plan.decoder);
     return plan;
+  }
+
+  // What the CUDA backend pins (services/trunk/ops/cuda) and the process takes.
+  MemoryPlan GpuHost(const DecoderOptions& options) const {
+    const OpLimits limits = OpLimitsOf(config_, options);
+    const ActivationSizes sizes =
+        ActivationSizesOf(config_, options.max_rows, options.max_logits_rows);
+    const int64_t floats = sizes.normed + sizes.expert_weights + sizes.routed;
+    const DecoderMemory memory = PlanDecoderMemory(config_, options, CudaScratchBytes(limits));
+    MemoryPlan out("host memory of the trunk on the GPU", std::numeric_limits<uint64_t>::max(),
+                   "no budget");
+    out.Add("embedding table", weights_.table_bytes, "pinned; the GPU reads single rows of it");
+    out.Add("staging", 2 * kCudaCodeStagingBytes, "pinned; uploads pass through it");
+    out.Add("shared buffers",
+            static_cast<uint64_t>(floats) * sizeof(float) +
+                static_cast<uint64_t>(sizes.expert_ids) * sizeof(uint16_t),
+            "pinned; the experts' inputs and results");
+    out.Add("step tables", memory.step_table_bytes + kUploadTables * CudaStepTableBytes(limits),
+            "the host's, and pinned ones in turn");
+    out.Add("tensor index", input_.index_bytes, "names and places in the checkpoint");
+    out.Add("process", kProcessBytes, "program, threads, tokenizer, RPC buffers");
+    return out;
   }
 
   // With as many pages as are of use and fit.

@@ -335,6 +335,34 @@ class MemoryCgroup {
   std::string usage_;
 };
 
+// The host budget of a cluster whose trunk is on a GPU covers what that pins of the host.
+TEST(PlanGpuTest, PinnedMemoryCountsInTheHostBudget) {
+  const std::vector<std::string> flags = {std::string("--model=") + kDemo, "--vram_budget=4GiB"};
+  const nlohmann::json plan = PlanOf(flags);
+  ASSERT_TRUE(plan.is_object());
+  uint64_t host = plan["trunk"]["host_bytes"].get<uint64_t>();
+  uint64_t items = 0;
+  for (const auto& item : plan["trunk"]["host_items"]) items += item["bytes"].get<uint64_t>();
+  EXPECT_EQ(host, items);
+  EXPECT_GT(host, uint64_t{32} << 20);
+  for (const auto& shard : plan["shards"]) host += shard["total_bytes"].get<uint64_t>();
+  const auto with_budget = [&](uint64_t bytes) {
+    std::vector<std::string> args = {BinaryPath("banyan"), "plan", "--bandwidth=100"};
+    args.insert(args.end(), flags.begin(), flags.end());
+    args.push_back("--host_budget=" + std::to_string(bytes));
+    Process process(args);
+    const int code = process.WaitExit(kLong).value_or(-1);
+    return std::make_pair(code, process.Log());
+  };
+  const auto [enough, text] = with_budget(host);
+  EXPECT_EQ(enough, 0) << text;
+  EXPECT_THAT(text, HasSubstr("trunk: host memory beside it"));
+  const auto [less, refusal] = with_budget(host - 1);
+  EXPECT_EQ(less, 1) << refusal;
+  EXPECT_THAT(refusal, HasSubstr("trunk: staging"));
+  EXPECT_THAT(refusal, HasSubstr("--host_budget " + std::to_string(host)));
+}
+
 TEST(PlanCgroupTest, AContainersLimitIsTheMemoryThereIs) {
   constexpr uint64_t kLimit = uint64_t{240} << 20;
   MemoryCgroup cgroup(kLimit);

@@ -91,18 +91,21 @@ absl::StatusOr<ClusterPlan> PlanOpened(const ClusterPlanOptions& options, const 
     shard_bytes += shard.memory.total_bytes();
     expert_bytes_per_token += shard.pool.bytes_per_token;
   }
-  if (options.on_gpu && options.host_budget_bytes > 0) {
-    MemoryPlan host("host memory of the expert shards", options.host_budget_bytes, "--host_budget");
+  const TrunkPlanInput input = TrunkInput(options, model, shard_bytes);
+  ASSIGN_OR_RETURN(TrunkPlan trunk, PlanTrunk(model.config, input));
+  if (trunk.gpu_host && options.host_budget_bytes > 0) {
+    MemoryPlan host("host memory of all services", options.host_budget_bytes, "--host_budget");
     for (size_t i = 0; i < shards.size(); ++i) {
       host.Add(fmt::format("shard {}", i), shards[i].memory.total_bytes());
     }
+    for (const MemoryPlan::Item& item : trunk.gpu_host->items()) {
+      host.Add("trunk: " + item.name, item.bytes, item.note);
+    }
     if (const absl::Status fits = host.Check(); !fits.ok()) {
-      return WithChanges(
-          fits, {{"--host_budget", std::to_string(shard_bytes), FormatByteSize(shard_bytes)}});
+      return WithChanges(fits, {{"--host_budget", std::to_string(host.total_bytes()),
+                                 FormatByteSize(host.total_bytes())}});
     }
   }
-  const TrunkPlanInput input = TrunkInput(options, model, shard_bytes);
-  ASSIGN_OR_RETURN(TrunkPlan trunk, PlanTrunk(model.config, input));
   const TrunkWeightSizes& trunk_weights =
       trunk.decoder.trunk_format == TrunkFormat::kInt8 ? input.int8_weights : input.weights;
   return ClusterPlan{
@@ -151,7 +154,7 @@ uint64_t ClusterPlan::trunk_budget_bytes() const {
 }
 
 uint64_t ClusterPlan::host_bytes() const {
-  return shard_bytes() + (on_gpu ? 0 : trunk.memory.total_bytes());
+  return shard_bytes() + (on_gpu ? trunk.gpu_host->total_bytes() : trunk.memory.total_bytes());
 }
 
 double ClusterPlan::TokensPerSecond(double bytes_per_second) const {

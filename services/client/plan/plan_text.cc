@@ -114,6 +114,13 @@ std::string PlanText(const ClusterPlan& plan, const Bandwidth& bandwidth) {
   if (plan.trunk_budget_bytes() > 0) {
     text += fmt::format("  its part: banyan-trunk --host_budget {}\n", plan.trunk_budget_bytes());
   }
+  if (plan.trunk.gpu_host) {
+    text += "trunk: host memory beside it\n";
+    for (const MemoryPlan::Item& item : plan.trunk.gpu_host->items()) {
+      text +=
+          fmt::format("  {:<16} {:>12}  {}\n", item.name, FormatByteSize(item.bytes), item.note);
+    }
+  }
   for (size_t i = 0; i < plan.shards.size(); ++i) {
     text += ShardTitle(plan, plan.shards[i], i) + plan.shards[i].memory.Table();
   }
@@ -155,6 +162,10 @@ nlohmann::ordered_json PlanJson(const ClusterPlan& plan, const Bandwidth& bandwi
   trunk["max_batch_tokens"] = plan.trunk.max_batch_tokens;
   trunk["pages"] = plan.trunk.decoder.num_pages;
   trunk["whole_contexts"] = plan.trunk.SequencesOf(context);
+  if (plan.trunk.gpu_host) {
+    trunk["host_items"] = MemoryJson(*plan.trunk.gpu_host)["items"];
+    trunk["host_bytes"] = plan.trunk.gpu_host->total_bytes();
+  }
   if (plan.trunk_budget_bytes() > 0) trunk["host_budget_bytes"] = plan.trunk_budget_bytes();
   out["trunk"] = std::move(trunk);
   out["shards"] = nlohmann::ordered_json::array();

@@ -177,6 +177,14 @@ class LoadedTrunk::Impl {
     input.kv_dtype = options_.kv_dtype.value_or(options_.use_cuda ? DType::kBF16 : DType::kF32);
     ASSIGN_OR_RETURN(plan_, PlanTrunk(config_, input));
     const TrunkPlan& plan = *plan_;
+    if (plan.gpu_host) {
+      const uint64_t available = AvailableHostMemory();
+      const bool given = options_.host_budget_bytes > 0;
+      const uint64_t budget = given ? options_.host_budget_bytes : available;
+      const MemoryPlan host =
+          plan.gpu_host->WithBudget(budget, given ? "--host_budget" : "available");
+      if (budget > 0) RETURN_IF_ERROR(host.Check());
+    }
     decoder_options_ = plan.decoder;
     LogInfo("plan", {{"model", config_.model_type},
                      {"layers", config_.num_hidden_layers},

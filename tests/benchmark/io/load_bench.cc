@@ -274,6 +274,8 @@ int Run(const Options& options) {
                 "threads' time %.2f s reading, %.2f s converting, %.2f s writing",
                 s.seconds, s.sync_seconds, s.verify_seconds, s.read_seconds, s.convert_seconds,
                 s.write_seconds);
+            std::printf("; its reads alone %.2f GB/s",
+                        rate(source, s.read_seconds / s.num_threads));
             // What the build takes its sources in with, all else included but the disk's sync.
             seconds = s.seconds;
           }

@@ -232,5 +232,33 @@ TEST(TrunkPlanTest, GatheredPartsAreScratch) {
   }
 }
 
+// What is pinned for a GPU is the host's: the embedding that is not the head too, two pieces that
+// uploads pass through, what experts read and write.
+TEST(TrunkPlanTest, AGpuTrunkTakesHostMemoryBesides) {
+  TrunkPlanInput input = Input();
+  EXPECT_FALSE(PlanTrunk(Demo(), input)->gpu_host.has_value());
+  input.on_gpu = true;
+  input.available_bytes = 0;
+  input.budget_bytes = uint64_t{8} << 30;
+  input.weights.table_bytes = 12345678;
+  const auto plan = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  ASSERT_TRUE(plan->gpu_host.has_value());
+  const auto bytes = [&](std::string_view name) {
+    for (const MemoryPlan::Item& item : plan->gpu_host->items()) {
+      if (item.name == name) return item.bytes;
+    }
+    return uint64_t{0};
+  };
+  const ModelConfig config = Demo();
+  const auto rows = static_cast<uint64_t>(plan->max_batch_tokens);
+  EXPECT_EQ(bytes("embedding table"), 12345678u);
+  EXPECT_EQ(bytes("staging"), uint64_t{32} << 20);
+  EXPECT_EQ(bytes("shared buffers"),
+            rows * (2 * 4 * static_cast<uint64_t>(config.hidden_size) +
+                    6 * static_cast<uint64_t>(config.num_experts_per_tok)));
+  EXPECT_GT(bytes("step tables"), 0u);
+}
+
 }  // namespace
 }  // namespace banyan
