@@ -275,11 +275,10 @@ class Planner {
   }
 
   TrunkPlan Describe(const Width& width, int32_t context, int64_t pages) const {
-    TrunkPlan plan{
-        .decoder = OptionsOf(width, context, pages),
-        .max_sequences = width.sequences,
-        .max_batch_tokens = width.rows,
-        .memory = MemoryPlan(Title(), budget_, source_)};
+    TrunkPlan plan{.decoder = OptionsOf(width, context, pages),
+                   .max_sequences = width.sequences,
+                   .max_batch_tokens = width.rows,
+                   .memory = MemoryPlan(Title(), budget_, source_)};
     for (MemoryPlan::Item& item : ItemsOf(plan.decoder).items) {
       plan.memory.Add(std::move(item.name), item.bytes, std::move(item.note));
     }

@@ -4,9 +4,9 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "services/trunk/ops/collective/in_process.h"
 #include "services/trunk/ops/cpu/cpu_backend.h"
 #include "services/trunk/ops/cpu/cpu_tier.h"
-#include "services/trunk/ops/collective/in_process.h"
 #include "tests/fakes/host_array_backend.h"
 #ifdef BANYAN_CUDA
 #include "services/trunk/ops/collective/nccl.h"

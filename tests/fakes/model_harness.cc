@@ -86,9 +86,9 @@ ModelHarness::ModelHarness(const Options& options)
     if (options.group_of_one) group_ = MakeGroup(options.backend, 1);
     backends_[0] = MakeBackend(options.backend, pools_[0].get(),
                                group_ == nullptr ? nullptr : group_->rank(0));
-    decoder_ = ValueOf(trunk::Decoder::Create(config_, decoder_options, *checkpoint_,
-                                              backends_[0].get(), transport_.get(),
-                                              observer_.get()));
+    decoder_ =
+        ValueOf(trunk::Decoder::Create(config_, decoder_options, *checkpoint_, backends_[0].get(),
+                                       transport_.get(), observer_.get()));
     forward_pass_ = decoder_.get();
   } else {
     group_ = MakeGroup(options.backend, ranks);
@@ -162,9 +162,8 @@ std::vector<float> ModelHarness::Run(const std::vector<Piece>& pieces, Rows rows
   const auto most = static_cast<size_t>(forward_pass_->limits().max_logits_rows);
   for (size_t first = 0; first < wanted.size(); first += most) {
     const size_t count = std::min(most, wanted.size() - first);
-    CheckOk(
-        forward_pass_->ComputeLogits(std::span(wanted).subspan(first, count),
-                                     std::span(logits).subspan(first * vocab, count * vocab)));
+    CheckOk(forward_pass_->ComputeLogits(std::span(wanted).subspan(first, count),
+                                         std::span(logits).subspan(first * vocab, count * vocab)));
   }
   return logits;
 }

@@ -73,7 +73,7 @@ class ModelHarness {
     bool observe = false;
     int32_t tensor_parallel = 1;  // backends that share the model
     bool group_of_one = false;    // the only backend is joined with nobody
-    uint64_t page_seed = 1;  // order in which pages and slots are handed out
+    uint64_t page_seed = 1;       // order in which pages and slots are handed out
   };
   // Tokens of one sequence in a step; `chunked` as in step.h.
   struct Piece {
@@ -87,8 +87,8 @@ class ModelHarness {
   const ModelConfig& config() const { return config_; }
   const Checkpoint& checkpoint() const { return *checkpoint_; }
   trunk::ForwardPass& forward_pass() { return *forward_pass_; }
-  trunk::Decoder& decoder() { return *decoder_; }  // where one backend has it alone
-  trunk::CollectiveGroup& group() { return *group_; }      // of several backends
+  trunk::Decoder& decoder() { return *decoder_; }      // where one backend has it alone
+  trunk::CollectiveGroup& group() { return *group_; }  // of several backends
   LocalTransport& transport() { return *transport_; }
   RecordingObserver& observer() { return *observer_; }
 

@@ -136,19 +136,20 @@ TEST_P(PlanProcessTest, IsWhatTheServicesLog) {
 
 INSTANTIATE_TEST_SUITE_P(
     Cases, PlanProcessTest,
-    ::testing::Values(Case{.name = "Defaults"},
-                      Case{.name = "WidthOfTwoShards",
-                           .num_shards = 2,
-                           .trunk = {"--max_context_tokens=2000", "--max_sequences=3"}},
-                      Case{.name = "ExpertsOfThreeShardsInInt8",
-                           .num_shards = 3,
-                           .split = "experts",
-                           .trunk = {"--max_batch_tokens=96"},
-                           .experts = {"--pool_format=int8"}},
-                      Case{.name = "Anonymous",
-                           .experts = {"--pool_format=nf4", "--pool_memory=anonymous"}},
-                      Case{.name = "GeneratedWeights", .both = {"--load_format=dummy"}},
-                      Case{.name = "OneBudgetForAll", .num_shards = 2, .host_budget = "500MiB"}),
+    ::testing::Values(
+        Case{.name = "Defaults"},
+        Case{.name = "WidthOfTwoShards",
+             .num_shards = 2,
+             .trunk = {"--max_context_tokens=2000", "--max_sequences=3"}},
+        Case{.name = "TrunkInTwoParts", .trunk = {"--tensor_parallel=2", "--max_sequences=4"}},
+        Case{.name = "ExpertsOfThreeShardsInInt8",
+             .num_shards = 3,
+             .split = "experts",
+             .trunk = {"--max_batch_tokens=96"},
+             .experts = {"--pool_format=int8"}},
+        Case{.name = "Anonymous", .experts = {"--pool_format=nf4", "--pool_memory=anonymous"}},
+        Case{.name = "GeneratedWeights", .both = {"--load_format=dummy"}},
+        Case{.name = "OneBudgetForAll", .num_shards = 2, .host_budget = "500MiB"}),
     [](const auto& tested) { return std::string(tested.param.name); });
 
 // What people have: a 4-bit checkpoint in nine shards, planned, served, and served again.

@@ -57,8 +57,7 @@ TrunkPlanInput TrunkInput(const ClusterPlanOptions& options, const OpenedModel& 
   TrunkPlanInput input;
   const int32_t parts = options.tensor_parallel;
   input.tensor_parallel = parts;
-  input.weights =
-      TrunkWeightSizesOf(*model.checkpoint, model.config, TrunkFormat::kBf16, parts);
+  input.weights = TrunkWeightSizesOf(*model.checkpoint, model.config, TrunkFormat::kBf16, parts);
   input.int8_weights =
       TrunkWeightSizesOf(*model.checkpoint, model.config, TrunkFormat::kInt8, parts);
   input.trunk_format = options.trunk_format;

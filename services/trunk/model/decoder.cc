@@ -109,6 +109,14 @@ class Decoder::Impl {
   }
 
   const Limits& limits() const { return limits_; }
+
+  void ReadAnswersOf(const Impl& asker) {
+    Shared<float>& routed = activations_.routed;
+    const bool on_host = routed.device == routed.host;
+    routed.host = asker.activations_.routed.host;
+    if (on_host) routed.device = routed.host;
+  }
+
   uint64_t weight_bytes_read() const { return weight_bytes_read_; }
   StateHistory& state_history() { return *state_history_; }
 
@@ -117,9 +125,9 @@ class Decoder::Impl {
     num_rows_ = plan.num_rows;
     if (num_rows_ == 0) return absl::OkStatus();
     backend_->BeginStep(plan);
-    const Backend::Recording recording =
-        observer_ == nullptr && rank_.may_record ? backend_->BeginRecording()
-                                                 : Backend::Recording::kNo;
+    const Backend::Recording recording = observer_ == nullptr && rank_.may_record
+                                             ? backend_->BeginRecording()
+                                             : Backend::Recording::kNo;
     if (recording == Backend::Recording::kRecord) QueueWholeStep();
     RETURN_IF_ERROR(recording == Backend::Recording::kNo ? RunInterleaved(step)
                                                          : ServeExperts(step));
@@ -161,16 +169,11 @@ class Decoder::Impl {
 
   // The experts' answer, which every rank has or fails with. `asked`: what Ask returned.
   absl::Status AwaitAnswer(absl::Status asked) {
-    float* const routed = activations_.routed.host;
-    ExpertAnswers* const answers = rank_.answers;
     if (!asks()) {
-      const size_t bytes = static_cast<size_t>(num_rows_) *
-                           static_cast<size_t>(config_.hidden_size) * sizeof(float);
-      return answers->Take(rank_.tensor.rank, bytes, routed, [this] { return backend_->Check(); });
+      return rank_.answers->Take(rank_.tensor.rank, [this] { return backend_->Check(); });
     }
-    if (answers != nullptr) answers->AwaitTaken();
-    if (asked.ok()) asked = experts_->Combine(routed);
-    if (answers != nullptr) answers->Publish(asked, routed);
+    if (asked.ok()) asked = experts_->Combine(activations_.routed.host);
+    if (rank_.answers != nullptr) rank_.answers->Publish(asked);
     return asked;
   }
 
@@ -248,7 +251,8 @@ class Decoder::Impl {
       }
       if (moe != nullptr) {
         absl::Status asked = Ask(step, layer);
-        // After a failure too: the other ranks, who learn of it in AwaitAnswer, have queued as much.
+        // After a failure too: the other ranks, who learn of it in AwaitAnswer, have queued as
+        // much.
         QueueSharedExpert(*moe, num_rows_, a, backend_);
         RETURN_IF_ERROR(AwaitAnswer(std::move(asked)));
         backend_->ReleaseToDevice();
@@ -374,6 +378,8 @@ absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, std::span<flo
 absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, int64_t stride, float* logits) {
   return impl_->ComputeLogits(rows, stride, logits);
 }
+
+void Decoder::ReadAnswersOf(const Decoder& asker) { impl_->ReadAnswersOf(*asker.impl_); }
 
 uint64_t Decoder::weight_bytes_read() const { return impl_->weight_bytes_read(); }
 

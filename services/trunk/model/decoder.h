@@ -76,6 +76,9 @@ class Decoder : public ForwardPass {
   absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
   // The same to rows that begin `stride` values after each other.
   absl::Status ComputeLogits(std::span<const int32_t> rows, int64_t stride, float* logits);
+  // Of a rank that does not ask the experts, before the first step: their answers are where `asker`
+  // has them.
+  void ReadAnswersOf(const Decoder& asker);
   uint64_t weight_bytes_read() const override;
   // What the slots held at earlier positions; num_state_copies of it.
   StateHistory& state_history();

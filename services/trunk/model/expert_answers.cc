@@ -1,7 +1,5 @@
 #include "services/trunk/model/expert_answers.h"
 
-#include <cstring>
-
 #include "common/base/check.h"
 #include "services/trunk/model/spin_wait.h"
 
@@ -24,23 +22,17 @@ bool ExpertAnswers::AllTaken() const {
   return true;
 }
 
-void ExpertAnswers::AwaitTaken() {
+void ExpertAnswers::Publish(const absl::Status& status) {
   const auto taken = [this] { return AllTaken() || failed_.load(std::memory_order_acquire); };
   AwaitWithSpin(spin_, &mutex_, taken);
-}
-
-void ExpertAnswers::Publish(const absl::Status& status, const void* rows) {
   if (failed_.load(std::memory_order_acquire)) return;
-  CHECK(AllTaken());
   if (!status.ok()) told_failure_.store(true, std::memory_order_relaxed);
   status_ = status;
-  rows_ = rows;
   const absl::MutexLock lock(&mutex_);  // whoever sleeps looks again when it is released
   published_.fetch_add(1, std::memory_order_release);
 }
 
-absl::Status ExpertAnswers::Take(int32_t rank, size_t bytes, void* out,
-                                 absl::FunctionRef<absl::Status()> healthy) {
+absl::Status ExpertAnswers::Take(int32_t rank, absl::FunctionRef<absl::Status()> healthy) {
   std::atomic<int64_t>& taken = taken_[static_cast<size_t>(rank - 1)];
   const int64_t next = taken.load(std::memory_order_relaxed) + 1;
   const auto there = [&] {
@@ -61,7 +53,6 @@ absl::Status ExpertAnswers::Take(int32_t rank, size_t bytes, void* out,
     return failure_;
   }
   absl::Status status = status_;
-  if (status.ok()) std::memcpy(out, rows_, bytes);
   const absl::MutexLock lock(&mutex_);
   taken.store(next, std::memory_order_release);
   return status;

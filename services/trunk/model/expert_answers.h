@@ -1,10 +1,9 @@
-// The experts' answer of a layer, from the device that asked them to those that share the model
-// with it. All are threads of one process: rows go through host memory, and each device takes them
-// over its own link.
+// Word that the experts have answered, from the device that asked them to those that share the
+// model with it. All are threads of one process: the rows stay in the host memory where rank 0 has
+// them, and each device reads them over its own link.
 #pragma once
 
 #include <atomic>
-#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -22,16 +21,15 @@ class ExpertAnswers {
   // `spin`: how long a rank polls for an answer before it sleeps; nothing where threads share CPUs.
   ExpertAnswers(int32_t num_ranks, absl::Duration spin);
 
-  // Rank 0: waits until everyone has taken what was published last; that may change then.
-  void AwaitTaken();
-  // Rank 0, after that: a status, and with OK the rows, borrowed until AwaitTaken returns.
-  void Publish(const absl::Status& status, const void* rows);
+  // Rank 0: the rows are there, or why they are not. Waits until all ranks have taken the word
+  // before. That rows may be written again says the next AllReduce, which no device reaches before
+  // it has read these.
+  void Publish(const absl::Status& status);
 
-  // Other ranks: the next answer, to out [bytes] if it is OK. While it is not there `healthy` is
-  // asked now and then; an error of it is a failure of this rank. Errors: what rank 0 published, or
+  // Other ranks: waits for the next word and returns it. While it is not there `healthy` is asked
+  // now and then; an error of it is a failure of this rank. Errors: what rank 0 published, or
   // Fail's.
-  absl::Status Take(int32_t rank, size_t bytes, void* out,
-                    absl::FunctionRef<absl::Status()> healthy);
+  absl::Status Take(int32_t rank, absl::FunctionRef<absl::Status()> healthy);
 
   // Whether what was published last in this step was a failure, which all ranks then know.
   // BeginStep: before the ranks begin, nobody waits.
@@ -53,7 +51,6 @@ class ExpertAnswers {
   std::atomic<bool> told_failure_{false};
   // Written by rank 0 while nobody reads: after all have taken, before published_ is raised.
   absl::Status status_;
-  const void* rows_ = nullptr;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
 };
 

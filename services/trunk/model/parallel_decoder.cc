@@ -34,6 +34,9 @@ absl::StatusOr<std::unique_ptr<ParallelDecoder>> ParallelDecoder::Create(
     if (decoder.ok()) out->decoders_[i] = *std::move(decoder);
   });
   RETURN_IF_ERROR(out->FirstFailure());
+  for (size_t i = 1; i < out->decoders_.size(); ++i) {
+    out->decoders_[i]->ReadAnswersOf(*out->decoders_[0]);
+  }
   out->limits_ = out->decoders_[0]->limits();
   out->limits_.vocab_size = config.vocab_size;
   return out;

@@ -1,8 +1,8 @@
 // A decoder for each of several devices that compute one model together: heads, widths and
 // vocabulary are divided (common/plan/tensor_parallel.h). Every rank runs the whole forward pass
 // over its slices, on a thread of its own, and the backends add up what the slices give. Rank 0
-// alone asks the experts; the others take their answer from it (expert_answers.h). Each rank
-// computes the logits of its part of the vocabulary, straight to their place in host memory.
+// alone asks the experts; the others read their answer where it has it (expert_answers.h). Each
+// rank computes the logits of its part of the vocabulary, straight to their place in host memory.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ class ParallelDecoder : public ForwardPass {
  public:
   // A rank for each backend, which was made on its thread and whose AllReduce reaches the others.
   // All are borrowed and outlive the decoder; `threads` has as many, and others may use it between
-  // calls. `observer` (may be null) sees rank 0. Errors: CheckTensorParallel's and Decoder::Create's,
-  // of the first rank that has one.
+  // calls. `observer` (may be null) sees rank 0. Errors: CheckTensorParallel's and
+  // Decoder::Create's, of the first rank that has one.
   static absl::StatusOr<std::unique_ptr<ParallelDecoder>> Create(
       const ModelConfig& config, const DecoderOptions& options, const Checkpoint& checkpoint,
       std::span<const std::unique_ptr<Backend>> backends, RankThreads* threads,

@@ -37,11 +37,7 @@ class Loader {
  public:
   Loader(const Checkpoint& checkpoint, const ModelConfig& config, TrunkFormat format,
          const TensorRank& rank, Backend* backend)
-      : checkpoint_(checkpoint),
-        config_(config),
-        format_(format),
-        rank_(rank),
-        backend_(backend) {}
+      : checkpoint_(checkpoint), config_(config), format_(format), rank_(rank), backend_(backend) {}
 
   absl::StatusOr<TrunkWeights> Load() {
     TrunkWeights out;

@@ -69,8 +69,8 @@ struct TrunkWeights {
 
 using banyan::TrunkFormat;  // NOLINT(misc-unused-using-decls): part of this interface
 
-// `config` is the whole model's. `checkpoint` and `backend` outlive the weights. Errors of Checkpoint::Get, FindStoredMatrix and
-// DecodeMatrix: they name tensor, file, expected and found.
+// `config` is the whole model's. `checkpoint` and `backend` outlive the weights. Errors of
+// Checkpoint::Get, FindStoredMatrix and DecodeMatrix: they name tensor, file, expected and found.
 absl::StatusOr<TrunkWeights> LoadTrunkWeights(const Checkpoint& checkpoint,
                                               const ModelConfig& config, TrunkFormat format,
                                               const TensorRank& rank, Backend* backend);

@@ -66,8 +66,7 @@ absl::StatusOr<TrunkBackends> CreateBackends(const TrunkOptions& options, Worker
   for (int32_t rank = 0; rank < options.tensor_parallel; ++rank) {
     const int threads =
         options.use_cuda ? 1 : ThreadsOfPart(pool->num_threads(), options.tensor_parallel);
-    out.pools.push_back(
-        std::make_unique<WorkerPool>(WorkerPool::Options{.num_threads = threads}));
+    out.pools.push_back(std::make_unique<WorkerPool>(WorkerPool::Options{.num_threads = threads}));
   }
   out.threads = std::make_unique<RankThreads>(
       options.tensor_parallel, options.use_cuda ? kSpinBesideGpus : absl::ZeroDuration());

@@ -508,8 +508,8 @@ class StepRun {
       : case_(c), backend_(ValueOf(CreateCudaBackend({}))) {
     const double before = UsedGigabytes();
     const double start = Now();
-    decoder_ = ValueOf(
-        Decoder::Create(config, OptionsOf(c), checkpoint, backend_.get(), &experts_));
+    decoder_ =
+        ValueOf(Decoder::Create(config, OptionsOf(c), checkpoint, backend_.get(), &experts_));
     const double load = Now() - start;
     const TrunkWeightSizes kept = TrunkWeightSizesOf(checkpoint, config, c.format);
     read_ = static_cast<double>(kept.matrix_bytes() + kept.vector_bytes());

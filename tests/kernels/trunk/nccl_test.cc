@@ -152,9 +152,9 @@ TEST(NcclTest, MoreRanksThanGpusAreRefusedWithBothNumbers) {
   const int32_t count = CudaDeviceCount();
   const absl::Status status = CreateNcclGroup(count + 1).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(std::string(status.message()),
-            "--tensor_parallel " + std::to_string(count + 1) + ": this machine has " +
-                std::to_string(count) + " GPU(s), one for each part is needed");
+  EXPECT_EQ(std::string(status.message()), "--tensor_parallel " + std::to_string(count + 1) +
+                                               ": this machine has " + std::to_string(count) +
+                                               " GPU(s), one for each part is needed");
 }
 
 }  // namespace

@@ -43,11 +43,13 @@ struct NcclApi {
 // The library stays open: its threads and kernels outlive a group.
 absl::StatusOr<NcclApi> OpenNccl() {
   void* const library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) return FailedPreconditionF("NCCL, which joins several GPUs: {}", dlerror());
+  if (library == nullptr)
+    return FailedPreconditionF("NCCL, which joins several GPUs: {}", dlerror());
   NcclApi api;
   std::string missing;
   const auto find = [&](const char* name, auto* function) {
-    *function = reinterpret_cast<std::remove_reference_t<decltype(*function)>>(dlsym(library, name));
+    *function =
+        reinterpret_cast<std::remove_reference_t<decltype(*function)>>(dlsym(library, name));
     if (*function == nullptr) missing = name;
   };
   find("ncclCommInitAll", &api.comm_init_all);
@@ -84,9 +86,9 @@ class NcclGroup final : public CollectiveGroup {
     std::vector<int> devices(members_.size());
     std::iota(devices.begin(), devices.end(), 0);
     std::vector<ncclComm_t> comms(members_.size());
-    RETURN_IF_ERROR(StatusOf(
-        api_.comm_init_all(comms.data(), static_cast<int>(devices.size()), devices.data()),
-        nullptr, "ncclCommInitAll"));
+    RETURN_IF_ERROR(
+        StatusOf(api_.comm_init_all(comms.data(), static_cast<int>(devices.size()), devices.data()),
+                 nullptr, "ncclCommInitAll"));
     for (size_t i = 0; i < members_.size(); ++i) {
       const absl::MutexLock lock(&members_[i]->mutex);
       members_[i]->comm = comms[i];
@@ -99,7 +101,9 @@ class NcclGroup final : public CollectiveGroup {
   }
 
   int32_t size() const override { return static_cast<int32_t>(members_.size()); }
-  Collective* rank(int32_t rank) const override { return members_[static_cast<size_t>(rank)].get(); }
+  Collective* rank(int32_t rank) const override {
+    return members_[static_cast<size_t>(rank)].get();
+  }
 
  private:
   struct Member final : public Collective {
@@ -138,8 +142,8 @@ class NcclGroup final : public CollectiveGroup {
                       "ncclAllReduce");
     }
     CHECK(scratch != nullptr);
-    RETURN_IF_ERROR(StatusOf(api_.all_gather(x, scratch, n, ncclFloat, comm, stream), comm,
-                             "ncclAllGather"));
+    RETURN_IF_ERROR(
+        StatusOf(api_.all_gather(x, scratch, n, ncclFloat, comm, stream), comm, "ncclAllGather"));
     return cuda::CudaStatus(cuda::SumParts(scratch, size(), count, x, stream), "sum of all ranks");
   }
 
@@ -203,8 +207,8 @@ class NcclGroup final : public CollectiveGroup {
       WarmRank& rank = (*ranks)[i];
       const std::string what = fmt::format("GPU {}, NCCL's warm-up", i);
       RETURN_IF_ERROR(cuda::CudaStatus(cudaSetDevice(static_cast<int>(i)), what));
-      RETURN_IF_ERROR(cuda::CudaStatus(
-          cudaStreamCreateWithFlags(&rank.stream, cudaStreamNonBlocking), what));
+      RETURN_IF_ERROR(
+          cuda::CudaStatus(cudaStreamCreateWithFlags(&rank.stream, cudaStreamNonBlocking), what));
       RETURN_IF_ERROR(cuda::CudaStatus(cudaMalloc(reinterpret_cast<void**>(&rank.x), bytes), what));
       RETURN_IF_ERROR(cuda::CudaStatus(cudaMemsetAsync(rank.x, 0, bytes, rank.stream), what));
       if (!gathers_) continue;
@@ -221,9 +225,8 @@ class NcclGroup final : public CollectiveGroup {
         ncclComm_t const comm = members_[i]->comm;
         const auto n = static_cast<size_t>(count);
         queued = StatusOf(
-            gathers_
-                ? api_.all_gather(rank.x, rank.scratch, n, ncclFloat, comm, rank.stream)
-                : api_.all_reduce(rank.x, rank.x, n, ncclFloat, ncclSum, comm, rank.stream),
+            gathers_ ? api_.all_gather(rank.x, rank.scratch, n, ncclFloat, comm, rank.stream)
+                     : api_.all_reduce(rank.x, rank.x, n, ncclFloat, ncclSum, comm, rank.stream),
             comm, "NCCL's warm-up");
       }
       RETURN_IF_ERROR(StatusOf(api_.group_end(), nullptr, "ncclGroupEnd"));
@@ -252,9 +255,10 @@ absl::StatusOr<std::unique_ptr<CollectiveGroup>> CreateNcclGroup(int32_t size,
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
   if (count < size) {
-    return InvalidArgumentF("--tensor_parallel {}: this machine has {} GPU(s), one for each part "
-                            "is needed",
-                            size, count);
+    return InvalidArgumentF(
+        "--tensor_parallel {}: this machine has {} GPU(s), one for each part "
+        "is needed",
+        size, count);
   }
   ASSIGN_OR_RETURN(const NcclApi api, OpenNccl());
   auto group = std::make_unique<NcclGroup>(api, options, size);

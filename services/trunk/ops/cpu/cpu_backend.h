@@ -16,8 +16,8 @@ struct CpuBackendOptions {
   Collective* collective = nullptr;  // of devices that share the model; null: alone
 };
 
-// `pool` and `collective` are borrowed, outlive the backend and are used by its owner's thread only.
-// kInvalidArgument: no such tier; kUnimplemented: this CPU lacks it.
+// `pool` and `collective` are borrowed, outlive the backend and are used by its owner's thread
+// only. kInvalidArgument: no such tier; kUnimplemented: this CPU lacks it.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOptions& options,
                                                           WorkerPool* pool);
 

@@ -573,8 +573,8 @@ class CudaBackend : public Backend {
     last_rows_ = 1;
     last_width_ = static_cast<int32_t>(count);
     if (!queued.ok()) {
-      Fail(Annotate(queued, fmt::format("GPU {} ({}), all_reduce [{}]", facts_.ordinal,
-                                        facts_.name, count)));
+      Fail(Annotate(
+          queued, fmt::format("GPU {} ({}), all_reduce [{}]", facts_.ordinal, facts_.name, count)));
     }
   }
 

@@ -20,9 +20,9 @@ struct CudaBackendOptions {
 // The kernels' limits are checked by Reserve (kUnimplemented, with the number): head_dim at most
 // 256, DeltaNet heads at most 128, at most kMaxExperts experts. A fault of the device is reported
 // by Synchronize, ReadBack and Upload, from then on and with the operation that met it first; the
-// backend does nothing more after it; the collective, which is borrowed and outlives the backend, is
-// aborted with it. A backend is made and used on one thread, of which it sets the current device;
-// the first step may come from another one. Errors: OpenDevice's.
+// backend does nothing more after it; the collective, which is borrowed and outlives the backend,
+// is aborted with it. A backend is made and used on one thread, of which it sets the current
+// device; the first step may come from another one. Errors: OpenDevice's.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaBackendOptions& options);
 
 // Whether there is a GPU to try, and how many.

@@ -61,8 +61,9 @@ absl::StatusOr<std::byte*> DeviceMemory::Allocate(size_t bytes) {
 absl::StatusOr<std::byte*> DeviceMemory::AllocatePinned(size_t bytes, bool cleared) {
   bytes = Rounded(bytes);
   void* block = nullptr;
-  RETURN_IF_ERROR(CudaStatus(cudaHostAlloc(&block, bytes, cudaHostAllocMapped),
-                             fmt::format("pinned host memory: {} bytes wanted", bytes)));
+  RETURN_IF_ERROR(
+      CudaStatus(cudaHostAlloc(&block, bytes, cudaHostAllocMapped | cudaHostAllocPortable),
+                 fmt::format("pinned host memory: {} bytes wanted", bytes)));
   pinned_.push_back(block);
   if (cleared) std::memset(block, 0, bytes);
   return static_cast<std::byte*>(block);

@@ -84,13 +84,14 @@ TEST(TensorParallelTest, TogetherTheyAreTheWholeTensor) {
             last = range.end;
             for (int64_t i = range.begin; i < range.end; ++i) ++rows[static_cast<size_t>(i)];
           }
-          for (int64_t i = slice.cols.begin; i < slice.cols.end; ++i) ++cols[static_cast<size_t>(i)];
+          for (int64_t i = slice.cols.begin; i < slice.cols.end; ++i)
+            ++cols[static_cast<size_t>(i)];
         }
         for (const int32_t count : rows) ASSERT_GE(count, 1) << spec.name;
         for (const int32_t count : cols) ASSERT_GE(count, 1) << spec.name;
         const bool divided = spec.name.ends_with("_proj.weight") || spec.name == "lm_head.weight";
-        const bool shared = spec.name.ends_with(".k_proj.weight") ||
-                            spec.name.ends_with(".v_proj.weight");
+        const bool shared =
+            spec.name.ends_with(".k_proj.weight") || spec.name.ends_with(".v_proj.weight");
         if (divided && !shared) {
           ASSERT_TRUE(rows == std::vector<int32_t>(rows.size(), 1) ||
                       cols == std::vector<int32_t>(cols.size(), 1))

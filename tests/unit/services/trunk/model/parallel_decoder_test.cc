@@ -32,9 +32,12 @@ constexpr float kTolerance = 1e-3f;  // golden/README: an f32 engine
 // tiny with more heads, so that eight ranks have two each; one KV head for four ranks, a key head
 // of the DeltaNet for two; layer 1 dense. Slices of columns are multiples of 64 wide: the groups of
 // 8-bit codes are the whole matrix's.
-const std::vector<std::string> kManyHeads = {"num_attention_heads=16",   "num_key_value_heads=2",
-                                             "linear_num_key_heads=4",   "linear_num_value_heads=16",
-                                             "mlp_only_layers=[1]",      "intermediate_size=512",
+const std::vector<std::string> kManyHeads = {"num_attention_heads=16",
+                                             "num_key_value_heads=2",
+                                             "linear_num_key_heads=4",
+                                             "linear_num_value_heads=16",
+                                             "mlp_only_layers=[1]",
+                                             "intermediate_size=512",
                                              "shared_expert_intermediate_size=512",
                                              "max_position_embeddings=1024"};
 
@@ -68,8 +71,8 @@ Outcome Decode(ModelHarness* model, int32_t prompt_tokens, int32_t decoded) {
   Outcome out;
   out.logits = model->Run({{&sequence, Tokens(prompt_tokens), true}});
   for (int32_t i = 0; i < decoded; ++i) {
-    out.greedy.push_back(test::ArgMax(&out.logits[out.logits.size() - static_cast<size_t>(vocab)],
-                                      vocab));
+    out.greedy.push_back(
+        test::ArgMax(&out.logits[out.logits.size() - static_cast<size_t>(vocab)], vocab));
     const std::vector<float> row = model->Run({{&sequence, {out.greedy.back()}, false}});
     out.logits.insert(out.logits.end(), row.begin(), row.end());
   }
@@ -115,12 +118,11 @@ TEST_P(WaysTest, GiveTheSameLogitsAndTokens) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Models, WaysTest,
-    testing::Values(std::tuple(SynthFormat::kBF16, false, TrunkFormat::kBf16),
-                    std::tuple(SynthFormat::kBF16, true, TrunkFormat::kBf16),
-                    std::tuple(SynthFormat::kBF16, false, TrunkFormat::kInt8),
-                    std::tuple(SynthFormat::kNF4, false, TrunkFormat::kBf16)));
+INSTANTIATE_TEST_SUITE_P(Models, WaysTest,
+                         testing::Values(std::tuple(SynthFormat::kBF16, false, TrunkFormat::kBf16),
+                                         std::tuple(SynthFormat::kBF16, true, TrunkFormat::kBf16),
+                                         std::tuple(SynthFormat::kBF16, false, TrunkFormat::kInt8),
+                                         std::tuple(SynthFormat::kNF4, false, TrunkFormat::kBf16)));
 
 std::string TinyDirectory() { return std::string(BANYAN_SOURCE_DIR) + "/tests/data/tiny"; }
 
@@ -139,8 +141,8 @@ TEST(ParallelDecoderTest, TheSameBitsAloneAndInABatch) {
   std::vector<float> found =
       model.Run({{&cut, {prompt.begin(), prompt.begin() + 64}, true}, {&other, {3, 9}, true}});
   found.resize(64 * vocab);
-  const std::vector<float> rest = model.Run(
-      {{&cut, {prompt.begin() + 64, prompt.end()}, true}, {&other, {1}, false}});
+  const std::vector<float> rest =
+      model.Run({{&cut, {prompt.begin() + 64, prompt.end()}, true}, {&other, {1}, false}});
   found.insert(found.end(), rest.begin(), rest.begin() + static_cast<int64_t>(36 * vocab));
   const std::vector<float> last = model.Run({{&cut, {7}, false}, {&other, {2}, false}});
   found.insert(found.end(), last.begin(), last.begin() + static_cast<int64_t>(vocab));
@@ -194,11 +196,11 @@ TEST(ParallelDecoderTest, RefusesAModelThatCannotBeCut) {
     backends.push_back(*std::move(backend));
   }
   test::LocalTransport experts(**checkpoint, *config);
-  EXPECT_EQ(ParallelDecoder::Create(*config, {.num_pages = 4}, **checkpoint, backends, &threads,
-                                    &experts)
-                .status(),
-            absl::InvalidArgumentError("--tensor_parallel 8: num_attention_heads is 4, expected a "
-                                       "multiple of 8"));
+  EXPECT_EQ(
+      ParallelDecoder::Create(*config, {.num_pages = 4}, **checkpoint, backends, &threads, &experts)
+          .status(),
+      absl::InvalidArgumentError("--tensor_parallel 8: num_attention_heads is 4, expected a "
+                                 "multiple of 8"));
 }
 
 TEST(ParallelDecoderTest, RanksReadTheModelOnceAndWhatAllOfThemHaveTwice) {

@@ -42,9 +42,8 @@ TEST_P(InProcessGroupTest, AddsInTheOrderOfRanks) {
       std::vector<float>& own = arrays[static_cast<size_t>(rank)];
       Collective* const collective = group.rank(rank);
       EXPECT_EQ(collective->rank(), rank);
-      EXPECT_TRUE(collective
-                      ->AllReduce(own.data(), static_cast<int64_t>(count), nullptr, nullptr)
-                      .ok());
+      EXPECT_TRUE(
+          collective->AllReduce(own.data(), static_cast<int64_t>(count), nullptr, nullptr).ok());
     });
     for (const auto& array : arrays) {
       EXPECT_EQ(std::memcmp(array.data(), expected.data(), count * sizeof(float)), 0) << count;

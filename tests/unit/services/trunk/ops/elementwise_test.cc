@@ -131,8 +131,7 @@ TEST_P(ElementwiseTest, EmbedGivesZerosForRowsThatOthersHave) {
       for (size_t row = 0; row < 6; ++row) {
         const bool here = ids[row] == 2 || ids[row] == 3;
         for (size_t i = 0; i < n; ++i) {
-          EXPECT_EQ(out[row * n + i],
-                    here ? f32[static_cast<size_t>(ids[row] - 2) * n + i] : 0.0f);
+          EXPECT_EQ(out[row * n + i], here ? f32[static_cast<size_t>(ids[row] - 2) * n + i] : 0.0f);
         }
       }
     }

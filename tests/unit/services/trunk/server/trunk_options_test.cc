@@ -46,6 +46,7 @@ TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
   EXPECT_THAT(Error("--vram_budget=much"), HasSubstr("--vram_budget"));
   EXPECT_THAT(Error("--trunk_format=fp8"), HasSubstr("--trunk_format 'fp8'"));
   EXPECT_THAT(Error("--kv_format=fp8"), HasSubstr("--kv_format 'fp8'"));
+  EXPECT_THAT(Error("--tensor_parallel=3"), HasSubstr("--tensor_parallel 3: expected 1, 2, 4"));
   EXPECT_THAT(Error("--backend=tpu"), HasSubstr("--backend 'tpu': expected auto, cuda or cpu"));
   EXPECT_THAT(Error("--load_format=gguf"), HasSubstr("expected auto or dummy"));
   EXPECT_THAT(Error("--max_sequences=-1"), HasSubstr("--max_sequences -1: expected 0 to 4096"));
