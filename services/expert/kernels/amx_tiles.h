@@ -45,10 +45,10 @@ struct HardwareTiles {
   static inline __attribute__((always_inline)) void Zero() {
     __asm__ volatile("tilezero %%tmm%c0" : : "i"(tile));
   }
-  // c += a (signed bytes) * b (unsigned bytes). Operands in AT&T order: b, a, c.
+  // c += a (signed bytes) * b (signed bytes). Operands in AT&T order: b, a, c.
   template <int c, int a, int b>
-  static inline __attribute__((always_inline)) void DotSU() {
-    __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+  static inline __attribute__((always_inline)) void DotSS() {
+    __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
   }
   // c (f32) += a (bf16) * b (bf16).
   template <int c, int a, int b>

@@ -12,33 +12,8 @@
 //
 // Tiles: the instructions (amx_tiles.h, which the includer has included), or a model in a test.
 
-// out[i] = dword i of each of the 16 vectors.
-inline __attribute__((always_inline)) void Transpose16(__m512i (&t)[16]) {
-  __m512i u[16];
-  for (int i = 0; i < 16; i += 2) {
-    u[i] = _mm512_unpacklo_epi32(t[i], t[i + 1]);
-    u[i + 1] = _mm512_unpackhi_epi32(t[i], t[i + 1]);
-  }
-  __m512i v[16];  // quarter q of v[4 i + j]: dword 4 q + j of vectors 4 i to 4 i + 3
-  for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_unpacklo_epi64(u[i], u[i + 2]);
-    v[i + 1] = _mm512_unpackhi_epi64(u[i], u[i + 2]);
-    v[i + 2] = _mm512_unpacklo_epi64(u[i + 1], u[i + 3]);
-    v[i + 3] = _mm512_unpackhi_epi64(u[i + 1], u[i + 3]);
-  }
-  for (int j = 0; j < 4; ++j) {
-    const __m512i a = _mm512_shuffle_i32x4(v[j], v[4 + j], 0x44);
-    const __m512i b = _mm512_shuffle_i32x4(v[j], v[4 + j], 0xee);
-    const __m512i c = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], 0x44);
-    const __m512i d = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], 0xee);
-    t[j] = _mm512_shuffle_i32x4(a, c, 0x88);
-    t[4 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
-    t[8 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
-    t[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
-  }
-}
-
 #include "services/expert/kernels/nf4_avx512-inl.h"
+#include "services/expert/kernels/transpose_avx512-inl.h"
 
 template <class Tiles>
 struct Amx {
@@ -49,11 +24,13 @@ struct Amx {
   static constexpr int32_t kTileRows = 16;
   static constexpr int64_t kTileBytes = 1024;
 
-  // Tile registers. A: weights of two panels. B: rows, two tiles of them. C: sums, panel + 2 * row
-  // tile.
+  // Tile registers. A: weights. B: rows. C: sums, one of each panel. No more of them: a Xeon (model
+  // 207) whose threads share cores with others does a product in 13 ns with two tiles of sums and
+  // in 17 to 28 with four, however the loads are arranged; little is left to rename registers with.
   static constexpr int kA = 0;
-  static constexpr int kB = 2;
-  static constexpr int kC = 4;
+  static constexpr int kB = 1;
+  static constexpr int kC = 2;
+  static constexpr int kNumTiles = 4;
 
   // Scratch: a tile of sums, the weights of two panels as tiles, the rows in pairs of inputs.
   static constexpr int64_t kWeightsBytes = 2 * kMaxPackedInputs / kStepInputs * kTileBytes;
@@ -90,9 +67,9 @@ struct Amx {
   static void BeginRows(const PanelArgs& a) {
     const int32_t columns = Columns(a.num_rows);
     TileConfig config;
-    for (int tile = 0; tile < 8; ++tile) {
+    for (int tile = 0; tile < kNumTiles; ++tile) {
       config.rows[tile] = kTileRows;
-      config.row_bytes[tile] = static_cast<uint16_t>(tile < kB ? 64 : 4 * columns);
+      config.row_bytes[tile] = static_cast<uint16_t>(tile == kA ? 64 : 4 * columns);
     }
     Tiles::Configure(config);
     if (a.num_rows == 1) return;
@@ -133,20 +110,15 @@ struct Amx {
     int64_t step_bytes;
   };
 
-  template <int kNumPanels, int kRowTiles>
+  template <int kNumPanels>
   static inline __attribute__((always_inline)) void Step(const TiledWeights& w, const TiledRows& x,
                                                          int32_t row_tile, int64_t step) {
-    Tiles::template Load<kA>(w.data[0] + step * w.step_bytes, w.row_bytes);
-    if constexpr (kNumPanels == 2) {
-      Tiles::template Load<kA + 1>(w.data[1] + step * w.step_bytes, w.row_bytes);
-    }
     Tiles::template Load<kB>(x.At(row_tile, step), 4 * x.columns);
+    Tiles::template Load<kA>(w.data[0] + step * w.step_bytes, w.row_bytes);
     Tiles::template DotBF16<kC, kA, kB>();
-    if constexpr (kNumPanels == 2) Tiles::template DotBF16<kC + 1, kA + 1, kB>();
-    if constexpr (kRowTiles == 2) {
-      Tiles::template Load<kB + 1>(x.At(row_tile + 1, step), 4 * x.columns);
-      Tiles::template DotBF16<kC + 2, kA, kB + 1>();
-      if constexpr (kNumPanels == 2) Tiles::template DotBF16<kC + 3, kA + 1, kB + 1>();
+    if constexpr (kNumPanels == 2) {
+      Tiles::template Load<kA>(w.data[1] + step * w.step_bytes, w.row_bytes);
+      Tiles::template DotBF16<kC + 1, kA, kB>();
     }
   }
 
@@ -164,15 +136,13 @@ struct Amx {
     for (int r = 0; r < columns; ++r) _mm512_store_si512(acc + r * kPanelOutputs, t[r]);
   }
 
-  // One or two tiles of rows, from row_tile on. `produce(chunk)` makes the weights of a chunk.
-  template <int kNumPanels, int kRowTiles, class Produce>
-  static void RowTiles(const PanelArgs& a, const TiledWeights& w, int32_t row_tile, int64_t steps,
-                       Produce produce) {
+  // One tile of rows. `produce(chunk)` makes the weights of a chunk.
+  template <int kNumPanels, class Produce>
+  static void RowTile(const PanelArgs& a, const TiledWeights& w, int32_t row_tile, int64_t steps,
+                      Produce produce) {
     const TiledRows x = RowTilesOf(a);
     Tiles::template Zero<kC>();
-    Tiles::template Zero<kC + 1>();
-    Tiles::template Zero<kC + 2>();
-    Tiles::template Zero<kC + 3>();
+    if constexpr (kNumPanels == 2) Tiles::template Zero<kC + 1>();
     // One chunk behind what is produced: a tile load cannot take what is still on its way to the
     // first cache level.
     const int64_t chunks = (steps + 1) / 2;
@@ -180,46 +150,39 @@ struct Amx {
       if (chunk < chunks) produce(chunk);
       if (chunk == 0) continue;
       const int64_t step = 2 * (chunk - 1);
-      Step<kNumPanels, kRowTiles>(w, x, row_tile, step);
-      if (step + 1 < steps) Step<kNumPanels, kRowTiles>(w, x, row_tile, step + 1);
+      Step<kNumPanels>(w, x, row_tile, step);
+      if (step + 1 < steps) Step<kNumPanels>(w, x, row_tile, step + 1);
     }
     float* const acc = a.acc + int64_t{row_tile} * kTileRows * kPanelOutputs;
     Finish<kC>(a, x.columns, acc);
     if constexpr (kNumPanels == 2) Finish<kC + 1>(a, x.columns, acc + kAccPanel);
-    if constexpr (kRowTiles == 2) {
-      float* const second = acc + int64_t{kTileRows} * kPanelOutputs;
-      Finish<kC + 2>(a, x.columns, second);
-      if constexpr (kNumPanels == 2) Finish<kC + 3>(a, x.columns, second + kAccPanel);
-    }
   }
 
-  // All rows; weights are produced with the first tiles of them, and what comes next is asked for
+  static int32_t RowTilesIn(int32_t num_rows) { return (num_rows + kTileRows - 1) / kTileRows; }
+  static int64_t RowSteps(int32_t num_rows, int64_t k) {
+    return RowTilesIn(num_rows) * NumChunks(k);
+  }
+
+  // All rows; weights are produced with the first tile of them, and what comes next is asked for
   // evenly.
   template <int kNumPanels, class Produce>
   static void AllRows(const PanelArgs& a, const TiledWeights& w, int64_t steps, Produce produce) {
-    const int32_t tiles = (a.num_rows + kTileRows - 1) / kTileRows;
-    const int64_t calls = (tiles + 1) / 2 * ((steps + 1) / 2);
+    const int32_t tiles = RowTilesIn(a.num_rows);
+    const int64_t calls = tiles * ((steps + 1) / 2);
     Ahead first(a.next[0], a.panel_bytes, calls);
     Ahead second(kNumPanels == 2 ? a.next[1] : nullptr, a.panel_bytes, calls);
     const auto ahead = [&] {
       first.Step();
       second.Step();
+      a.rows_ahead->Step();
     };
     const auto make = [&](int64_t chunk) {
       ahead();
       produce(chunk);
     };
     const auto nothing = [&](int64_t) { ahead(); };
-    for (int32_t tile = 0; tile < tiles; tile += 2) {
-      const bool two = tile + 1 < tiles;
-      if (tile == 0) {
-        two ? RowTiles<kNumPanels, 2>(a, w, tile, steps, make)
-            : RowTiles<kNumPanels, 1>(a, w, tile, steps, make);
-      } else {
-        two ? RowTiles<kNumPanels, 2>(a, w, tile, steps, nothing)
-            : RowTiles<kNumPanels, 1>(a, w, tile, steps, nothing);
-      }
-    }
+    RowTile<kNumPanels>(a, w, 0, steps, make);
+    for (int32_t tile = 1; tile < tiles; ++tile) RowTile<kNumPanels>(a, w, tile, steps, nothing);
   }
 
   // How far ahead a cold panel is asked for.

@@ -12,19 +12,7 @@
 // formats.
 
 #include "services/expert/kernels/nf4_avx512-inl.h"
-
-// f(0), ..., f(N - 1) with indices that are constants: arrays of registers indexed in loops are
-// kept in memory by GCC 12 around the loop that follows (a Dots call of 16 steps: 600 cycles, not
-// 450).
-template <class F, int... kIndices>
-inline __attribute__((always_inline)) void UnrollIndices(F f,
-                                                         std::integer_sequence<int, kIndices...>) {
-  (f(std::integral_constant<int, kIndices>{}), ...);
-}
-template <int N, class F>
-inline __attribute__((always_inline)) void Unroll(F f) {
-  UnrollIndices(f, std::make_integer_sequence<int, N>{});
-}
+#include "services/expert/kernels/unroll-inl.h"
 
 // out[i] = the sum of register i, each in the same order. Half as many instructions as reducing one
 // register after the other, so that more of the next tile fits the schedulers meanwhile.
@@ -302,9 +290,11 @@ struct VectorTier {
   static int32_t BlockRows(int64_t) { return kBlockRows; }
   static void BeginRows(const PanelArgs&) {}
   static void EndRows() {}
+  static int64_t RowSteps(int32_t, int64_t) { return 1; }
 
   template <class F>
   static void Panels(const PanelArgs& a) {
+    a.rows_ahead->Step();
     if constexpr (F::kFormat == PoolFormat::kBF16) {
       Dense<D>::Panel(a, {.data = a.weights[0], .stride = a.k * 2, .k = a.k, .cold = a.cold},
                       a.num_outputs[0]);

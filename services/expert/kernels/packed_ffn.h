@@ -63,6 +63,10 @@ struct PackedGateUpArgs {
   // for from memory while this call ends; changes no result.
   const PackedExpert* next = nullptr;
   int32_t next_panel = 0;
+  // The rows that will go with it, where they are others than these; they come from a cache that
+  // is shared, or from another core's.
+  const int32_t* next_rows = nullptr;
+  int32_t num_next_rows = 0;
 };
 
 // sum[rows[i]][o] += routing_weights[i] * (down_o hidden[i]) for the outputs of panels
@@ -83,6 +87,8 @@ struct PackedDownArgs {
   std::byte* scratch = nullptr;
   const PackedExpert* next = nullptr;  // as in PackedGateUpArgs
   int32_t next_panel = 0;
+  const std::byte* next_hidden = nullptr;  // prepared row i at next_hidden + i * hidden_stride
+  int32_t num_next_rows = 0;
 };
 
 struct PackedKernels {

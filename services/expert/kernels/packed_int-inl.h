@@ -4,9 +4,12 @@
 //
 // T:  V, for Silu (silu-inl.h); kValueBytes<F, E>, of a prepared input (packed_int_row.h);
 //     kTier, kScratchBytes, kTileScratchBytes
-//     UniformRows(E, num_rows): a tile of so many rows wants them equally far apart
-//     Begin, End(E, num_rows): around tiles of up to so many rows
-//     MaxRows(E), Panels(num_rows): rows and panels (1, 2 or 4) of a tile
+//     GroupRows<F>(E, num_rows): rows of a group at most, in a block of so many
+//     UniformRows<F>(E, num_rows): a block of so many wants them equally far apart
+//     BlockRowBytes(E, chunks): scratch that Begin takes for each row
+//     Begin<F, E>(BlockArgs), End<F, E>(BlockArgs): around the panels of a block of rows
+//     Panels(E, num_rows): panels (1, 2 or 4) of a tile of so many rows
+//     RunPanels<F, E, P>(PanelsArgs): false to have RunTile cut the panels into calls of Tile
 //     PrepareGroup<F, E>(x, row, layout, group): 32 floats into group `group` of a prepared row
 //     Tile<F, E, P>(TileArgs): see there
 // F:  format: kFormat, kChunkBytes, kScales (offset in a chunk), kOffset (stored value minus q)
@@ -18,8 +21,9 @@
 // the next region; so memory is busy while the rows compute. Regions of 8 chunks: 2 % slower.
 //
 // No include guard on purpose; the includer has included packed_int_row.h, int4_block.h,
-// int8_block.h, <algorithm> and <cstring>.
+// int8_block.h, <algorithm>, <cstring> and <limits>.
 
+#include "services/expert/kernels/lines_ahead-inl.h"
 #include "services/expert/kernels/silu-inl.h"
 
 struct Int8 {
@@ -45,8 +49,28 @@ inline constexpr int64_t kAheadBytes = 8192;  // of all streams together
 template <class F>
 constexpr int64_t kChunkLines = F::kChunkBytes / 64;
 
+// Rows of a block in `num_groups` groups of nearly equal size.
+struct RowGroups {
+  int32_t num_rows;
+  int32_t num_groups;
+  int32_t First(int32_t group) const {
+    return static_cast<int32_t>(int64_t{num_rows} * group / num_groups);
+  }
+  int32_t Size(int32_t group) const { return First(group + 1) - First(group); }
+};
+
+// A block of rows.
+struct BlockArgs {
+  const std::byte* const* rows = nullptr;
+  RowGroups groups = {};
+  const IntRowLayout* layout = nullptr;
+  int64_t chunks = 0;
+  std::byte* scratch = nullptr;      // kTileScratchBytes
+  std::byte* end_of_rows = nullptr;  // what Begin keeps of the rows: BlockRowBytes of each
+};
+
 // acc[p][r][0, 16) += the dot products of chunks [first_chunk, first_chunk + num_chunks) for P
-// panels and num_rows <= MaxRows rows.
+// panels and num_rows <= GroupRows rows.
 struct TileArgs {
   const std::byte* const* rows = nullptr;  // [num_rows] prepared rows
   int32_t num_rows = 0;
@@ -58,7 +82,27 @@ struct TileArgs {
   int64_t ahead_lines = 0;                    // lines of each panel
   float* acc = nullptr;                       // row r of panel p at acc + p * acc_panel + r * 16
   int64_t acc_panel = 0;
-  std::byte* scratch = nullptr;  // kScratchBytes
+  std::byte* scratch = nullptr;  // as BlockArgs has it
+};
+
+// What RunPanels keeps from panels to panels of a block.
+struct PanelsState {
+  const std::byte* ready = nullptr;  // these panels' first region is unpacked,
+  int buffer = 0;                    // in this one of two places
+};
+
+// P panels from tile.weights on against all rows of a block. `next`: P panels that follow, of this
+// call or the next one, or nulls. `cold`: nobody has asked for the first chunks; `warm`: all is in
+// the cache. rows_ahead takes a step for each (panel, group of rows, chunk).
+struct PanelsArgs {
+  const BlockArgs& block;
+  const TileArgs& tile;
+  const std::byte* const (&next)[kMaxPanels];
+  bool cold;
+  bool warm;
+  bool next_own;  // `next` is of this call
+  RowsAhead& rows_ahead;
+  PanelsState& state;
 };
 
 // Asks for the lines of a tile evenly: `lines` of each panel over kSteps steps of a chunk. Into the
@@ -131,6 +175,9 @@ struct GateUpPart {
     return (i % 2 == 0 ? expert.gate_proj : expert.up_proj) + (panel + i / 2) * panel_bytes;
   }
   const std::byte* Row(int32_t i) const { return a.x + a.rows[i] * a.x_stride; }
+  RowsAhead NextRows(int64_t steps) const {
+    return {a.x, a.next_rows, a.x_stride, a.num_next_rows, layout.bytes, steps};
+  }
 
   void Expect(int32_t, int, int32_t, int32_t) const {}
 
@@ -189,6 +236,9 @@ struct DownPart {
     return a.next->down_proj + (a.next_panel + i) * panel_bytes;
   }
   const std::byte* Row(int32_t i) const { return a.hidden + i * a.hidden_stride; }
+  RowsAhead NextRows(int64_t steps) const {
+    return {a.next_hidden, nullptr, a.hidden_stride, a.num_next_rows, layout.bytes, steps};
+  }
   // Asks for where Done will write: rows are scattered, nothing else foresees them.
   void Expect(int32_t i, int num_streams, int32_t first_row, int32_t n) const {
     const int64_t o = (a.first_panel + i) * kPanelOutputs;
@@ -227,59 +277,47 @@ struct DownPart {
   const int64_t panel_bytes;
 };
 
-// Rows of a block in `num_groups` groups of nearly equal size.
-struct RowGroups {
-  int32_t num_rows;
-  int32_t num_groups;
-  int32_t First(int32_t group) const {
-    return static_cast<int32_t>(int64_t{num_rows} * group / num_groups);
-  }
-  int32_t Size(int32_t group) const { return First(group + 1) - First(group); }
-};
-
-// One tile: P panels from `tile.weights` on against all rows. `next`: P panels that follow, of this
-// call or the next one, or nulls. `cold`: nobody has asked for this tile's first region; `warm`:
-// all is in the cache.
+// Cuts the panels into calls of Tile.
 template <class T, class F, Precision E, int P>
-void RunTile(TileArgs tile, const std::byte* const* rows, const RowGroups& groups, int64_t chunks,
-             const std::byte* const (&next)[kMaxPanels], bool cold, bool warm) {
+void RunTile(const PanelsArgs& a) {
   constexpr int64_t kAheadChunks = (kAheadBytes / P + F::kChunkBytes - 1) / F::kChunkBytes;
-  float* const acc = tile.acc;
-  const std::byte* panels[P];
-  for (int p = 0; p < P; ++p) panels[p] = tile.weights[p];
+  const RowGroups& groups = a.block.groups;
+  const int64_t chunks = a.block.chunks;
+  TileArgs tile = a.tile;
   const auto run = [&](int64_t first, int64_t end, int32_t group, int64_t lines,
                        const std::byte* const* ahead, int64_t ahead_offset) {
     if (first == end) return;
-    tile.rows = rows + groups.First(group);
+    tile.rows = a.block.rows + groups.First(group);
     tile.num_rows = groups.Size(group);
-    tile.acc = acc + groups.First(group) * kPanelOutputs;
+    tile.acc = a.tile.acc + groups.First(group) * kPanelOutputs;
     tile.first_chunk = first;
     tile.num_chunks = end - first;
-    tile.ahead_lines = warm || ahead[0] == nullptr ? 0 : lines;
+    tile.ahead_lines = a.warm || ahead[0] == nullptr ? 0 : lines;
     for (int p = 0; p < P; ++p) {
-      tile.weights[p] = panels[p] + first * F::kChunkBytes;
+      tile.weights[p] = a.tile.weights[p] + first * F::kChunkBytes;
       tile.ahead[p] = tile.ahead_lines == 0 ? nullptr : ahead[p] + ahead_offset;
     }
+    a.rows_ahead.Step(P * (end - first));
     T::template Tile<F, E, P>(tile);
   };
 
   if (groups.num_groups == 1) {
     const int64_t head = std::max<int64_t>(0, chunks - kAheadChunks);
-    run(0, head, 0, kChunkLines<F>, panels, kAheadChunks * F::kChunkBytes);
-    run(head, chunks, 0, kChunkLines<F>, next, 0);
+    run(0, head, 0, kChunkLines<F>, a.tile.weights, kAheadChunks * F::kChunkBytes);
+    run(head, chunks, 0, kChunkLines<F>, a.next, 0);
     return;
   }
   for (int64_t first = 0; first < chunks; first += kRegionChunks) {
     const int64_t end = std::min(first + kRegionChunks, chunks);
     const bool last = end == chunks;
-    const std::byte* const* ahead = last ? next : panels;
+    const std::byte* const* ahead = last ? a.next : a.tile.weights;
     const int64_t offset = last ? 0 : end * F::kChunkBytes;
-    const bool own = cold && first == 0;
+    const bool own = a.cold && first == 0;
     const int64_t shares = groups.num_groups - (own ? 1 : 0);
     const int64_t lines = (kChunkLines<F> + shares - 1) / shares;
     for (int32_t group = 0; group < groups.num_groups; ++group) {
       if (own && group == 0) {
-        run(first, end, group, kChunkLines<F>, panels, kAheadChunks * F::kChunkBytes);
+        run(first, end, group, kChunkLines<F>, a.tile.weights, kAheadChunks * F::kChunkBytes);
       } else {
         const int64_t share = group - (own ? 1 : 0);
         run(first, end, group, lines, ahead, offset + share * (end - first) * lines * 64);
@@ -289,8 +327,8 @@ void RunTile(TileArgs tile, const std::byte* const* rows, const RowGroups& group
 }
 
 template <class T, class F, Precision E, int P, class Part>
-void RunStreams(Part& part, TileArgs tile, const std::byte* const* rows, const RowGroups& groups,
-                int32_t i, int32_t first_row) {
+void RunStreams(Part& part, const BlockArgs& block, TileArgs tile, int32_t i, int32_t first_row,
+                RowsAhead& rows_ahead, PanelsState& state) {
   const std::byte* next[kMaxPanels] = {};
   const int32_t streams = part.NumStreams();
   for (int p = 0; p < P; ++p) {
@@ -301,13 +339,16 @@ void RunStreams(Part& part, TileArgs tile, const std::byte* const* rows, const R
       next[p] = part.NextStream(p);
     }
   }
+  const int32_t n = block.groups.num_rows;
   for (int p = 0; p < P; ++p) {
     std::memset(tile.acc + p * tile.acc_panel, 0,
-                static_cast<size_t>(groups.num_rows * kPanelOutputs) * sizeof(float));
+                static_cast<size_t>(n * kPanelOutputs) * sizeof(float));
   }
-  part.Expect(i, P, first_row, groups.num_rows);
-  RunTile<T, F, E, P>(tile, rows, groups, NumChunks(part.K()), next, i == 0, first_row > 0);
-  part.Done(i, P, first_row, groups.num_rows, tile.acc, tile.acc_panel);
+  part.Expect(i, P, first_row, n);
+  const PanelsArgs args = {block,           tile,       next, i == 0, first_row > 0,
+                           i + P < streams, rows_ahead, state};
+  if (!T::template RunPanels<F, E, P>(args)) RunTile<T, F, E, P>(args);
+  part.Done(i, P, first_row, n, tile.acc, tile.acc_panel);
 }
 
 template <class T, class F, Precision E, class Part>
@@ -318,6 +359,10 @@ void Run(const typename Part::Args& a) {
   float* const hidden = reinterpret_cast<float*>(scratch);
   scratch += kBlockRows * kChunkInputs * sizeof(float);
   Part part(a, hidden);
+  BlockArgs block;
+  block.layout = &part.layout;
+  block.chunks = NumChunks(part.K());
+  block.scratch = scratch;
   TileArgs tile;
   tile.layout = &part.layout;
   tile.acc = acc;
@@ -325,16 +370,20 @@ void Run(const typename Part::Args& a) {
   tile.scratch = scratch;
   scratch += T::kTileScratchBytes;
   int32_t block_rows = kBlockRows;
-  if (Part::kScatteredRows && T::UniformRows(E, kBlockRows)) {
-    const int64_t fitting = (a.scratch + T::kScratchBytes - scratch) / part.layout.bytes;
+  const int64_t row_bytes =
+      T::BlockRowBytes(E, block.chunks) +
+      (Part::kScatteredRows && T::template UniformRows<F>(E, kBlockRows) ? part.layout.bytes : 0);
+  if (row_bytes > 0) {
+    const int64_t fitting = (a.scratch + T::kScratchBytes - scratch) / row_bytes;
     block_rows = static_cast<int32_t>(std::clamp<int64_t>(fitting, 1, kBlockRows));
   }
 
   for (int32_t first_row = 0; first_row < a.num_rows; first_row += block_rows) {
     const int32_t n = std::min(block_rows, a.num_rows - first_row);
-    const RowGroups groups = {n, (n + T::MaxRows(E) - 1) / T::MaxRows(E)};
-    const int32_t group_rows = groups.Size(groups.num_groups - 1);  // of the largest
-    const bool copy_rows = Part::kScatteredRows && T::UniformRows(E, group_rows);
+    const int32_t most = T::template GroupRows<F>(E, n);
+    block.groups = {n, (n + most - 1) / most};
+    const int32_t group_rows = block.groups.Size(block.groups.num_groups - 1);  // of the largest
+    const bool copy_rows = Part::kScatteredRows && T::template UniformRows<F>(E, n);
     const std::byte* rows[kBlockRows];
     for (int32_t r = 0; r < n; ++r) {
       rows[r] = part.Row(first_row + r);
@@ -343,28 +392,34 @@ void Run(const typename Part::Args& a) {
       std::memcpy(copy, rows[r], static_cast<size_t>(part.layout.bytes));
       rows[r] = copy;
     }
+    block.rows = rows;
+    block.end_of_rows = scratch + (copy_rows ? n * part.layout.bytes : 0);
     if (!Part::kScatteredRows && n > 1) {
       // Short rows, each too short for the hardware's prefetcher to take notice.
       for (int32_t r = 0; r < n; ++r) {
         for (int64_t at = 0; at < part.layout.bytes; at += 64) __builtin_prefetch(rows[r] + at);
       }
     }
-    T::Begin(E, group_rows);
     const int32_t streams = part.NumStreams();
+    RowsAhead rows_ahead = part.NextRows(first_row + n < a.num_rows
+                                             ? int64_t{1} << 40
+                                             : streams * block.groups.num_groups * block.chunks);
+    PanelsState state;
+    T::template Begin<F, E>(block);
     const int panels = T::Panels(E, group_rows);
     for (int32_t i = 0; i < streams;) {
       if (panels >= 4 && i + 4 <= streams) {
-        RunStreams<T, F, E, 4>(part, tile, rows, groups, i, first_row);
+        RunStreams<T, F, E, 4>(part, block, tile, i, first_row, rows_ahead, state);
         i += 4;
       } else if (i + 2 <= streams) {
-        RunStreams<T, F, E, 2>(part, tile, rows, groups, i, first_row);
+        RunStreams<T, F, E, 2>(part, block, tile, i, first_row, rows_ahead, state);
         i += 2;
       } else if constexpr (Part::kMinPanels == 1) {
-        RunStreams<T, F, E, 1>(part, tile, rows, groups, i, first_row);
+        RunStreams<T, F, E, 1>(part, block, tile, i, first_row, rows_ahead, state);
         i += 1;
       }
     }
-    T::End(E, group_rows);
+    T::template End<F, E>(block);
   }
 }
 

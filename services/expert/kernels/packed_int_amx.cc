@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #include "common/quant/int4_block.h"
 #include "common/quant/int8_block.h"

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "common/quant/int4_block.h"
 #include "common/quant/int8_block.h"
@@ -52,9 +53,23 @@ struct T {
   static constexpr const char* kTier = "avx2";
   template <class F, Precision E>
   static constexpr int64_t kValueBytes = kIsInt4<F>&& E == Precision::kFast ? 1 : 2;
-  static constexpr bool UniformRows(Precision, int32_t) { return false; }
-  static void Begin(Precision, int32_t) {}
-  static void End(Precision, int32_t) {}
+  template <class F>
+  static constexpr int32_t GroupRows(Precision e, int32_t) {
+    return MaxRows(e);
+  }
+  template <class F>
+  static constexpr bool UniformRows(Precision, int32_t) {
+    return false;
+  }
+  static constexpr int64_t BlockRowBytes(Precision, int64_t) { return 0; }
+  template <class F, Precision E>
+  static void Begin(const BlockArgs&) {}
+  template <class F, Precision E>
+  static void End(const BlockArgs&) {}
+  template <class F, Precision E, int P>
+  static bool RunPanels(const PanelsArgs&) {
+    return false;
+  }
   static constexpr int64_t kTileScratchBytes = 0;
   static constexpr int64_t kScratchBytes = 64 << 10;
   // 4 sums a row, an input a row and one register of weights; accumulators pass through memory.

@@ -10,10 +10,12 @@
 //     BlockRows(k): rows that share a pass over the weights, at most kBlockRows
 //     BeginRows(args), EndRows(): around the panels of a block; args.weights: the first ones
 //     Panels<F>(args): see PanelArgs
+//     RowSteps(num_rows, k): steps of PanelArgs::rows_ahead that a call of Panels takes
 //
 // Rows: kStepBytes of 32 inputs, Put(x, out) prepares so many. A prepared row holds
 // NumChunks(k) * kChunkInputs inputs, zero from k on.
 
+#include "services/expert/kernels/lines_ahead-inl.h"
 #include "services/expert/kernels/silu-inl.h"
 #include "services/expert/kernels/vector_avx512-inl.h"
 
@@ -35,7 +37,8 @@ struct PanelArgs {
   bool warm = false;  // they are in the cache: other rows have passed
   const std::byte* const* rows = nullptr;
   int32_t num_rows = 0;
-  float* acc = nullptr;  // [2][kBlockRows][kPanelOutputs]
+  RowsAhead* rows_ahead = nullptr;  // of what runs after the last panels
+  float* acc = nullptr;             // [2][kBlockRows][kPanelOutputs]
   std::byte* scratch = nullptr;
 };
 inline constexpr int64_t kAccPanel = kBlockRows * kPanelOutputs;
@@ -45,17 +48,15 @@ inline __attribute__((always_inline)) void AskFor(uintptr_t at) {
   __builtin_prefetch(reinterpret_cast<const void*>(at), /*rw=*/0, /*locality=*/1);
 }
 
-// Asks for a stretch of memory, evenly over a number of steps.
+// Asks for a stretch of memory, evenly over a number of steps; see RowsAhead.
 class Ahead {
  public:
   Ahead(const std::byte* data, int64_t bytes, int64_t steps)
       : at_(reinterpret_cast<uintptr_t>(data)),
         left_(data == nullptr ? 0 : bytes / 64),
-        steps_(std::max<int64_t>(1, steps)),
-        lines_(left_) {}
+        lines_((left_ + std::max<int64_t>(1, steps) - 1) / std::max<int64_t>(1, steps)) {}
   inline __attribute__((always_inline)) void Step() {
-    for (due_ += lines_; due_ >= steps_; due_ -= steps_) {
-      if (left_ == 0) return;
+    for (int64_t n = std::min(lines_, left_); n > 0; --n) {
       AskFor(at_);
       at_ += 64;
       --left_;
@@ -65,9 +66,7 @@ class Ahead {
  private:
   uintptr_t at_;
   int64_t left_;
-  int64_t steps_;
   int64_t lines_;
-  int64_t due_ = 0;
 };
 
 template <class T>
@@ -115,6 +114,9 @@ struct GateUpPart {
   static int32_t Panels(int32_t i) { return i / 2; }
   int64_t NumOutputs() const { return a.width; }
   const std::byte* Row(int32_t i) const { return a.x + a.rows[i] * a.x_stride; }
+  RowsAhead NextRows(int64_t steps) const {
+    return {a.x, a.next_rows, a.x_stride, a.num_next_rows, RowBytes<T>(a.hidden_size), steps};
+  }
 
   // Streams i and i + 1 of rows [first_row, first_row + n) are done.
   void Done(int32_t i, int, int32_t first_row, int32_t n, float* acc) {
@@ -157,6 +159,9 @@ struct DownPart {
   static int32_t Panels(int32_t i) { return i; }
   int64_t NumOutputs() const { return a.hidden_size; }
   const std::byte* Row(int32_t i) const { return a.hidden + i * a.hidden_stride; }
+  RowsAhead NextRows(int64_t steps) const {
+    return {a.next_hidden, nullptr, a.hidden_stride, a.num_next_rows, RowBytes<T>(a.width), steps};
+  }
 
   float* Sum(int32_t row, int32_t i) const {
     return a.sum + a.rows[row] * a.sum_stride + int64_t{a.first_panel + i} * kPanelOutputs;
@@ -226,6 +231,10 @@ void Run(const typename Part::Args& args) {
     a.rows = rows;
     a.num_rows = n;
     const int step = T::kPanels == 2 || Part::kStreams == 2 ? 2 : 1;
+    const bool last_rows = first_row + n == args.num_rows;
+    const int64_t calls = (streams + T::kPanels - 1) / T::kPanels;
+    RowsAhead rows_ahead = last_rows ? part.NextRows(calls * T::RowSteps(n, a.k)) : RowsAhead();
+    a.rows_ahead = &rows_ahead;
     for (int32_t i = 0; i < streams; i += step) {
       const int num = std::min(step, streams - i);
       part.Expect(i, num, first_row, n);

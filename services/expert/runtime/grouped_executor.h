@@ -35,7 +35,7 @@ class ScratchBuffer {
 class GroupedExecutor : public ExpertExecutor {
  public:
   struct Options {
-    // Activations, hidden vectors and sums of a block of rows; grows to this with the largest call.
+    // Activations and hidden vectors of a block of rows; grows to this with the largest call.
     size_t max_scratch_bytes = 64 << 20;
   };
 
@@ -44,6 +44,10 @@ class GroupedExecutor : public ExpertExecutor {
     int64_t num_pairs = 0;      // (row, expert)
     int64_t num_experts = 0;    // distinct ones, summed over blocks
     uint64_t weight_bytes = 0;  // read from them
+    // Seconds, summed over blocks: rows grouped and prepared, gate and up, down and the reply.
+    double prepare_s = 0;
+    double gate_up_s = 0;
+    double down_s = 0;
   };
 
   const ShardGeometry& geometry() const override { return geometry_; }
@@ -77,6 +81,10 @@ class GroupedExecutor : public ExpertExecutor {
     // What this thread will probably run next, in the same half; -1: not known. For prefetching.
     int32_t next_expert = -1;
     int32_t next_output = 0;
+    // The pairs that go with it, where they are another group's.
+    int32_t num_next_rows = 0;
+    const int32_t* next_rows = nullptr;
+    const std::byte* next_hidden = nullptr;
   };
 
   // All borrowed. The pool is used by the thread that calls Run; `elementwise` widens and narrows.
@@ -107,6 +115,8 @@ class GroupedExecutor : public ExpertExecutor {
                bool small);
   Tile TileOf(const ExpertGroup& group, const RowLayout& layout, int32_t first, int32_t end,
               int thread) const;
+  // Fills in what comes after `tile`: output `first` of `next`.
+  void SetNext(const ExpertGroup& next, int32_t first, Tile* tile) const;
 
   const ShardGeometry geometry_;
   const FfnKernels& elementwise_;

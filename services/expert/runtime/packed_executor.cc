@@ -8,9 +8,10 @@
 namespace banyan::expert {
 namespace {
 
-// Panels of gate and up that a call takes at most: as many outputs as fit the first-level cache
-// beside the rows.
-constexpr int32_t kMaxTile = 256;
+// Outputs that a call of gate and up takes at most: kernels arrange the rows of a call for
+// themselves, so the fewer the better.
+constexpr int32_t kMaxGateUpTile = 512;
+constexpr int32_t kMaxDownTile = 256;
 constexpr int32_t kPanel = kPanelOutputs;
 
 int32_t EndPanel(int32_t end_output) { return (end_output + kPanel - 1) / kPanel; }
@@ -43,8 +44,8 @@ GroupedExecutor::RowLayout PackedExecutor::BeginCall(const ExpertCall& call) {
   layer_ = &table_.layers[static_cast<size_t>(call.layer)];
   return {.x_bytes = kernels_->row_bytes(geometry().hidden_size),
           .hidden_bytes = kernels_->row_bytes(geometry().num_shard_width),
-          .gate_up = {kGateUpPanels * kPanel, kMaxTile},
-          .down = {kPanel, kMaxTile}};
+          .gate_up = {kGateUpPanels * kPanel, kMaxGateUpTile},
+          .down = {kPanel, kMaxDownTile}};
 }
 
 PackedExecutor::Worker& PackedExecutor::Enter(int thread) {
@@ -89,6 +90,8 @@ void PackedExecutor::GateUp(const Tile& tile) {
       .scratch = Enter(tile.thread).kernel.data(),
       .next = NextOf(tile),
       .next_panel = tile.next_output / kPanel,
+      .next_rows = tile.next_rows,
+      .num_next_rows = tile.num_next_rows,
   });
 }
 
@@ -109,6 +112,8 @@ void PackedExecutor::Down(const Tile& tile, float* sum, int64_t sum_stride) {
       .scratch = Enter(tile.thread).kernel.data(),
       .next = NextOf(tile),
       .next_panel = tile.next_output / kPanel,
+      .next_hidden = tile.next_hidden,
+      .num_next_rows = tile.num_next_rows,
   });
 }
 

@@ -21,10 +21,6 @@ namespace banyan::expert {
 namespace {
 
 constexpr char kFastestTier[] = "amx";
-// A scale per 32 weights keeps the integer tiles busy with scaling: on an Intel Xeon with AMX, VNNI
-// takes 0.65 to 1.0 of their time (docs/performance.md), for the same bits.
-constexpr char kFastestIntegerTier[] = "avx512_vnni";
-
 // The kernels for weights in the checkpoint's precision, which also widen and narrow for the packed
 // ones: at `tier`, or the fastest below it that they have.
 absl::StatusOr<const FfnKernels*> PlainKernels(const std::string& tier,
@@ -244,10 +240,7 @@ absl::StatusOr<std::unique_ptr<ServedPool>> OpenPacked(
     return InvalidArgumentF("--pool_format {} needs --pool_dir: there is no home directory",
                             options.pool_format);
   }
-  const char* const fastest = format == PoolFormat::kInt8 || format == PoolFormat::kInt4
-                                  ? kFastestIntegerTier
-                                  : kFastestTier;
-  const char* const tier = options.cpu_tier == "auto" ? fastest : options.cpu_tier.c_str();
+  const char* const tier = options.cpu_tier == "auto" ? kFastestTier : options.cpu_tier.c_str();
   const PackedKernelPair kernels = {FindPackedKernels(format, Precision::kExact, tier, features),
                                     FindPackedKernels(format, Precision::kFast, tier, features)};
   if (kernels.exact == nullptr || kernels.fast == nullptr) {

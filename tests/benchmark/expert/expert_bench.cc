@@ -3,17 +3,20 @@
 // model: it can be carried to another machine.
 //
 //   expert_bench [--threads=N] [--memory=GiB] [--format=NAME,...] [--tier=NAME,...]
-//                [--precision=exact|fast] [--rows=N,...] [--small_pages] [--benchmark_...]
+//                [--precision=exact|fast] [--rows=N,...] [--small_pages] [--one_expert]
+//                [--benchmark_...]
 //
-// Before each case the read bandwidth of the same threads over the same pages: four streams a
-// thread with prefetch 1 KiB ahead, the fastest of 8 passes of half a GiB. A call: prepared rows,
-// all (expert, tile of width) pairs, one barrier, tiles of the output each over all experts, as
-// grouped_executor.cc does. Ids are uniform without repetition, layer and ids fresh every call.
+// Around each case the read bandwidth of the same threads over the same pages: four streams a
+// thread with prefetch 1 KiB ahead, passes of a quarter of a GiB. A call is what the server's
+// executor does (packed_executor.h), replies in f32. Ids are uniform without repetition, layer and
+// ids fresh every call. --one_expert: all ids have the weights of one, so that they come from the
+// caches; what is left is computing.
 // Columns:
 //   Time      mean of the calls
 //   bandwidth GB/s, measured just before
 //   GBps      bytes of the distinct experts / time, median of the calls; best: of the best call
-//   share     GBps of the median call / bandwidth; share_best: of the best call
+//   share     GBps of the median call / bandwidth; share_best: of the best call; x: 1 / share
+//   prepare_ms, gate_up_ms, down_ms   of the executor's phases, medians
 //   peak       multiply-adds / time of the median call / what the dot product does
 //              from registers (kExact does two per weight and counts both)
 // On a machine that others use as well the best calls say more than the median. With --threads=1
@@ -22,6 +25,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -37,9 +41,12 @@
 #include "common/base/check.h"
 #include "common/parallel/topology.h"
 #include "common/parallel/worker_pool.h"
+#include "common/quant/bf16.h"
 #include "common/quant/packed_matrix.h"
+#include "services/expert/kernels/kernel_table.h"
 #include "services/expert/kernels/packed_ffn.h"
 #include "services/expert/kernels/packed_kernel_table.h"
+#include "services/expert/runtime/packed_executor.h"
 #include "tests/benchmark/expert/dot_peak.h"
 
 namespace banyan::expert {
@@ -49,12 +56,12 @@ constexpr int32_t kHiddenSize = 2048;
 constexpr int32_t kWidth = 512;
 constexpr int32_t kTopK = 10;
 constexpr int32_t kNumExperts = 512;
-constexpr int32_t kTilePanels = 4;
 
 struct Settings {
   int num_threads = UsableCpuCount();
   double memory_gib = 4;
   bool small_pages = false;
+  bool one_expert = false;
   std::vector<std::string> formats = {"bf16", "int8", "nf4", "int4"};
   std::vector<std::string> tiers;
   std::vector<std::string> precisions = {"exact", "fast"};
@@ -191,158 +198,104 @@ struct AlignedBytes {
 class Runner {
  public:
   Runner(const PackedKernels& kernels, const Pool& pool, int32_t num_rows)
-      : kernels_(kernels),
-        pool_(pool),
-        num_rows_(num_rows),
-        x_stride_(kernels.row_bytes(kHiddenSize)),
-        hidden_stride_(kernels.row_bytes(kWidth)),
+      : num_rows_(num_rows),
+        num_layers_(pool.num_layers()),
+        type_(kernels.precision == Precision::kExact ? ActivationType::kF32
+                                                     : ActivationType::kBF16),
+        table_(TableOf(pool, num_rows)),
+        executor_({}, table_, PairOf(kernels), *ChooseKernels("auto", ReadCpuFeatures()).kernels,
+                  SharedThreads()),
         activations_(int64_t{num_rows} * kHiddenSize * 4),
-        x_(num_rows * x_stride_),
-        hidden_(num_rows * kTopK * hidden_stride_),
         out_(int64_t{num_rows} * kHiddenSize * 4),
-        order_(kNumExperts) {
+        order_(kNumExperts),
+        ids_(static_cast<size_t>(num_rows * kTopK)),
+        weights_(ids_.size(), 0.1f) {
     std::normal_distribution<float> normal;
-    auto* values = reinterpret_cast<float*>(activations_.data);
-    for (int64_t i = 0; i < int64_t{num_rows} * kHiddenSize; ++i) values[i] = normal(random_);
-    std::iota(order_.begin(), order_.end(), 0);
-    for (int t = 0; t < settings.num_threads; ++t) {
-      scratch_.push_back(std::make_unique<AlignedBytes>(kernels.scratch_bytes));
-      sums_.push_back(
-          std::make_unique<AlignedBytes>(int64_t{num_rows} * kTilePanels * kPanelOutputs * 4));
-    }
-    SharedThreads().ParallelFor(settings.num_threads, [&](int64_t, int) {
-      if (kernels_.enter_thread != nullptr) kernels_.enter_thread();
-    });
-  }
-
-  // Draws the experts of the next call and groups its rows by them.
-  void Draw() {
-    layer_ = static_cast<int64_t>(random_()) % pool_.num_layers();
-    std::vector<std::vector<int32_t>> by_expert(kNumExperts);
-    for (int32_t row = 0; row < num_rows_; ++row) {
-      for (int k = 0; k < kTopK; ++k) {
-        const auto first = static_cast<size_t>(k);
-        std::uniform_int_distribution<size_t> pick(first, order_.size() - 1);
-        std::swap(order_[first], order_[pick(random_)]);
-        by_expert[static_cast<size_t>(order_[first])].push_back(row);
+    for (int64_t i = 0; i < int64_t{num_rows} * kHiddenSize; ++i) {
+      const float value = normal(random_);
+      const BF16 narrow = ToBF16(value);
+      if (type_ == ActivationType::kF32) {
+        std::memcpy(activations_.data + i * 4, &value, 4);
+      } else {
+        std::memcpy(activations_.data + i * 2, &narrow, 2);
       }
     }
-    groups_.clear();
-    rows_.clear();
-    for (int32_t expert = 0; expert < kNumExperts; ++expert) {
-      const std::vector<int32_t>& rows = by_expert[static_cast<size_t>(expert)];
-      if (rows.empty()) continue;
-      groups_.push_back({pool_.Expert(layer_, expert), static_cast<int32_t>(rows_.size()),
-                         static_cast<int32_t>(rows.size())});
-      rows_.insert(rows_.end(), rows.begin(), rows.end());
-    }
-    weights_.assign(rows_.size(), 0.1f);
+    std::iota(order_.begin(), order_.end(), uint16_t{0});
   }
 
-  int64_t weight_bytes() const {
-    return static_cast<int64_t>(groups_.size()) * pool_.expert_bytes();
+  // Draws layer and experts of the next call.
+  void Draw() {
+    layer_ = static_cast<int32_t>(static_cast<int64_t>(random_()) % num_layers_);
+    for (size_t i = 0; i < ids_.size(); ++i) {
+      const size_t first = i % kTopK;
+      std::uniform_int_distribution<size_t> pick(first, order_.size() - 1);
+      std::swap(order_[first], order_[pick(random_)]);
+      ids_[i] = order_[first];
+    }
   }
-  double macs() const { return static_cast<double>(rows_.size()) * 3 * kHiddenSize * kWidth; }
 
   void Run() {
-    Prepare();
-    GateUp();
-    Down();
+    const absl::Status status =
+        executor_.Run({.layer = layer_,
+                       .num_rows = num_rows_,
+                       .top_k = kTopK,
+                       .expert_ids = reinterpret_cast<const std::byte*>(ids_.data()),
+                       .weights = reinterpret_cast<const std::byte*>(weights_.data()),
+                       .activations = activations_.data,
+                       .activation_type = type_,
+                       .out = out_.data,
+                       .reply_type = ActivationType::kF32});
+    CHECK(status.ok());
   }
+
+  const GroupedExecutor::CallStats& stats() const { return executor_.last_call(); }
+  double macs() const { return static_cast<double>(ids_.size()) * 3 * kHiddenSize * kWidth; }
 
  private:
-  struct Group {
-    PackedExpert weights;
-    int32_t first_pair;
-    int32_t num_pairs;
-  };
-
-  void Prepare() {
-    const auto prepare = [&](int64_t row, int) {
-      const auto* values = reinterpret_cast<const float*>(activations_.data);
-      kernels_.prepare(values + row * kHiddenSize, kHiddenSize, x_.data + row * x_stride_);
-    };
-    if (num_rows_ < 32) {
-      for (int32_t row = 0; row < num_rows_; ++row) prepare(row, 0);
-    } else {
-      SharedThreads().ParallelFor(num_rows_, prepare);
+  static PackedTable TableOf(const Pool& pool, int32_t num_rows) {
+    PackedTable table;
+    table.geometry = {.num_layers = static_cast<int32_t>(pool.num_layers()),
+                      .hidden_size = kHiddenSize,
+                      .num_experts = kNumExperts,
+                      .moe_intermediate_size = kWidth,
+                      .max_top_k = kTopK,
+                      .first_expert = 0,
+                      .num_shard_experts = kNumExperts,
+                      .first_width = 0,
+                      .num_shard_width = kWidth,
+                      .max_rows = num_rows};
+    table.format = pool.format();
+    table.expert_bytes = static_cast<uint64_t>(pool.expert_bytes());
+    for (int64_t layer = 0; layer < pool.num_layers(); ++layer) {
+      table.layers.emplace_back();
+      for (int32_t expert = 0; expert < kNumExperts; ++expert) {
+        table.layers.back().push_back(pool.Expert(layer, settings.one_expert ? 0 : expert));
+      }
     }
+    return table;
+  }
+  // The executor wants kernels of both precisions; the others are not called.
+  static PackedKernelPair PairOf(const PackedKernels& kernels) {
+    const auto find = [&](Precision precision) {
+      return kernels.precision == precision
+                 ? &kernels
+                 : FindPackedKernels(kernels.format, precision, kernels.tier, ReadCpuFeatures());
+    };
+    return {find(Precision::kExact), find(Precision::kFast)};
   }
 
-  void GateUp() {
-    constexpr int64_t kTiles = kWidth / kPanelOutputs / kTilePanels;
-    SharedThreads().ParallelFor(
-        static_cast<int64_t>(groups_.size()) * kTiles, [&](int64_t t, int thread) {
-          const Group& group = groups_[static_cast<size_t>(t / kTiles)];
-          const auto first = static_cast<int32_t>(t % kTiles) * kTilePanels;
-          const int64_t next = t + settings.num_threads;
-          const auto next_group = static_cast<size_t>(next / kTiles);
-          kernels_.gate_up(
-              {.weights = &group.weights,
-               .hidden_size = kHiddenSize,
-               .width = kWidth,
-               .first_panel = first,
-               .end_panel = first + kTilePanels,
-               .num_rows = group.num_pairs,
-               .rows = rows_.data() + group.first_pair,
-               .x = x_.data,
-               .x_stride = x_stride_,
-               .hidden = hidden_.data + group.first_pair * hidden_stride_,
-               .hidden_stride = hidden_stride_,
-               .scratch = scratch_[static_cast<size_t>(thread)]->data,
-               .next = next_group < groups_.size() ? &groups_[next_group].weights : nullptr,
-               .next_panel = static_cast<int32_t>(next % kTiles) * kTilePanels});
-        });
-  }
-
-  void Down() {
-    constexpr int64_t kTiles = kHiddenSize / kPanelOutputs / kTilePanels;
-    SharedThreads().ParallelFor(kTiles, [&](int64_t t, int thread) {
-      const auto first = static_cast<int32_t>(t) * kTilePanels;
-      constexpr int64_t kOutputs = int64_t{kTilePanels} * kPanelOutputs;
-      auto* const sums = reinterpret_cast<float*>(sums_[static_cast<size_t>(thread)]->data);
-      std::fill(sums, sums + num_rows_ * kOutputs, 0.0f);
-      for (const Group& group : groups_) {
-        kernels_.down({.weights = &group.weights,
-                       .hidden_size = kHiddenSize,
-                       .width = kWidth,
-                       .first_panel = first,
-                       .end_panel = first + kTilePanels,
-                       .num_rows = group.num_pairs,
-                       .rows = rows_.data() + group.first_pair,
-                       .routing_weights = weights_.data() + group.first_pair,
-                       .hidden = hidden_.data + group.first_pair * hidden_stride_,
-                       .hidden_stride = hidden_stride_,
-                       .sum = sums - first * kPanelOutputs,
-                       .sum_stride = kOutputs,
-                       .scratch = scratch_[static_cast<size_t>(thread)]->data,
-                       .next = &group == &groups_.back() ? nullptr : &(&group)[1].weights,
-                       .next_panel = first});
-      }
-      for (int64_t row = 0; row < num_rows_; ++row) {
-        std::memcpy(reinterpret_cast<float*>(out_.data) + row * kHiddenSize + first * kPanelOutputs,
-                    sums + row * kOutputs, kOutputs * sizeof(float));
-      }
-    });
-  }
-
-  const PackedKernels& kernels_;
-  const Pool& pool_;
   const int32_t num_rows_;
-  const int64_t x_stride_;
-  const int64_t hidden_stride_;
+  const int64_t num_layers_;
+  const ActivationType type_;
+  const PackedTable table_;
+  PackedExecutor executor_;
   std::mt19937 random_{7};
   AlignedBytes activations_;
-  AlignedBytes x_;
-  AlignedBytes hidden_;
   AlignedBytes out_;
-  std::vector<int32_t> order_;
-  std::vector<std::unique_ptr<AlignedBytes>> scratch_;
-  std::vector<std::unique_ptr<AlignedBytes>> sums_;
-  int64_t layer_ = 0;
-  std::vector<Group> groups_;
-  std::vector<int32_t> rows_;
+  std::vector<uint16_t> order_;
+  std::vector<uint16_t> ids_;
   std::vector<float> weights_;
+  int32_t layer_ = 0;
 };
 
 // 0 where the kernels use no such instruction: kExact of bf16 and nf4 multiplies in f32.
@@ -372,6 +325,7 @@ void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_
   runner.Draw();
   runner.Run();
   std::vector<double> rates;
+  std::vector<double> phases[3];
   double macs_per_byte = 0;
   for (auto _ : state) {
     runner.Draw();
@@ -379,8 +333,13 @@ void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_
     runner.Run();
     const double elapsed = Now() - start;
     state.SetIterationTime(elapsed);
-    rates.push_back(static_cast<double>(runner.weight_bytes()) / elapsed);
-    macs_per_byte = runner.macs() / static_cast<double>(runner.weight_bytes());
+    const GroupedExecutor::CallStats& stats = runner.stats();
+    const auto bytes = static_cast<double>(stats.weight_bytes);
+    rates.push_back(bytes / elapsed);
+    macs_per_byte = runner.macs() / bytes;
+    phases[0].push_back(stats.prepare_s);
+    phases[1].push_back(stats.gate_up_s);
+    phases[2].push_back(stats.down_s);
   }
   MeasureBandwidth(pool, &reads);
   std::sort(reads.begin(), reads.end());
@@ -392,6 +351,12 @@ void BM_Call(benchmark::State& state, const PackedKernels* kernels, int32_t num_
   state.counters["best"] = rates.back() / 1e9;
   state.counters["share"] = median / bandwidth;
   state.counters["share_best"] = rates.back() / reads.back();
+  state.counters["x"] = bandwidth / median;
+  for (int i = 0; i < 3; ++i) {
+    std::sort(phases[i].begin(), phases[i].end());
+    state.counters[std::array{"prepare_ms", "gate_up_ms", "down_ms"}[static_cast<size_t>(i)]] =
+        phases[i][phases[i].size() / 2] * 1e3;
+  }
   if (peak > 0) {
     const double planes = kernels->precision == Precision::kExact ? 2 : 1;
     state.counters["peak"] = median * macs_per_byte * planes / peak;
@@ -452,6 +417,8 @@ int Main(int argc, char** argv) {
       settings.rows = Split(value);
     } else if (arg == "--small_pages") {
       settings.small_pages = true;
+    } else if (arg == "--one_expert") {
+      settings.one_expert = true;
     } else {
       rest.push_back(argv[i]);
     }

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #include "common/quant/int4_block.h"
 #include "common/quant/int8_block.h"

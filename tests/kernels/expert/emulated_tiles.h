@@ -58,7 +58,7 @@ struct EmulatedTiles {
     }
   }
   template <int c, int a, int b>
-  static void DotSU() {
+  static void DotSS() {
     CHECK(Rows(c) == Rows(a) && state.config.row_bytes[c] == state.config.row_bytes[b]);
     CHECK(state.config.row_bytes[a] == 4 * Rows(b));
     for (int m = 0; m < Rows(a); ++m) {
@@ -67,7 +67,7 @@ struct EmulatedTiles {
         std::memcpy(&sum, &state.tiles[c][m][4 * n], 4);
         for (int k = 0; k < state.config.row_bytes[a]; ++k) {
           sum += static_cast<int8_t>(state.tiles[a][m][k]) *
-                 static_cast<int32_t>(state.tiles[b][k / 4][4 * n + k % 4]);
+                 static_cast<int8_t>(state.tiles[b][k / 4][4 * n + k % 4]);
         }
         std::memcpy(&state.tiles[c][m][4 * n], &sum, 4);
       }

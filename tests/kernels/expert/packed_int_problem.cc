@@ -133,6 +133,7 @@ void RunPacked(const PackedKernels& kernels, const PackedProblem& p, int32_t fir
   const auto panels = static_cast<int32_t>(NumPanels(s.width));
   for (int32_t panel = 0; panel < panels; panel += cut.gate_up) {
     soil_scratch();
+    const bool last = panel + cut.gate_up >= panels;
     kernels.gate_up({.weights = &p.expert,
                      .hidden_size = s.hidden_size,
                      .width = s.width,
@@ -144,11 +145,16 @@ void RunPacked(const PackedKernels& kernels, const PackedProblem& p, int32_t fir
                      .x_stride = x_stride,
                      .hidden = hidden.data(),
                      .hidden_stride = hidden_stride,
-                     .scratch = scratch.data()});
+                     .scratch = scratch.data(),
+                     .next = last ? nullptr : &p.expert,
+                     .next_panel = last ? 0 : panel + cut.gate_up,
+                     .next_rows = last ? nullptr : p.rows.data() + first,
+                     .num_next_rows = last ? 0 : n});
   }
   const auto out_panels = static_cast<int32_t>(NumPanels(s.hidden_size));
   for (int32_t panel = 0; panel < out_panels; panel += cut.down) {
     soil_scratch();
+    const bool last = panel + cut.down >= out_panels;
     kernels.down({.weights = &p.expert,
                   .hidden_size = s.hidden_size,
                   .width = s.width,
@@ -161,7 +167,11 @@ void RunPacked(const PackedKernels& kernels, const PackedProblem& p, int32_t fir
                   .hidden_stride = hidden_stride,
                   .sum = sum->data(),
                   .sum_stride = s.hidden_size,
-                  .scratch = scratch.data()});
+                  .scratch = scratch.data(),
+                  .next = last ? nullptr : &p.expert,
+                  .next_panel = last ? 0 : panel + cut.down,
+                  .next_hidden = last ? nullptr : hidden.data(),
+                  .num_next_rows = last ? 0 : n});
   }
 }
 
