@@ -1,7 +1,7 @@
 #!/bin/sh
 # check_build_stage.sh ROOT: the images' build stages are the same text, so that the engine's cache runs it once.
 set -eu
-stage() { sed -n '/^FROM debian:12-slim AS build$/,/^# end of the stage that both images share$/p' "$1"; }
+stage() { sed -n '/^ARG BASE=/,/^# end of the stage that both images share$/p' "$1"; }
 trunk=$(stage "$1/docker/trunk.Dockerfile")
 expert=$(stage "$1/docker/expert.Dockerfile")
 if [ -z "$trunk" ] || [ "$trunk" != "$expert" ]; then

@@ -32,8 +32,8 @@ struct TrunkBackends {
 int ThreadsOfPart(int num_threads, int32_t tensor_parallel);
 
 // `pool` is the only backend's, borrowed, and outlives it; parts have threads of their own, that
-// many together. GPUs' own metrics go to `metrics`. Errors: CreateCpuBackend's, CreateCudaBackend's,
-// CreateNcclGroup's.
+// many together. GPUs' own metrics go to `metrics`. Errors: CreateCpuBackend's,
+// CreateCudaBackend's, CreateNcclGroup's.
 absl::StatusOr<TrunkBackends> CreateBackends(const TrunkOptions& options, WorkerPool* pool,
                                              MetricsRegistry* metrics);
 
