@@ -23,7 +23,7 @@ out=$1
 bin=${2:-$root/build/release}/bin
 most_mib=40
 
-programs=(trunk_ops_test cuda_ops_test golden_model_test cuda_bench)
+programs=(trunk_ops_test trunk_model_test cuda_ops_test golden_model_test cuda_bench)
 if [[ $serve == yes ]]; then
   programs+=(banyan-trunk banyan-expert banyan)
   most_mib=64

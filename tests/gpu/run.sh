@@ -113,11 +113,13 @@ for part in "${parts[@]}"; do
       done
       ;;
     parallel)
-      run nccl_test timeout 90 "$bin/cuda_ops_test" --gtest_filter='Nccl*'
+      run nccl_test timeout 90 "$bin/cuda_ops_test" --gtest_filter='*Nccl*'
       grep -h SKIPPED "$log_dir/nccl_test.log"
       run golden_parallel timeout 90 "$bin/golden_model_test" --gtest_filter='*LayersTest*Ways_cuda*'
       BANYAN_TEST_BACKEND=cuda run demo_parallel timeout 120 "$bin/golden_model_test" \
         --gtest_filter='*DemoModelTest*/1:*GroupOfOne*'
+      BANYAN_TEST_BACKEND=cuda run decoder_parallel timeout 90 "$bin/trunk_model_test" \
+        --gtest_filter='ParallelDecoderTest.*'
       run cuda_bench_parallel timeout 240 "$bin/cuda_bench" parallel
       cat "$log_dir/cuda_bench_parallel.log"
       ;;

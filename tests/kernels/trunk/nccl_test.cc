@@ -1,5 +1,5 @@
-// GPUs of one process joined by NCCL, a thread for each. What needs two GPUs is skipped by name
-// where there is one.
+// GPUs of one process joined by NCCL, a thread for each; as many of the tests as there are GPUs
+// for.
 #include "services/trunk/ops/collective/nccl.h"
 
 #include <cuda_runtime_api.h>
@@ -80,17 +80,26 @@ void ExpectSums(int32_t size) {
   }
 }
 
-TEST(NcclTest, OneRankOnOneGpu) { ExpectSums(1); }
-
-TEST(NcclTest, TwoRanksOnTwoGpus) {
-  if (CudaDeviceCount() < 2) GTEST_SKIP() << "needs two GPUs";
-  ExpectSums(2);
+// The number of GPUs, if there are that many.
+std::vector<int32_t> GpusFrom(int32_t least) {
+  const int32_t count = CudaDeviceCount();
+  return count >= least ? std::vector<int32_t>{count} : std::vector<int32_t>{};
 }
 
+class NcclTest : public testing::TestWithParam<int32_t> {};
+class NcclPairTest : public testing::TestWithParam<int32_t> {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(NcclTest);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(NcclPairTest);
+INSTANTIATE_TEST_SUITE_P(Gpus, NcclTest, testing::ValuesIn(GpusFrom(1)));
+INSTANTIATE_TEST_SUITE_P(Gpus, NcclPairTest, testing::ValuesIn(GpusFrom(2)));
+
+TEST_P(NcclTest, OneRankOnOneGpu) { ExpectSums(1); }
+
+TEST_P(NcclPairTest, TwoRanksOnTwoGpus) { ExpectSums(2); }
+
 // What four and eight GPUs do, on as many as there are.
-TEST(NcclTest, GatheredArraysAreAddedInTheOrderOfRanks) {
-  const int32_t size = std::min(CudaDeviceCount(), 8);
-  if (size < 2) GTEST_SKIP() << "needs two GPUs";
+TEST_P(NcclPairTest, GatheredArraysAreAddedInTheOrderOfRanks) {
+  const int32_t size = std::min(GetParam(), 8);
   auto group = CreateNcclGroup(size, {.always_gather = true});
   ASSERT_TRUE(group.ok()) << group.status();
   RankThreads threads(size, absl::Milliseconds(1));
@@ -121,8 +130,7 @@ TEST(NcclTest, GatheredArraysAreAddedInTheOrderOfRanks) {
 }
 
 // Rank 0's device waits for rank 1, which never comes.
-TEST(NcclTest, ARankThatFailsEndsTheWaitOfTheOthersDevices) {
-  if (CudaDeviceCount() < 2) GTEST_SKIP() << "needs two GPUs";
+TEST_P(NcclPairTest, ARankThatFailsEndsTheWaitOfTheOthersDevices) {
   auto group = CreateNcclGroup(2);
   ASSERT_TRUE(group.ok()) << group.status();
   const absl::Status why = absl::InternalError("GPU 1: fault");
@@ -148,8 +156,8 @@ TEST(NcclTest, ARankThatFailsEndsTheWaitOfTheOthersDevices) {
   });
 }
 
-TEST(NcclTest, MoreRanksThanGpusAreRefusedWithBothNumbers) {
-  const int32_t count = CudaDeviceCount();
+TEST_P(NcclTest, MoreRanksThanGpusAreRefusedWithBothNumbers) {
+  const int32_t count = GetParam();
   const absl::Status status = CreateNcclGroup(count + 1).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(std::string(status.message()), "--tensor_parallel " + std::to_string(count + 1) +

@@ -155,11 +155,15 @@ class NcclGroup final : public CollectiveGroup {
       failure_ = why;
       failed_.store(true, std::memory_order_release);
     }
-    // What waits on the devices for other ranks ends.
+    // What waits on the devices for other ranks ends. Without the locks: to free its buffers NCCL
+    // may wait for a device that waits for its own thread, and that must not wait for us.
+    std::vector<ncclComm_t> comms;
     for (const auto& member : members_) {
       const absl::MutexLock lock(&member->mutex);
-      if (member->comm != nullptr) api_.comm_abort(member->comm);
-      member->comm = nullptr;
+      comms.push_back(std::exchange(member->comm, nullptr));
+    }
+    for (ncclComm_t comm : comms) {
+      if (comm != nullptr) api_.comm_abort(comm);
     }
   }
 

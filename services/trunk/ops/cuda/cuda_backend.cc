@@ -332,7 +332,11 @@ class CudaBackend : public Backend {
       const cudaError_t error = cudaStreamQuery(stream_);
       if (error == cudaErrorNotReady) {
         if (collective_ == nullptr) continue;
-        if (absl::Status group = collective_->status(); group.ok()) continue;
+        absl::Status group = collective_->status();
+        if (group.ok()) continue;
+        // What is queued goes on, but waits for releases that are still to come.
+        Fail(std::move(group));
+        return status_;
       }
       // Done or broken: what is to come is there by now.
       RETURN_IF_ERROR(Synchronize());
