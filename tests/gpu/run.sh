@@ -114,7 +114,6 @@ for part in "${parts[@]}"; do
       ;;
     parallel)
       run nccl_test timeout 90 "$bin/cuda_ops_test" --gtest_filter='*Nccl*'
-      grep -h SKIPPED "$log_dir/nccl_test.log"
       run golden_parallel timeout 90 "$bin/golden_model_test" --gtest_filter='*LayersTest*Ways_cuda*'
       BANYAN_TEST_BACKEND=cuda run demo_parallel timeout 120 "$bin/golden_model_test" \
         --gtest_filter='*DemoModelTest*/1:*GroupOfOne*'
