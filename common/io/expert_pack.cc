@@ -1,5 +1,6 @@
 #include "common/io/expert_pack.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "common/base/check.h"
@@ -113,21 +114,24 @@ absl::StatusOr<ExpertPackHeader> ParseExpertPackHeader(std::span<const std::byte
   if (zero_a != 0 || zero_b != 0 || zero_c != 0) {
     return DataLossF("{}: header: reserved bytes are not 0", source);
   }
-  RETURN_IF_ERROR(CheckPackFields(
-      {{"split", split, 0, 1},
-       {"num_shards", num_shards, 1, kMaxExperts},
-       {"shard_index", shard_index, 0, num_shards - 1},
-       {"num_layers", num_layers, 1, kMaxLayers},
-       {"num_experts", num_experts, 1, kMaxExperts},
-       {"hidden_size", hidden_size, 1, kMaxSide},
-       {"moe_intermediate_size", width, 1, kMaxSide},
-       {"first_expert", first_expert, 0, num_experts - 1},
-       {"num_shard_experts", num_shard_experts, 1, num_experts - first_expert},
-       {"first_width", first_width, 0, width - 1},
-       {"num_shard_width", num_shard_width, 1, width - first_width},
-       {"num_moe_layers", num_moe_layers, 1, num_layers},
-       {"num_layers times num_experts", num_layers * num_experts, 1, kMaxLayersTimesExperts}},
-      source));
+  // Both may be anything up to 2^32 - 1 here.
+  const int64_t product =
+      std::min(num_layers, kMaxLayers + 1) * std::min(num_experts, kMaxExperts + 1);
+  RETURN_IF_ERROR(
+      CheckPackFields({{"split", split, 0, 1},
+                       {"num_shards", num_shards, 1, kMaxExperts},
+                       {"shard_index", shard_index, 0, num_shards - 1},
+                       {"num_layers", num_layers, 1, kMaxLayers},
+                       {"num_experts", num_experts, 1, kMaxExperts},
+                       {"hidden_size", hidden_size, 1, kMaxSide},
+                       {"moe_intermediate_size", width, 1, kMaxSide},
+                       {"first_expert", first_expert, 0, num_experts - 1},
+                       {"num_shard_experts", num_shard_experts, 1, num_experts - first_expert},
+                       {"first_width", first_width, 0, width - 1},
+                       {"num_shard_width", num_shard_width, 1, width - first_width},
+                       {"num_moe_layers", num_moe_layers, 1, num_layers},
+                       {"num_layers times num_experts", product, 1, kMaxLayersTimesExperts}},
+                      source));
   RETURN_IF_ERROR(CheckPackFingerprint(out.fingerprint, source));
   out.format = static_cast<PoolFormat>(format);
   out.split_by_experts = split == 1;
