@@ -231,10 +231,15 @@ TEST_F(CliWithServer, ChatsOverSeveralTurnsAndKeepsHistory) {
   EXPECT_TRUE(chat.Await("> ", kPatience).ok());
   chat.Type("/save " + home.File("saved.json") + "\r");
   EXPECT_TRUE(chat.Await("4 messages saved to", kPatience).ok());
+  EXPECT_TRUE(chat.Await("> ", kPatience).ok());
   chat.Type("/reset\r");
   EXPECT_TRUE(chat.Await("The conversation starts anew.", kPatience).ok());
+  EXPECT_TRUE(chat.Await("> ", kPatience).ok());
+  EXPECT_TRUE(chat.AwaitKeyMode(kPatience).ok());
   chat.Type("\x10\x10\r");  // two lines up in the history: /save again
   EXPECT_TRUE(chat.Await("0 messages saved to", kPatience).ok());
+  EXPECT_TRUE(chat.Await("> ", kPatience).ok());
+  EXPECT_TRUE(chat.AwaitKeyMode(kPatience).ok());
   chat.Type("\x04");  // Ctrl-D
   const auto exit_code = chat.WaitExit(kPatience);
   ASSERT_TRUE(exit_code.ok()) << exit_code.status();
