@@ -322,40 +322,15 @@ absl::Status CheckPackIsOf(const ExpertPack& pack, const ExpertPackHeader& wante
   return absl::OkStatus();
 }
 
-absl::Status CheckPackFresh(const ExpertPack& pack, const ExpertPackHeader& wanted) {
-  if (pack.header().source_stamp == wanted.source_stamp) return absl::OkStatus();
-  return FailedPreconditionF(
-      "{}: the checkpoint's files were rewritten or copied since it was packed (stamp {:016x}, "
-      "now {:016x})",
-      pack.path(), pack.header().source_stamp, wanted.source_stamp);
-}
-
-// The pack at `path` if it is whole and fits.
-absl::StatusOr<ExpertPack> OpenFitting(const std::string& path, const ExpertPackHeader& wanted) {
-  ASSIGN_OR_RETURN(ExpertPack pack, ExpertPack::Open(path));
-  RETURN_IF_ERROR(CheckPackFits(pack, wanted));
-  return pack;
-}
-
-class ExpertPackMaker final : public PackMaker {
+class ExpertPackMaker final : public FittingPackMaker<ExpertPack> {
  public:
   ExpertPackMaker(const PackRequest& request, const ExpertPackHeader& wanted, WorkerPool& pool,
                   PackProgressFn progress)
-      : request_(request), wanted_(wanted), pool_(pool), progress_(progress) {}
-
-  absl::Status OpenFitting(const std::string& path) override {
-    ASSIGN_OR_RETURN(pack_, banyan::OpenFitting(path, wanted_));
-    return absl::OkStatus();
-  }
-
-  // A whole pack that is not an older or damaged state of the wanted one, but somebody else's: of a
-  // newer program, another model, shard or format. docs/adr/foreign-packs.md.
-  absl::Status CheckNotForeign(const std::string& path) const override {
-    const absl::StatusOr<ExpertPack> there = ExpertPack::Open(path);
-    absl::Status status = absl::IsUnimplemented(there.status()) ? there.status() : absl::OkStatus();
-    if (there.ok()) status = CheckPackIsOf(*there, wanted_);
-    return status.ok() ? status : ForeignPack(status, ", or replace it by `banyan pack --rebuild`");
-  }
+      : FittingPackMaker(wanted.source_stamp, ", or replace it by `banyan pack --rebuild`"),
+        request_(request),
+        wanted_(wanted),
+        pool_(pool),
+        progress_(progress) {}
 
   absl::Status Build(const std::string& path) override {
     Builder builder(request_, wanted_, pool_);
@@ -363,16 +338,15 @@ class ExpertPackMaker final : public PackMaker {
     return absl::OkStatus();
   }
 
-  ExpertPack TakePack() { return *std::move(pack_); }
-  const PackStats& stats() const { return stats_; }
-
  private:
+  absl::Status CheckIsOf(const ExpertPack& pack) const override {
+    return CheckPackIsOf(pack, wanted_);
+  }
+
   const PackRequest& request_;
   const ExpertPackHeader& wanted_;
   WorkerPool& pool_;
   const PackProgressFn progress_;
-  std::optional<ExpertPack> pack_;
-  PackStats stats_;
 };
 
 }  // namespace
@@ -408,7 +382,7 @@ absl::StatusOr<ExpertPackHeader> WantedPackHeader(const PackRequest& request) {
 
 absl::Status CheckPackFits(const ExpertPack& pack, const ExpertPackHeader& wanted) {
   RETURN_IF_ERROR(CheckPackIsOf(pack, wanted));
-  return CheckPackFresh(pack, wanted);
+  return CheckPackFresh(pack.path(), pack.header().source_stamp, wanted.source_stamp);
 }
 
 absl::Status VerifyPack(const ExpertPack& pack, WorkerPool& pool, PackProgressFn progress) {
@@ -419,8 +393,10 @@ absl::Status VerifyPack(const ExpertPack& pack, WorkerPool& pool, PackProgressFn
 
 absl::StatusOr<ExpertPack> OpenPack(const PackRequest& request) {
   ASSIGN_OR_RETURN(const ExpertPackHeader wanted, WantedPackHeader(request));
-  return OpenFitting(PackPath(request.pool_dir, wanted.fingerprint, request.format, request.shard),
-                     wanted);
+  ASSIGN_OR_RETURN(ExpertPack pack, ExpertPack::Open(PackPath(request.pool_dir, wanted.fingerprint,
+                                                              request.format, request.shard)));
+  RETURN_IF_ERROR(CheckPackFits(pack, wanted));
+  return pack;
 }
 
 absl::StatusOr<PackResult> EnsurePack(const PackRequest& request, WorkerPool& pool,
@@ -431,9 +407,7 @@ absl::StatusOr<PackResult> EnsurePack(const PackRequest& request, WorkerPool& po
       const EnsuredPack ensured,
       EnsurePackFile(PackPath(request.pool_dir, wanted.fingerprint, request.format, request.shard),
                      maker, progress, rebuild));
-  PackResult result{maker.TakePack(), ensured.rejected, {}};
-  if (ensured.built) result.built = maker.stats();
-  return result;
+  return maker.Take(ensured);
 }
 
 }  // namespace banyan

@@ -26,12 +26,7 @@ struct PackRequest {
   std::string pool_dir;
 };
 
-struct PackResult {
-  ExpertPack pack;
-  // Why what lay there was not used; OK when nothing lay there or it is used.
-  absl::Status rejected;
-  std::optional<PackStats> built;  // unset: the pack was there
-};
+using PackResult = FoundPack<ExpertPack>;
 
 // What the pack of this request says of itself, without its checksums. kInvalidArgument when the
 // shard gets nothing.

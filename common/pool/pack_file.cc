@@ -12,6 +12,7 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/parallel/first_error.h"
@@ -80,6 +81,23 @@ absl::Status ForeignPack(const absl::Status& what, std::string_view replace_by) 
                       fmt::format("{}; it is not replaced: move it away, or give another "
                                   "--pool_dir{}",
                                   ToStd(what.message()), replace_by));
+}
+
+absl::Status CheckPackFresh(const std::string& path, uint64_t source_stamp, uint64_t wanted_stamp) {
+  if (source_stamp == wanted_stamp) return absl::OkStatus();
+  return FailedPreconditionF(
+      "{}: the checkpoint's files were rewritten or copied since it was packed (stamp {:016x}, "
+      "now {:016x})",
+      path, source_stamp, wanted_stamp);
+}
+
+void LogPacked(const std::string& path, const PackStats& stats) {
+  LogInfo("packed", {{"pack", path},
+                     {"source_bytes", stats.source_bytes},
+                     {"pack_bytes", stats.pack_bytes},
+                     {"seconds", stats.seconds},
+                     {"sync_seconds", stats.sync_seconds},
+                     {"verify_seconds", stats.verify_seconds}});
 }
 
 absl::Status WritePack(const std::string& path, const PackWriteSteps& steps, PackStats* stats) {

@@ -3,14 +3,17 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/status_macros.h"
 #include "common/io/checkpoint.h"
 #include "common/io/mapped_file.h"
 #include "common/io/output_file.h"
@@ -69,6 +72,78 @@ absl::StatusOr<EnsuredPack> EnsurePackFile(const std::string& path, PackMaker& m
 
 // A status of CheckNotForeign, with what to do about it.
 absl::Status ForeignPack(const absl::Status& what, std::string_view replace_by);
+
+// kFailedPrecondition: the checkpoint's files were rewritten since the pack at `path` was made.
+absl::Status CheckPackFresh(const std::string& path, uint64_t source_stamp, uint64_t wanted_stamp);
+
+// A pack that was found or made.
+template <typename Pack>
+struct FoundPack {
+  Pack pack;
+  absl::Status rejected;  // why what lay there was not used; OK when nothing did or it is used
+  std::optional<PackStats> built;  // unset: the pack was there
+};
+
+// What makers have in common. `Pack` has Open(path) and header().source_stamp.
+template <typename Pack>
+class FittingPackMaker : public PackMaker {
+ public:
+  absl::Status OpenFitting(const std::string& path) override {
+    ASSIGN_OR_RETURN(Pack pack, Pack::Open(path));
+    RETURN_IF_ERROR(CheckIsOf(pack));
+    RETURN_IF_ERROR(CheckPackFresh(path, pack.header().source_stamp, wanted_stamp_));
+    pack_.emplace(std::move(pack));
+    return absl::OkStatus();
+  }
+
+  // A whole pack that is not an older or damaged state of the wanted one, but somebody else's.
+  // docs/adr/foreign-packs.md.
+  absl::Status CheckNotForeign(const std::string& path) const override {
+    const absl::StatusOr<Pack> there = Pack::Open(path);
+    absl::Status status = absl::IsUnimplemented(there.status()) ? there.status() : absl::OkStatus();
+    if (there.ok()) status = CheckIsOf(*there);
+    return status.ok() ? status : ForeignPack(status, replace_by_);
+  }
+
+  // What EnsurePackFile has left here.
+  FoundPack<Pack> Take(const EnsuredPack& ensured) {
+    FoundPack<Pack> found{*std::move(pack_), ensured.rejected, {}};
+    if (ensured.built) found.built = stats_;
+    return found;
+  }
+
+ protected:
+  // `replace_by`: what else to do about a foreign pack; borrowed.
+  FittingPackMaker(uint64_t wanted_stamp, std::string_view replace_by)
+      : wanted_stamp_(wanted_stamp), replace_by_(replace_by) {}
+  // kFailedPrecondition names what the pack is of instead.
+  virtual absl::Status CheckIsOf(const Pack& pack) const = 0;
+
+  PackStats stats_;  // filled in by Build
+
+ private:
+  const uint64_t wanted_stamp_;
+  const std::string_view replace_by_;
+  std::optional<Pack> pack_;
+};
+
+// A pack whose payload is sound too: what `ensure(rebuild)` finds there is verified, and made anew
+// if it is damaged.
+template <typename Ensure, typename Verify>
+auto EnsureSoundPack(const Ensure& ensure, const Verify& verify)
+    -> decltype(ensure(/*rebuild=*/false)) {
+  ASSIGN_OR_RETURN(auto found, ensure(/*rebuild=*/false));
+  if (found.built) return found;
+  const absl::Status verified = verify(found.pack);
+  if (verified.ok()) return found;
+  if (!absl::IsDataLoss(verified)) return verified;
+  ASSIGN_OR_RETURN(found, ensure(/*rebuild=*/true));
+  found.rejected = verified;
+  return found;
+}
+
+// The log's line of a pack that was made: docs/logging.md.
+void LogPacked(const std::string& path, const PackStats& stats);
 
 // Allocates PATH.tmp, has its payload and then its header written, syncs it, has it read back and
 // renames it over `path`. Errors leave what was there and no temporary file. Fills in sync_seconds,

@@ -136,16 +136,13 @@ class PackedPool final : public ServedPool {
                                                                          : PoolPhase::kVerify;
       return progress(phase, p.bytes_done, p.bytes_total);
     };
-    ASSIGN_OR_RETURN(PackResult result, EnsurePack(request_, pool, pack_progress));
-    if (options_.verify_pool && !result.built) {
-      const absl::Status verified = VerifyPack(result.pack, pool, pack_progress);
-      if (absl::IsDataLoss(verified)) {
-        ASSIGN_OR_RETURN(result, EnsurePack(request_, pool, pack_progress, /*rebuild=*/true));
-        result.rejected = verified;
-      } else {
-        RETURN_IF_ERROR(verified);
-      }
-    }
+    const auto ensure = [&](bool rebuild) {
+      return EnsurePack(request_, pool, pack_progress, rebuild);
+    };
+    const auto verify = [&](const ExpertPack& pack) {
+      return options_.verify_pool ? VerifyPack(pack, pool, pack_progress) : absl::OkStatus();
+    };
+    ASSIGN_OR_RETURN(PackResult result, EnsureSoundPack(ensure, verify));
     PoolLoadReport report;
     if (table_.format == PoolFormat::kBF16) {
       ASSIGN_OR_RETURN(report.rounded, FindRoundedExperts(*checkpoint_, config_));

@@ -266,12 +266,7 @@ class ExpertServer::Impl {
                                      {"largest_relative_error", kBF16RoundingError}});
     }
     if (report.built) {
-      LogInfo("packed", {{"pack", report.pack_path},
-                         {"source_bytes", report.built->source_bytes},
-                         {"pack_bytes", report.built->pack_bytes},
-                         {"seconds", report.built->seconds},
-                         {"sync_seconds", report.built->sync_seconds},
-                         {"verify_seconds", report.built->verify_seconds}});
+      LogPacked(report.pack_path, *report.built);
     }
     if (report.memory != PoolMemoryMode::kMap &&
         report.huge_page_bytes < served_->description().pool_bytes / 2) {

@@ -186,31 +186,15 @@ absl::Status CheckIsOf(const TrunkPack& pack, const TrunkPackHeader& wanted) {
   return absl::OkStatus();
 }
 
-class Maker final : public PackMaker {
+class Maker final : public FittingPackMaker<TrunkPack> {
  public:
   Maker(const TrunkPackRequest& request, const TrunkPackHeader& wanted, WorkerPool& pool,
         PackProgressFn progress)
-      : request_(request), wanted_(wanted), pool_(pool), progress_(progress) {}
-
-  absl::Status OpenFitting(const std::string& path) override {
-    ASSIGN_OR_RETURN(TrunkPack pack, TrunkPack::Open(path));
-    RETURN_IF_ERROR(CheckIsOf(pack, wanted_));
-    if (pack.header().source_stamp != wanted_.source_stamp) {
-      return FailedPreconditionF(
-          "{}: the checkpoint's files were rewritten or copied since it was packed (stamp "
-          "{:016x}, now {:016x})",
-          path, pack.header().source_stamp, wanted_.source_stamp);
-    }
-    pack_.emplace(std::move(pack));
-    return absl::OkStatus();
-  }
-
-  absl::Status CheckNotForeign(const std::string& path) const override {
-    const absl::StatusOr<TrunkPack> there = TrunkPack::Open(path);
-    absl::Status status = absl::IsUnimplemented(there.status()) ? there.status() : absl::OkStatus();
-    if (there.ok()) status = CheckIsOf(*there, wanted_);
-    return status.ok() ? status : ForeignPack(status, ", or delete it");
-  }
+      : FittingPackMaker(wanted.source_stamp, ", or delete it"),
+        request_(request),
+        wanted_(wanted),
+        pool_(pool),
+        progress_(progress) {}
 
   absl::Status Build(const std::string& path) override {
     Builder builder(request_, wanted_, pool_, progress_);
@@ -218,16 +202,15 @@ class Maker final : public PackMaker {
     return absl::OkStatus();
   }
 
-  TrunkPack TakePack() { return *std::move(pack_); }
-  const PackStats& stats() const { return stats_; }
-
  private:
+  absl::Status CheckIsOf(const TrunkPack& pack) const override {
+    return trunk::CheckIsOf(pack, wanted_);
+  }
+
   const TrunkPackRequest& request_;
   const TrunkPackHeader& wanted_;
   WorkerPool& pool_;
   const PackProgressFn progress_;
-  std::optional<TrunkPack> pack_;
-  PackStats stats_;
 };
 
 }  // namespace
@@ -263,9 +246,7 @@ absl::StatusOr<TrunkPackResult> EnsureTrunkPack(const TrunkPackRequest& request,
                    EnsurePackFile(TrunkPackPath(request.pool_dir, wanted.fingerprint,
                                                 TrunkFormatName(request.format)),
                                   maker, progress, rebuild));
-  TrunkPackResult result{maker.TakePack(), ensured.rejected, {}};
-  if (ensured.built) result.built = maker.stats();
-  return result;
+  return maker.Take(ensured);
 }
 
 }  // namespace banyan::trunk

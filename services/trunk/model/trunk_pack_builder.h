@@ -2,7 +2,6 @@
 // trunk does not use as it is stored. docs/formats/trunk_pack.md.
 #pragma once
 
-#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -23,11 +22,7 @@ struct TrunkPackRequest {
   std::string pool_dir;
 };
 
-struct TrunkPackResult {
-  TrunkPack pack;
-  absl::Status rejected;  // why what lay there was not used; OK when nothing did or it is used
-  std::optional<PackStats> built;  // unset: the pack was there
-};
+using TrunkPackResult = FoundPack<TrunkPack>;
 
 // What the pack says of itself, without its checksums; no matrices: nothing needs one. Reads
 // quant_states.

@@ -244,28 +244,17 @@ class LoadedTrunk::Impl {
     const auto ensure = [&](bool rebuild) {
       return EnsureTrunkPack(request, wanted, *pool_, progress, rebuild);
     };
-    ASSIGN_OR_RETURN(TrunkPackResult result, ensure(/*rebuild=*/false));
-    if (options_.verify_pool && !result.built) {
-      const absl::Status verified = VerifyTrunkPack(result.pack, *pool_, progress);
-      if (absl::IsDataLoss(verified)) {
-        ASSIGN_OR_RETURN(result, ensure(/*rebuild=*/true));
-        result.rejected = verified;
-      } else {
-        RETURN_IF_ERROR(verified);
-      }
-    }
+    const auto verify = [&](const TrunkPack& pack) {
+      return options_.verify_pool ? VerifyTrunkPack(pack, *pool_, progress) : absl::OkStatus();
+    };
+    ASSIGN_OR_RETURN(TrunkPackResult result, EnsureSoundPack(ensure, verify));
     const std::string& path = result.pack.path();
     if (!result.rejected.ok()) {
       load_metrics_.packs_rejected.Increment();
       LogWarning("pack_rejected", {{"reason", result.rejected}, {"pack", path}});
     }
     if (result.built) {
-      LogInfo("packed", {{"pack", path},
-                         {"source_bytes", result.built->source_bytes},
-                         {"pack_bytes", result.built->pack_bytes},
-                         {"seconds", result.built->seconds},
-                         {"sync_seconds", result.built->sync_seconds},
-                         {"verify_seconds", result.built->verify_seconds}});
+      LogPacked(path, *result.built);
     } else {
       LogInfo("pack_used",
               {{"pack", path},
