@@ -105,6 +105,30 @@ struct PanelsArgs {
   PanelsState& state;
 };
 
+// What a tier T that has no tile registers answers: MaxRows rows a group, nothing around a block.
+template <class T>
+struct WithoutTiles {
+  template <class F>
+  static constexpr int32_t GroupRows(Precision e, int32_t) {
+    return T::MaxRows(e);
+  }
+  template <class F>
+  static constexpr bool UniformRows(Precision, int32_t) {
+    return false;
+  }
+  static constexpr int64_t BlockRowBytes(Precision, int64_t) { return 0; }
+  template <class F, Precision E>
+  static void Begin(const BlockArgs&) {}
+  template <class F, Precision E>
+  static void End(const BlockArgs&) {}
+  template <class F, Precision E, int P>
+  static bool RunPanels(const PanelsArgs&) {
+    return false;
+  }
+  static constexpr int64_t kTileScratchBytes = 0;
+  static constexpr int64_t kScratchBytes = 64 << 10;
+};
+
 // Asks for the lines of a tile evenly: `lines` of each panel over kSteps steps of a chunk. Into the
 // second cache level, see ffn_tile-inl.h.
 template <int P, int kSteps>

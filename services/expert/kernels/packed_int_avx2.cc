@@ -48,30 +48,11 @@ template <class F>
 constexpr bool kIsInt4 = F::kFormat == PoolFormat::kInt4;
 
 // A register holds 8 accumulators.
-struct T {
+struct T : WithoutTiles<T> {
   using V = avx2::V;
   static constexpr const char* kTier = "avx2";
   template <class F, Precision E>
   static constexpr int64_t kValueBytes = kIsInt4<F>&& E == Precision::kFast ? 1 : 2;
-  template <class F>
-  static constexpr int32_t GroupRows(Precision e, int32_t) {
-    return MaxRows(e);
-  }
-  template <class F>
-  static constexpr bool UniformRows(Precision, int32_t) {
-    return false;
-  }
-  static constexpr int64_t BlockRowBytes(Precision, int64_t) { return 0; }
-  template <class F, Precision E>
-  static void Begin(const BlockArgs&) {}
-  template <class F, Precision E>
-  static void End(const BlockArgs&) {}
-  template <class F, Precision E, int P>
-  static bool RunPanels(const PanelsArgs&) {
-    return false;
-  }
-  static constexpr int64_t kTileScratchBytes = 0;
-  static constexpr int64_t kScratchBytes = 64 << 10;
   // 4 sums a row, an input a row and one register of weights; accumulators pass through memory.
   static constexpr int32_t MaxRows(Precision) { return 3; }
   static constexpr int Panels(Precision, int32_t num_rows) { return num_rows == 1 ? 4 : 2; }

@@ -19,27 +19,8 @@ namespace avx512_vnni {
 
 #include "services/expert/kernels/packed_int_vnni-inl.h"
 
-struct T : Vnni {
+struct T : Vnni, WithoutTiles<T> {
   static constexpr const char* kTier = "avx512_vnni";
-  template <class F>
-  static constexpr int32_t GroupRows(Precision e, int32_t) {
-    return MaxRows(e);
-  }
-  template <class F>
-  static constexpr bool UniformRows(Precision, int32_t) {
-    return false;
-  }
-  static constexpr int64_t BlockRowBytes(Precision, int64_t) { return 0; }
-  template <class F, Precision E>
-  static void Begin(const BlockArgs&) {}
-  template <class F, Precision E>
-  static void End(const BlockArgs&) {}
-  template <class F, Precision E, int P>
-  static bool RunPanels(const PanelsArgs&) {
-    return false;
-  }
-  static constexpr int64_t kTileScratchBytes = 0;
-  static constexpr int64_t kScratchBytes = 64 << 10;
   template <class F, Precision E, int P>
   static void Tile(const TileArgs& a) {
     TileUpTo<F, E, P>(a);

@@ -39,30 +39,11 @@ struct V {
 
 #include "services/expert/kernels/packed_int-inl.h"
 
-struct T {
+struct T : WithoutTiles<T> {
   using V = scalar::V;
   static constexpr const char* kTier = "scalar";
   template <class F, Precision E>
   static constexpr int64_t kValueBytes = sizeof(int16_t);
-  template <class F>
-  static constexpr int32_t GroupRows(Precision e, int32_t) {
-    return MaxRows(e);
-  }
-  template <class F>
-  static constexpr bool UniformRows(Precision, int32_t) {
-    return false;
-  }
-  static constexpr int64_t BlockRowBytes(Precision, int64_t) { return 0; }
-  template <class F, Precision E>
-  static void Begin(const BlockArgs&) {}
-  template <class F, Precision E>
-  static void End(const BlockArgs&) {}
-  template <class F, Precision E, int P>
-  static bool RunPanels(const PanelsArgs&) {
-    return false;
-  }
-  static constexpr int64_t kTileScratchBytes = 0;
-  static constexpr int64_t kScratchBytes = 64 << 10;
   static constexpr int32_t MaxRows(Precision) { return 4; }
   static constexpr int Panels(Precision, int32_t) { return 2; }
 
