@@ -43,7 +43,7 @@ struct GpuGauges {
 void RegisterGpuMetrics(int ordinal, MetricsRegistry* registry) {
   absl::StatusOr<std::unique_ptr<cuda::GpuMonitor>> opened = cuda::GpuMonitor::Open(ordinal);
   if (!opened.ok()) {
-    LogWarning("no GPU metrics", {{"gpu", ordinal}, {"cause", opened.status().message()}});
+    LogWarning("no_gpu_metrics", {{"gpu", ordinal}, {"cause", opened.status().message()}});
     return;
   }
   const GpuGauges gauges({{"gpu", std::to_string(ordinal)}}, *registry);
