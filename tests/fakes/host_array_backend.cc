@@ -110,18 +110,11 @@ class HostArrayBackend : public Backend {
   }
 
   void CausalConv(const CausalConvArgs& a) override {
-    const DeltaNetShape& s = a.shape;
     const int64_t rows = num_rows_;
-    CausalConvArgs p = a;
-    p.qkvz = In(a.qkvz, rows * s.qkvz_dim());
-    p.ba = In(a.ba, rows * 2 * s.num_value_heads);
-    p.weight = In(a.weight, int64_t{s.conv_taps} * s.conv_dim());
-    p.neg_decay_rate = In(a.neg_decay_rate, s.num_value_heads);
-    p.dt_bias = In(a.dt_bias, s.num_value_heads);
-    p.conv_states = Out(a.conv_states, num_slots_ * s.conv_state_floats());
-    p.qkv = Out(a.qkv, rows * s.conv_dim());
-    p.log_decay = Out(a.log_decay, rows * s.num_value_heads);
-    p.beta = Out(a.beta, rows * s.num_value_heads);
+    CausalConvArgs p = PlaceConv(a);
+    p.qkv = Out(a.qkv, rows * a.shape.conv_dim());
+    p.log_decay = Out(a.log_decay, rows * a.shape.num_value_heads);
+    p.beta = Out(a.beta, rows * a.shape.num_value_heads);
     inner_->CausalConv(p);
     Finish();
   }
@@ -129,14 +122,11 @@ class HostArrayBackend : public Backend {
   void DeltaNet(const DeltaNetArgs& a) override {
     const DeltaNetShape& s = a.shape;
     const int64_t rows = num_rows_;
-    DeltaNetArgs p = a;
+    DeltaNetArgs p = PlaceDelta(a);
     p.qkv = In(a.qkv, rows * s.conv_dim());
     p.qkvz = In(a.qkvz, rows * s.qkvz_dim());
     p.log_decay = In(a.log_decay, rows * s.num_value_heads);
     p.beta = In(a.beta, rows * s.num_value_heads);
-    p.norm_weight = In(a.norm_weight, s.value_head_dim);
-    p.states = Out(a.states, num_slots_ * s.state_floats());
-    p.out = Out(a.out, rows * s.value_dim());
     inner_->DeltaNet(p);
     Finish();
   }
@@ -176,25 +166,16 @@ class HostArrayBackend : public Backend {
   void ConvDeltaNet(const CausalConvArgs& conv, const DeltaNetArgs& delta) override {
     const DeltaNetShape& s = conv.shape;
     const int64_t rows = num_rows_;
-    CausalConvArgs c = conv;
-    c.qkvz = In(conv.qkvz, rows * s.qkvz_dim());
-    c.ba = In(conv.ba, rows * 2 * s.num_value_heads);
-    c.weight = In(conv.weight, int64_t{s.conv_taps} * s.conv_dim());
-    c.neg_decay_rate = In(conv.neg_decay_rate, s.num_value_heads);
-    c.dt_bias = In(conv.dt_bias, s.num_value_heads);
-    c.conv_states = Out(conv.conv_states, num_slots_ * s.conv_state_floats());
+    CausalConvArgs c = PlaceConv(conv);
     // Scratch here: what is left in it is nobody's business.
     c.qkv = ScratchLike(conv.qkv, rows * s.conv_dim());
     c.log_decay = ScratchLike(conv.log_decay, rows * s.num_value_heads);
     c.beta = ScratchLike(conv.beta, rows * s.num_value_heads);
-    DeltaNetArgs d = delta;
+    DeltaNetArgs d = PlaceDelta(delta);
     d.qkv = c.qkv;
     d.qkvz = c.qkvz;
     d.log_decay = c.log_decay;
     d.beta = c.beta;
-    d.norm_weight = In(delta.norm_weight, s.value_head_dim);
-    d.states = Out(delta.states, num_slots_ * s.state_floats());
-    d.out = Out(delta.out, rows * s.value_dim());
     inner_->ConvDeltaNet(c, d);
     Finish();
   }
@@ -269,6 +250,30 @@ class HostArrayBackend : public Backend {
                                     DTypeSizeBytes(m.dtype));
     if (m.scales != nullptr) placed.scales = In(m.scales, int64_t{m.rows} * Int8Groups(m.cols));
     return placed;
+  }
+
+  // Less qkv, log_decay and beta, which the recurrence reads.
+  CausalConvArgs PlaceConv(const CausalConvArgs& a) {
+    const DeltaNetShape& s = a.shape;
+    const int64_t rows = num_rows_;
+    CausalConvArgs p = a;
+    p.qkvz = In(a.qkvz, rows * s.qkvz_dim());
+    p.ba = In(a.ba, rows * 2 * s.num_value_heads);
+    p.weight = In(a.weight, int64_t{s.conv_taps} * s.conv_dim());
+    p.neg_decay_rate = In(a.neg_decay_rate, s.num_value_heads);
+    p.dt_bias = In(a.dt_bias, s.num_value_heads);
+    p.conv_states = Out(a.conv_states, num_slots_ * s.conv_state_floats());
+    return p;
+  }
+
+  // Less qkv, qkvz, log_decay and beta.
+  DeltaNetArgs PlaceDelta(const DeltaNetArgs& a) {
+    const DeltaNetShape& s = a.shape;
+    DeltaNetArgs p = a;
+    p.norm_weight = In(a.norm_weight, s.value_head_dim);
+    p.states = Out(a.states, num_slots_ * s.state_floats());
+    p.out = Out(a.out, num_rows_ * s.value_dim());
+    return p;
   }
 
   AttentionArgs PlaceAttention(const AttentionArgs& a) {

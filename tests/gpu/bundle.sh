@@ -29,18 +29,7 @@ if [[ $serve == yes ]]; then
   most_mib=64
 fi
 [[ ! -e $out ]] || die "$out exists"
-mkdir -p "$out/bin" "$out/lib"
-
-for program in "${programs[@]}"; do
-  [[ -x $bin/$program ]] || die "$bin/$program: not built (cmake --build with BANYAN_ENABLE_CUDA)"
-  cp "$bin/$program" "$out/bin/"
-  strip "$out/bin/$program"
-  # What glibc brings belongs to the machine; everything else travels.
-  while read -r library; do
-    cp -n "$library" "$out/lib/"
-  done < <(ldd "$bin/$program" | awk '$3 ~ /^\// { print $3 }' |
-    grep -Ev '/(libc|libm|libpthread|libdl|librt|ld-linux[^/]*)\.so')
-done
+"$root/tests/copy_programs.sh" "$out" "$bin" "${programs[@]}"
 if [[ $data == yes ]]; then
   tar -C "$root" -cf - tests/data/tiny tests/data/tiny-fused tests/data/tiny-nf4 tests/data/tiny-nf4-single \
     tests/data/tiny-int8 tests/data/tiny-fp8 deploy/models/demo |

@@ -14,17 +14,7 @@ bin=${2:-$root/build/release}/bin
 programs=(kernels_expert_test kernels_packed_int_test kernels_packed_bf16_nf4_test
   expert_bench generator_bench call_overhead_bench)
 [[ ! -e $out ]] || die "$out exists"
-mkdir -p "$out/bin" "$out/lib"
-for program in "${programs[@]}"; do
-  [[ -x $bin/$program ]] || die "$bin/$program: not built"
-  cp "$bin/$program" "$out/bin/"
-  strip "$out/bin/$program"
-  # What glibc brings belongs to the machine; everything else travels.
-  while read -r library; do
-    cp -n "$library" "$out/lib/"
-  done < <(ldd "$bin/$program" | awk '$3 ~ /^\// { print $3 }' |
-    grep -Ev '/(libc|libm|libpthread|libdl|librt|ld-linux[^/]*)\.so')
-done
+"$root/tests/copy_programs.sh" "$out" "$bin" "${programs[@]}"
 
 cat >"$out/run.sh" <<'RUN'
 #!/usr/bin/env bash

@@ -153,21 +153,27 @@ struct Load {
   PackStats stats;     // of a pack
 };
 
-Load LoadOurs(const std::string& directory, int num_threads) {
-  Load out;
-  WorkerPool pool({.num_threads = num_threads});
-  const auto start = std::chrono::steady_clock::now();
+// With every header read and checked.
+OpenedModel OpenComplete(const std::string& directory) {
   absl::StatusOr<OpenedModel> model = OpenModel(directory, LoadFormat::kAuto);
   if (!model.ok()) Die(std::string(ToStd(model.status().message())));
   const auto summary = CheckComplete(*model->checkpoint, model->config);
   if (!summary.ok()) Die(std::string(ToStd(summary.status().message())));
+  return *std::move(model);
+}
+
+Load LoadOurs(const std::string& directory, int num_threads) {
+  Load out;
+  WorkerPool pool({.num_threads = num_threads});
+  const auto start = std::chrono::steady_clock::now();
+  const OpenedModel model = OpenComplete(directory);
   out.header_seconds = SecondsSince(start);
   // Each service reads the headers itself.
   auto store = expert::ExpertStore::Open(directory, ShardSpec{}, LoadFormat::kAuto);
   if (!store.ok()) Die(std::string(ToStd(store.status().message())));
   std::vector<std::span<const std::byte>> trunk;
-  for (const TensorSpec& spec : TrunkTensors(model->config)) {
-    const Checkpoint::Entry* const entry = model->checkpoint->Find(spec.name);
+  for (const TensorSpec& spec : TrunkTensors(model.config)) {
+    const Checkpoint::Entry* const entry = model.checkpoint->Find(spec.name);
     trunk.push_back({entry->view.data, entry->view.size_bytes()});
     out.bytes += entry->view.size_bytes();
   }
@@ -185,12 +191,9 @@ Load PackOurs(const std::string& directory, int num_threads, PoolFormat format,
   Load out;
   WorkerPool pool({.num_threads = num_threads});
   const auto start = std::chrono::steady_clock::now();
-  absl::StatusOr<OpenedModel> model = OpenModel(directory, LoadFormat::kAuto);
-  if (!model.ok()) Die(std::string(ToStd(model.status().message())));
-  const auto summary = CheckComplete(*model->checkpoint, model->config);
-  if (!summary.ok()) Die(std::string(ToStd(summary.status().message())));
+  const OpenedModel model = OpenComplete(directory);
   out.header_seconds = SecondsSince(start);
-  const PackRequest request = {model->checkpoint.get(), &model->config, ShardSpec{}, format,
+  const PackRequest request = {model.checkpoint.get(), &model.config, ShardSpec{}, format,
                                pool_dir};
   const auto result = EnsurePack(
       request, pool, [](const PackProgress&) { return true; }, /*rebuild=*/true);
