@@ -21,6 +21,7 @@
 #include "proto/expert/v1/expert.grpc.pb.h"
 #include "tests/fakes/safetensors_writer.h"
 #include "tests/fakes/temp_dir.h"
+#include "tests/integration/pack_fixture.h"
 #include "tests/integration/process.h"
 
 namespace banyan::test {
@@ -140,16 +141,11 @@ class Host {
   std::unique_ptr<Experts::Stub> stub_;
 };
 
-// A shell that runs `setup` and then the program that follows.
-std::vector<std::string> Shell(const std::string& setup) {
-  return {"/bin/sh", "-c", setup + "; exec \"$@\"", "sh"};
-}
-
 int NumPhase(const std::vector<LoadProgress::Phase>& phases, LoadProgress::Phase phase) {
   return static_cast<int>(std::count(phases.begin(), phases.end(), phase));
 }
 
-class PoolProcessTest : public ::testing::Test {
+class PoolProcessTest : public PackFixture {
  protected:
   std::vector<std::string> Args(std::vector<std::string> more = {}) const {
     std::vector<std::string> args;
@@ -165,14 +161,6 @@ class PoolProcessTest : public ::testing::Test {
     return args;
   }
 
-  // The only pack (of `format`) below the folder; "" when there is none.
-  std::string PackPath(const std::string& name = "int8-width-0of1.pack") const {
-    for (const auto& file : std::filesystem::recursive_directory_iterator(packs_.path())) {
-      if (file.path().filename() == name) return file.path().string();
-    }
-    return "";
-  }
-
   // Makes the sound pack and remembers its bytes and answers.
   void MakePack() {
     Host host(Args());
@@ -180,22 +168,12 @@ class PoolProcessTest : public ::testing::Test {
     EXPECT_NE(host.process().Log().find(" packed "), std::string::npos);
     answers_ = host.Answers();
     ASSERT_EQ(host.Stop(), 0);
-    path_ = PackPath();
+    path_ = PackPath("int8-width-0of1.pack");
     ASSERT_NE(path_, "");
     pack_ = ReadFile(path_);
   }
 
-  std::pair<int, std::string> Verify(const std::string& path) const {
-    Process verify({BinaryPath("banyan"), "verify", path});
-    const absl::StatusOr<int> code = verify.WaitExit(kTimeout);
-    EXPECT_TRUE(code.ok()) << code.status();
-    return {code.value_or(-1), verify.Log()};
-  }
-
   std::string model_ = DataDir("tiny");
-  TempDir packs_;
-  std::string path_;
-  std::string pack_;
   std::string answers_;
 };
 
@@ -226,17 +204,12 @@ TEST_F(PoolProcessTest, ADamagedPackIsPackedAgainAndAForeignOneStays) {
   make({"--model=" + model_, "--shard=1/2"});
   make({"--model=" + DataDir("tiny-fused")});
   const std::string other_shard = ReadFile(PackPath("int8-width-1of2.pack"));
-  std::string other_model;
-  for (const auto& file : std::filesystem::recursive_directory_iterator(packs_.path())) {
-    if (file.path().filename() == "int8-width-0of1.pack" && file.path() != path_) {
-      other_model = ReadFile(file.path().string());
-    }
-  }
+  const std::string other_path = PackPath("int8-width-0of1.pack", path_);
+  ASSERT_NE(other_path, "");
+  const std::string other_model = ReadFile(other_path);
   ASSERT_NE(other_model, "");
   std::string newer = pack_;
   newer[8] = 2;
-  std::string flipped = pack_;
-  flipped[90] ^= 0x20;
   const std::pair<std::string, std::string> foreign[] = {
       {other_shard, "of shard width-1of2, expected width-0of1"},
       {other_model, "of the model with fingerprint"},
@@ -253,14 +226,7 @@ TEST_F(PoolProcessTest, ADamagedPackIsPackedAgainAndAForeignOneStays) {
     EXPECT_EQ(host.process().Log().find(" ready "), std::string::npos) << host.process().Log();
     EXPECT_EQ(ReadFile(path_), bytes);
   }
-  const std::pair<std::string, std::string> damages[] = {
-      {pack_.substr(0, pack_.size() - 4096), "it was cut"},
-      {pack_.substr(0, 1000), "it was cut"},
-      {"", "too short"},
-      {std::string(pack_.size(), 'x'), "not a pack"},
-      {flipped, "the header is damaged"},
-  };
-  for (const auto& [bytes, message] : damages) {
+  for (const auto& [bytes, message] : Damages(/*cut=*/4096)) {
     SCOPED_TRACE(message);
     WriteFile(path_, bytes);
     Host host(Args());
@@ -320,10 +286,9 @@ TEST_F(PoolProcessTest, ADamagedPayloadIsPackedAgainWhenAsked) {
 
 TEST_F(PoolProcessTest, AFullDiskEndsTheStartAndKeepsTheOldPack) {
   ASSERT_NO_FATAL_FAILURE(MakePack());
-  std::string stale = pack_;
-  stale[90] ^= 0x20;
+  const std::string stale = WithDamagedHeader();
   WriteFile(path_, stale);
-  Host host(Args(), Shell("ulimit -f 100"));
+  Host host(Args(), ShellThat("ulimit -f 100"));
   EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 1);
   EXPECT_NE(host.process().Log().find("the pack needs"), std::string::npos) << host.process().Log();
   EXPECT_EQ(ReadFile(path_), stale);
@@ -533,7 +498,7 @@ TEST_F(PoolProcessTest, RefusesBeforeItLoads) {
   for (const Refusal& refusal : refusals) {
     SCOPED_TRACE(refusal.name);
     Host host(Args(refusal.args),
-              refusal.setup.empty() ? std::vector<std::string>{} : Shell(refusal.setup));
+              refusal.setup.empty() ? std::vector<std::string>{} : ShellThat(refusal.setup));
     EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 1);
     for (const std::string& part : refusal.parts) {
       EXPECT_NE(host.process().Log().find(part), std::string::npos) << host.process().Log();

@@ -19,6 +19,7 @@
 #include "tests/fakes/safetensors_writer.h"
 #include "tests/fakes/temp_dir.h"
 #include "tests/integration/cluster.h"
+#include "tests/integration/pack_fixture.h"
 #include "tests/integration/process.h"
 
 namespace banyan::test {
@@ -33,12 +34,7 @@ std::string DataDir(const std::string& name) {
   return std::string(BANYAN_SOURCE_DIR) + "/tests/data/" + name;
 }
 
-// A shell that runs `setup` and then the program that follows.
-std::vector<std::string> Shell(const std::string& setup) {
-  return {"/bin/sh", "-c", setup + "; exec \"$@\"", "sh"};
-}
-
-class TrunkPackTest : public ::testing::Test {
+class TrunkPackTest : public PackFixture {
  protected:
   // A trunk whose experts are nowhere: it loads and then waits for them.
   std::unique_ptr<Process> Trunk(std::vector<std::string> more = {},
@@ -67,34 +63,17 @@ class TrunkPackTest : public ::testing::Test {
     return trunk.WaitExit(kTimeout).value_or(-1);
   }
 
-  std::string PackPath(const std::string& name = "trunk-bf16.pack") const {
-    for (const auto& file : std::filesystem::recursive_directory_iterator(packs_.path())) {
-      if (file.path().filename() == name) return file.path().string();
-    }
-    return "";
-  }
-
   void MakePack() {
     const auto trunk = Trunk();
     const std::string log = Loaded(*trunk);
     EXPECT_NE(log.find(" packed "), std::string::npos) << log;
     Stop(*trunk);
-    path_ = PackPath();
+    path_ = PackPath("trunk-bf16.pack");
     ASSERT_NE(path_, "");
     pack_ = ReadFile(path_);
   }
 
-  std::pair<int, std::string> Verify(const std::string& path) const {
-    Process verify({BinaryPath("banyan"), "verify", path});
-    const absl::StatusOr<int> code = verify.WaitExit(kTimeout);
-    EXPECT_TRUE(code.ok()) << code.status();
-    return {code.value_or(-1), verify.Log()};
-  }
-
   std::string model_ = DataDir("tiny-nf4");
-  TempDir packs_;
-  std::string path_;
-  std::string pack_;
 };
 
 // What a served trunk answers, and the phases of its load.
@@ -235,12 +214,9 @@ TEST_F(TrunkPackTest, ADamagedPackIsPackedAgainAndAForeignOneStays) {
   make("tiny-nf4", "int8");
   const std::string other_format = ReadFile(PackPath("trunk-int8.pack"));
   make("tiny-fp8", "bf16");
-  std::string other_model;
-  for (const auto& file : std::filesystem::recursive_directory_iterator(packs_.path())) {
-    if (file.path().filename() == "trunk-bf16.pack" && file.path() != path_) {
-      other_model = ReadFile(file.path().string());
-    }
-  }
+  const std::string other_path = PackPath("trunk-bf16.pack", path_);
+  ASSERT_NE(other_path, "");
+  const std::string other_model = ReadFile(other_path);
   ASSERT_NE(other_model, "");
   std::string newer = pack_;
   newer[8] = 2;
@@ -259,16 +235,7 @@ TEST_F(TrunkPackTest, ADamagedPackIsPackedAgainAndAForeignOneStays) {
     }
     EXPECT_EQ(ReadFile(path_), bytes);
   }
-  std::string flipped = pack_;
-  flipped[90] = static_cast<char>(flipped[90] ^ 0x20);
-  const std::pair<std::string, std::string> damages[] = {
-      {pack_.substr(0, pack_.size() - 64), "it was cut"},
-      {pack_.substr(0, 1000), "it was cut"},
-      {"", "too short"},
-      {std::string(pack_.size(), 'x'), "not a pack"},
-      {flipped, "the header is damaged"},
-  };
-  for (const auto& [bytes, message] : damages) {
+  for (const auto& [bytes, message] : Damages(/*cut=*/64)) {
     SCOPED_TRACE(message);
     WriteFile(path_, bytes);
     const auto [code, verified] = Verify(path_);
@@ -314,10 +281,9 @@ TEST_F(TrunkPackTest, ADamagedPayloadIsNamed) {
 // As an expert: the start ends, the old pack stays, nothing half is left.
 TEST_F(TrunkPackTest, AFullDiskEndsTheStartAndKeepsTheOldPack) {
   ASSERT_NO_FATAL_FAILURE(MakePack());
-  std::string stale = pack_;
-  stale[90] = static_cast<char>(stale[90] ^ 0x20);
+  const std::string stale = WithDamagedHeader();
   WriteFile(path_, stale);
-  const auto trunk = Trunk({}, Shell("ulimit -f 100"));
+  const auto trunk = Trunk({}, ShellThat("ulimit -f 100"));
   EXPECT_EQ(trunk->WaitExit(kTimeout).value_or(-1), 1);
   EXPECT_NE(trunk->Log().find("the pack needs"), std::string::npos) << trunk->Log();
   EXPECT_EQ(ReadFile(path_), stale);
