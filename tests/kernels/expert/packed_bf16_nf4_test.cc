@@ -322,18 +322,28 @@ TEST(PackedNF4Test, IsBF16OfTheSameWeights) {
 
 #if defined(__x86_64__)
 // The two tiers differ in the instruction that rounds nf4's tables, and in nothing else.
-TEST(PackedNF4Test, ExactAvx512TiersGiveTheSameBits) {
+class Avx512TiersTest : public ::testing::TestWithParam<PoolFormat> {};
+
+TEST_P(Avx512TiersTest, GiveTheSameBitsInTheExactPrecision) {
   const CpuFeatures features = ReadCpuFeatures();
-  if (!features.avx512_bf16) GTEST_SKIP() << "no AVX512_BF16";
   std::mt19937 random(12);
-  for (const PoolFormat format : {PoolFormat::kBF16, PoolFormat::kNF4}) {
-    const PackedProblem problem(format, {200, 96, 9}, random);
-    const auto run = [&](const char* tier) {
-      return RunAll(*FindPackedKernels(format, Precision::kExact, tier, features), problem);
-    };
-    ASSERT_TRUE(SameBits(run("avx512"), run("avx512_vnni")));
-  }
+  const PackedProblem problem(GetParam(), {200, 96, 9}, random);
+  const auto run = [&](const char* tier) {
+    return RunAll(*FindPackedKernels(GetParam(), Precision::kExact, tier, features), problem);
+  };
+  ASSERT_TRUE(SameBits(run("avx512"), run("avx512_vnni")));
 }
+
+// On a CPU that has both.
+std::vector<PoolFormat> FormatsOfBothTiers() {
+  if (!ReadCpuFeatures().avx512_bf16) return {};
+  return {PoolFormat::kBF16, PoolFormat::kNF4};
+}
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Avx512TiersTest);
+INSTANTIATE_TEST_SUITE_P(Formats, Avx512TiersTest, ::testing::ValuesIn(FormatsOfBothTiers()),
+                         [](const ::testing::TestParamInfo<PoolFormat>& tested) {
+                           return std::string(PoolFormatName(tested.param));
+                         });
 #endif
 
 TEST(PackedNF4Test, EveryTierHasBothFormats) {

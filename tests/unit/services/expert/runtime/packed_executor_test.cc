@@ -156,9 +156,7 @@ class PackedExecutorTest : public ::testing::TestWithParam<Case> {
     const CpuFeatures features = ReadCpuFeatures();
     kernels_ = {FindPackedKernels(format, Precision::kExact, tier.c_str(), features),
                 FindPackedKernels(format, Precision::kFast, tier.c_str(), features)};
-    if (kernels_.exact == nullptr || kernels_.fast == nullptr) {
-      GTEST_SKIP() << "no kernels for " << PoolFormatName(format);
-    }
+    ASSERT_TRUE(kernels_.exact != nullptr && kernels_.fast != nullptr) << PoolFormatName(format);
   }
   std::unique_ptr<PackedExecutor> Make(const PackedModel& model, WorkerPool& pool,
                                        size_t scratch = 64 << 20) const {
