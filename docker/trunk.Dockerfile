@@ -15,7 +15,8 @@ RUN --mount=type=bind,source=run.sh,target=/src/run.sh \
     DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends \
       ccache python3 $packages
 ARG CUDA=none
-RUN --mount=type=bind,source=docker,target=/src/docker \
+RUN --mount=type=bind,source=docker/install_cuda.sh,target=/src/docker/install_cuda.sh \
+    --mount=type=bind,source=docker/cuda-wheels.txt,target=/src/docker/cuda-wheels.txt \
     --mount=type=secret,id=certificates \
     --mount=type=cache,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,target=/var/lib/apt,sharing=locked \
