@@ -134,8 +134,6 @@ bool MappedFile::Populate(std::span<const std::byte> range) {
   const uintptr_t aligned = first / page * page;
   auto* const at = reinterpret_cast<void*>(aligned);
   const size_t size = range.size() + (first - aligned);
-  // The first reads ahead by megabytes, the second waits for the pages and maps them.
-  (void)::madvise(at, size, MADV_WILLNEED);
 #ifndef MADV_POPULATE_READ
   constexpr int MADV_POPULATE_READ = 22;  // Linux 5.14
 #endif

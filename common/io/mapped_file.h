@@ -44,8 +44,8 @@ class MappedFile {
   static void Prefetch(std::span<const std::byte> range);
 
   // Brings the pages of `range`, which lies in a live mapping, into memory and into this process's
-  // page table by few large reads: what touching each of them does, several times as fast. False
-  // when it could not: pages that cannot be read fault when they are touched.
+  // page table: what touching each of them does, several times as fast. False when it could not:
+  // pages that cannot be read fault when they are touched. Reading ahead is read_ahead.h's.
   static bool Populate(std::span<const std::byte> range);
 
  private:

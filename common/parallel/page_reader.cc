@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "common/io/mapped_file.h"
+#include "common/io/read_ahead.h"
 
 namespace banyan {
 namespace {
@@ -35,14 +35,15 @@ absl::Status ReadPages(std::span<const std::span<const std::byte>> ranges, Worke
   const auto num_parts = static_cast<int64_t>(parts.size());
   const int64_t batch = kPartsPerReport * pool.num_threads();
   const auto part = [&](int64_t i) { return parts[static_cast<size_t>(i)]; };
+  ReadAhead pages;
   uint64_t done = 0;
   for (int64_t first = 0; first < num_parts; first += batch) {
     if (!progress(done)) return absl::CancelledError("load stopped");
     const int64_t end = std::min(first + batch, num_parts);
     pool.ParallelFor(end - first, [&](int64_t i, int) {
       // The disk goes on with the next batch while this one's last thread ends.
-      if (first + i + batch < num_parts) MappedFile::Prefetch(part(first + i + batch));
-      if (!MappedFile::Populate(part(first + i))) Touch(part(first + i));
+      if (first + i + batch < num_parts) pages.Prefetch(part(first + i + batch));
+      if (!pages.Populate(part(first + i))) Touch(part(first + i));
     });
     for (int64_t i = first; i < end; ++i) done += part(i).size();
   }

@@ -8,7 +8,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/config/tensor_inventory.h"
-#include "common/io/mapped_file.h"
+#include "common/io/read_ahead.h"
 
 namespace banyan::expert {
 namespace {
@@ -76,36 +76,36 @@ std::string_view FormatOf(const ExpertTable& table) {
 }
 
 // The pages of a run into memory: long runs by large reads, else one byte of every page.
-void Touch(const std::byte* data, int64_t bytes) {
+void Touch(const std::byte* data, int64_t bytes, ReadAhead* pages) {
   constexpr int64_t kLongRunBytes = 64 * kPageBytes;
-  if (bytes >= kLongRunBytes && MappedFile::Populate({data, static_cast<size_t>(bytes)})) return;
+  if (bytes >= kLongRunBytes && pages->Populate({data, static_cast<size_t>(bytes)})) return;
   const auto read = [](const std::byte* p) { (void)*static_cast<const volatile std::byte*>(p); };
   for (int64_t i = 0; i < bytes; i += kPageBytes) read(data + i);
   if (bytes > 0) read(data + bytes - 1);
 }
 
-void PrefetchExpert(const ExpertWeights& weights, const ShardGeometry& geometry) {
+void PrefetchExpert(const ExpertWeights& weights, const ShardGeometry& geometry,
+                    const ReadAhead& pages) {
   for (const Runs& runs : RunsOf(weights, geometry)) {
     // Columns of a matrix: their rows share pages, so the kernel is asked for the whole stretch
     // unless rows are pages apart.
     if (runs.num_runs == 1 || runs.stride_bytes <= 2 * kPageBytes) {
       const int64_t bytes = (runs.num_runs - 1) * runs.stride_bytes + runs.run_bytes;
-      MappedFile::Prefetch({runs.data, static_cast<size_t>(bytes)});
+      pages.Prefetch({runs.data, static_cast<size_t>(bytes)});
     } else {
       for (int64_t i = 0; i < runs.num_runs; ++i) {
-        MappedFile::Prefetch(
-            {runs.data + i * runs.stride_bytes, static_cast<size_t>(runs.run_bytes)});
+        pages.Prefetch({runs.data + i * runs.stride_bytes, static_cast<size_t>(runs.run_bytes)});
       }
     }
   }
 }
 
 void TouchExpert(const Checkpoint& checkpoint, const ExpertWeights& weights,
-                 const ShardGeometry& geometry) {
+                 const ShardGeometry& geometry, ReadAhead* pages) {
   for (const Runs& runs : RunsOf(weights, geometry)) {
     for (int64_t i = 0; i < runs.num_runs; ++i) {
       checkpoint.Fill({runs.data + i * runs.stride_bytes, static_cast<size_t>(runs.run_bytes)});
-      Touch(runs.data + i * runs.stride_bytes, runs.run_bytes);
+      Touch(runs.data + i * runs.stride_bytes, runs.run_bytes, pages);
     }
   }
 }
@@ -193,13 +193,14 @@ absl::Status ExpertStore::Load(WorkerPool& pool,
   });
   const auto num_experts = static_cast<int64_t>(all.size());
   const int64_t batch = kExpertsPerReport * pool.num_threads();
+  ReadAhead pages;
   for (int64_t first = 0; first < num_experts; first += batch) {
     const int64_t end = std::min(first + batch, num_experts);
     pool.ParallelFor(end - first, [&](int64_t i, int) {
       // The disk goes on with the next batch while this one's last thread ends.
       const int64_t ahead = first + i + batch;
-      if (ahead < num_experts) PrefetchExpert(*all[static_cast<size_t>(ahead)], geometry());
-      TouchExpert(*checkpoint_, *all[static_cast<size_t>(first + i)], geometry());
+      if (ahead < num_experts) PrefetchExpert(*all[static_cast<size_t>(ahead)], geometry(), pages);
+      TouchExpert(*checkpoint_, *all[static_cast<size_t>(first + i)], geometry(), &pages);
     });
     for (int64_t e = first; e < end; ++e) {
       done += ExpertSliceBytes(*all[static_cast<size_t>(e)], geometry());

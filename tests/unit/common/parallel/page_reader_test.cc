@@ -1,5 +1,6 @@
 #include "common/parallel/page_reader.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "common/io/mapped_file.h"
+#include "common/io/read_ahead.h"
 #include "tests/fakes/safetensors_writer.h"
 #include "tests/fakes/temp_dir.h"
 
@@ -58,6 +60,28 @@ TEST_F(PageReader, EveryPageIsThereAndEveryByteIsCounted) {
     EXPECT_EQ(told.back(), kBytes);
     EXPECT_TRUE(std::is_sorted(told.begin(), told.end()));
   }
+}
+
+TEST_F(PageReader, ReadsAheadOnceThePagesComeFromADisk) {
+  ReadAhead cached;
+  EXPECT_TRUE(cached.Populate(file_->bytes()));
+  EXPECT_FALSE(cached.from_disk());
+  EXPECT_TRUE(cached.Populate({}));
+
+  file_.reset();  // mapped pages stay in the cache
+  const int fd = ::open(temp_.File("file").c_str(), O_RDONLY);
+  ASSERT_GE(fd, 0);
+  ASSERT_EQ(::fdatasync(fd), 0);
+  ASSERT_EQ(::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+  ::close(fd);
+  auto opened = MappedFile::Open(temp_.File("file"));
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  file_.emplace(*std::move(opened));
+  if (Resident() != 0) GTEST_SKIP() << "the file system keeps its files in memory";
+  ReadAhead cold;
+  EXPECT_TRUE(cold.Populate(file_->bytes()));
+  EXPECT_TRUE(cold.from_disk());
+  EXPECT_EQ(Resident(), kBytes);
 }
 
 TEST_F(PageReader, StopsWhenItIsTold) {
