@@ -22,6 +22,7 @@ class FakeForwardPass final : public ForwardPass {
   const Limits& limits() const override { return limits_; }
   absl::Status Forward(const Step& step) override;
   absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
+  absl::Status Fault() override { return fault; }
   // As if each step read one byte.
   uint64_t weight_bytes_read() const override { return static_cast<uint64_t>(num_steps_); }
 
@@ -34,6 +35,9 @@ class FakeForwardPass final : public ForwardPass {
   std::function<absl::Status(const Step&)> on_forward;
   // May change the logits of a row, whose sequence's tokens are given, or fail the call.
   std::function<absl::Status(std::span<const int32_t> tokens, std::span<float> logits)> on_logits;
+
+  // What Fault says. The engine's thread once it has started.
+  absl::Status fault;
 
   int64_t num_steps() const { return num_steps_; }
   int32_t most_logits_rows() const { return most_logits_rows_; }

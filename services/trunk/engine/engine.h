@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "absl/status/status.h"
@@ -22,6 +23,8 @@ namespace banyan::trunk {
 // position 0, their tokens stay. The loop waits for ExpertTransport::WaitReady and goes on by
 // itself. A request that has waited `expert_wait` since the loss, or since its submission if that
 // was later, fails with kUnavailable; the loss lasts until a step has run.
+//
+// Device lost (ForwardPass::Fault): everything ends with kInternal, and nothing new is taken.
 class Engine {
  public:
   struct Options {
@@ -36,6 +39,8 @@ class Engine {
     int32_t sampled_vocab_size = 0;  // ids from here on are never sampled; 0: the vocabulary
     // How long requests under way wait for a lost shard before they fail with kUnavailable.
     absl::Duration expert_wait = absl::Seconds(10);
+    // Told that the device is lost, once, before any listener is; on the engine's thread.
+    std::function<void(const absl::Status&)> on_fault{};
   };
 
   struct Snapshot {
@@ -61,8 +66,9 @@ class Engine {
 
   // Queues a request. kInvalidArgument: empty prompt, ids outside the vocabulary, prompt beyond the
   // context, sampling parameters out of range; kResourceExhausted: the queue is full (the message
-  // says when to retry); kUnavailable: draining. On error the listener hears nothing. The output
-  // ends with kLength at max_new_tokens or at the end of the context. The handle is for Cancel.
+  // says when to retry); kUnavailable: draining, or the device is lost. On error the listener hears
+  // nothing. The output ends with kLength at max_new_tokens or at the end of the context. The
+  // handle is for Cancel.
   virtual absl::StatusOr<int64_t> Submit(Request request,
                                          std::shared_ptr<RequestListener> listener) = 0;
 

@@ -34,6 +34,9 @@ class ForwardPass {
   // At most max_logits_rows rows a call.
   virtual absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) = 0;
 
+  // After an error: why no later step can run (the device is lost), or OK if one can.
+  virtual absl::Status Fault() = 0;
+
   // Bytes of weights that all calls so far have read: a matrix counts once for each step (lm_head:
   // for each ComputeLogits) that uses it, however many rows that has; of the embedding the rows
   // looked up.

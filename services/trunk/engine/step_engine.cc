@@ -112,6 +112,11 @@ absl::StatusOr<int64_t> StepEngine::Submit(Request request,
                  .prompt_logprobs = {}});
 
   absl::MutexLock lock(&mutex_);
+  if (!fault_.ok()) {
+    metrics_.refused_draining.Increment();
+    return StatusF(absl::StatusCode::kUnavailable, "the server is ending: {}",
+                   ToStd(fault_.message()));
+  }
   if (draining_) {
     metrics_.refused_draining.Increment();
     return StatusF(absl::StatusCode::kUnavailable,
@@ -179,11 +184,13 @@ void StepEngine::TakeIntake() {
   std::vector<std::unique_ptr<Generation>> incoming;
   absl::flat_hash_set<int64_t> cancels;
   bool end_all = false;
+  absl::Status fault;
   {
     absl::MutexLock lock(&mutex_);
     incoming.swap(incoming_);
     cancels.swap(cancels_);
     end_all = end_all_;
+    fault = fault_;
   }
   for (std::unique_ptr<Generation>& generation : incoming) {
     LogDebug("request_queued", {{"request_id", generation->request.request_id},
@@ -198,6 +205,8 @@ void StepEngine::TakeIntake() {
     Generation* const generation = (next++)->second.get();
     if (cancels.contains(generation->handle())) {
       Finish(generation, FinishReason::kCancelled);
+    } else if (!fault.ok()) {
+      Finish(generation, FinishReason::kCancelled, fault);
     } else if (end_all) {
       Finish(
           generation, FinishReason::kCancelled,
@@ -248,6 +257,7 @@ void StepEngine::RunStep() {
     }
     LogError("step_failed",
              {{"step", plan.step.step_id}, {"rows", plan.step.token_ids.size()}, {"status", ran}});
+    if (EndOnFault()) return;
     for (Generation* generation : step_generations_) {
       Finish(generation, FinishReason::kCancelled,
              StatusF(absl::StatusCode::kInternal, "forward pass failed: {}", ToStd(ran.message())));
@@ -261,6 +271,8 @@ void StepEngine::RunStep() {
 
   const std::span<Choice> choices = token_stage_.Run(plan.step.segments, step_generations_);
   const absl::Time chosen = clock_->Now();
+  const auto failed = [](const Choice& choice) { return !choice.status.ok(); };
+  if (std::any_of(choices.begin(), choices.end(), failed) && EndOnFault()) return;
   for (Choice& choice : choices) Publish(&choice);
   const absl::Time end = clock_->Now();
   AddSeconds(&metrics_.logits_seconds, token_stage_.logits_time());
@@ -270,6 +282,25 @@ void StepEngine::RunStep() {
   const uint64_t read = forward_->weight_bytes_read();
   metrics_.weight_bytes.Increment(static_cast<double>(read - counted_weight_bytes_));
   counted_weight_bytes_ = read;
+}
+
+// After an error: true if the device is lost. Then whoever runs the engine knows it first, and what
+// is under way ends.
+bool StepEngine::EndOnFault() {
+  const absl::Status fault = forward_->Fault();
+  if (fault.ok()) return false;
+  const absl::Status said =
+      StatusF(absl::StatusCode::kInternal, "the device is lost: {}", ToStd(fault.message()));
+  LogError("device_lost", {{"requests", generations_.size()}, {"status", fault}});
+  if (options_.on_fault) options_.on_fault(said);
+  {
+    absl::MutexLock lock(&mutex_);
+    fault_ = said;
+  }
+  while (!generations_.empty()) {
+    Finish(generations_.begin()->second.get(), FinishReason::kCancelled, said);
+  }
+  return true;
 }
 
 // Requests that leave the queue with this step.

@@ -44,6 +44,7 @@ class StepEngine final : public Engine {
   void TakeIntake();
   void EndExpired();
   void RunStep();
+  bool EndOnFault();
   void NoteStarted(std::span<Sequence* const> started, absl::Time now);
   void NoteStep(const Scheduler::Plan& plan);
   void Publish(Choice* choice);
@@ -87,6 +88,7 @@ class StepEngine final : public Engine {
   int32_t num_queued_ ABSL_GUARDED_BY(mutex_) = 0;
   double seconds_per_start_ ABSL_GUARDED_BY(mutex_) = 0;  // smoothed; for retry advice
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status fault_ ABSL_GUARDED_BY(mutex_);  // of the device
   bool end_all_ ABSL_GUARDED_BY(mutex_) = false;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   Snapshot snapshot_ ABSL_GUARDED_BY(mutex_);

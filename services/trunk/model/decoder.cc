@@ -117,6 +117,7 @@ class Decoder::Impl {
     if (on_host) routed.device = routed.host;
   }
 
+  absl::Status Fault() { return backend_->Check(); }
   uint64_t weight_bytes_read() const { return weight_bytes_read_; }
   StateHistory& state_history() { return *state_history_; }
 
@@ -378,6 +379,8 @@ absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, int64_t strid
 }
 
 void Decoder::ReadAnswersOf(const Decoder& asker) { impl_->ReadAnswersOf(*asker.impl_); }
+
+absl::Status Decoder::Fault() { return impl_->Fault(); }
 
 uint64_t Decoder::weight_bytes_read() const { return impl_->weight_bytes_read(); }
 

@@ -78,6 +78,7 @@ class Decoder : public ForwardPass {
   // Of a rank that does not ask the experts, before the first step: their answers are where `asker`
   // has them.
   void ReadAnswersOf(const Decoder& asker);
+  absl::Status Fault() override;
   uint64_t weight_bytes_read() const override;
   // What the slots held at earlier positions; num_state_copies of it.
   StateHistory& state_history();

@@ -68,6 +68,14 @@ absl::Status ParallelDecoder::ComputeLogits(std::span<const int32_t> rows,
   return FirstFailure();
 }
 
+absl::Status ParallelDecoder::Fault() {
+  threads_->Run([&](int32_t rank) {
+    const auto i = static_cast<size_t>(rank);
+    statuses_[i] = decoders_[i]->Fault();
+  });
+  return FirstFailure();
+}
+
 uint64_t ParallelDecoder::weight_bytes_read() const {
   uint64_t bytes = 0;
   for (const auto& decoder : decoders_) bytes += decoder->weight_bytes_read();

@@ -40,6 +40,7 @@ class ParallelDecoder : public ForwardPass {
   // ends the step of all ranks, and all steps after it, with its status.
   absl::Status Forward(const Step& step) override;
   absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
+  absl::Status Fault() override;
   uint64_t weight_bytes_read() const override;
 
  private:

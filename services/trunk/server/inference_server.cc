@@ -9,6 +9,8 @@
 #include <thread>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
@@ -122,7 +124,7 @@ class InferenceServer::Impl {
   absl::Status Run(StopSignals& stop) {
     absl::Status loaded;
     std::thread loader([&] {
-      loaded = Load();
+      loaded = Load(stop);
       if (loaded.ok()) return;
       if (!stopping_) {
         tracker_.SetPhase(LoadProgress::FAILED, std::string(loaded.message()));
@@ -135,6 +137,10 @@ class InferenceServer::Impl {
     stop.RestoreDefault();
     loader.join();
     if (signal == 0 && !loaded.ok()) return loaded;
+    if (absl::Status fault = Fault(); !fault.ok()) {
+      Stop(absl::Now());  // what was under way has ended
+      return fault;
+    }
     service_.SetDraining();  // before it is said: whoever reads the line finds it true
     LogInfo("draining",
             {{"signal", signal}, {"timeout", absl::FormatDuration(options_.drain_timeout)}});
@@ -146,18 +152,43 @@ class InferenceServer::Impl {
   const std::string& address() const { return address_; }
 
  private:
-  absl::Status Load() {
+  absl::Status Load(StopSignals& stop) {
     const absl::Time start = absl::Now();
-    ASSIGN_OR_RETURN(trunk_,
-                     LoadedTrunk::Load(
-                         options_, [this] { return stopping_.load(); }, &tracker_, &metrics_));
+    ASSIGN_OR_RETURN(
+        trunk_, LoadedTrunk::Load(
+                    options_, [this] { return stopping_.load(); },
+                    [&](const absl::Status& why) { OnFault(why, stop); }, &tracker_, &metrics_));
     service_.SetModel(&trunk_->model());
-    monitor_.emplace([this] { return trunk_->ExpertsReady(); },
-                     [this](bool serving) { health_.SetServing(serving); }, &metrics_);
+    monitor_.emplace(
+        [this] {
+          RETURN_IF_ERROR(Fault());
+          return trunk_->ExpertsReady();
+        },
+        [this](bool serving) { SetServing(serving); }, &metrics_);
     tracker_.SetPhase(LoadProgress::READY);
     LogInfo("ready",
             {{"address", address_}, {"seconds", absl::ToDoubleSeconds(absl::Now() - start)}});
     return absl::OkStatus();
+  }
+
+  // On the engine's thread.
+  void OnFault(const absl::Status& why, StopSignals& stop) {
+    {
+      const absl::MutexLock lock(&mutex_);
+      fault_ = why;
+      health_.SetServing(false);
+    }
+    stop.Notify();
+  }
+
+  absl::Status Fault() {
+    const absl::MutexLock lock(&mutex_);
+    return fault_;
+  }
+
+  void SetServing(bool serving) {
+    const absl::MutexLock lock(&mutex_);
+    health_.SetServing(serving && fault_.ok());
   }
 
   void Stop(absl::Time deadline) {
@@ -190,6 +221,9 @@ class InferenceServer::Impl {
   HealthService health_;
   std::unique_ptr<HttpExposer> exposer_;
   std::string address_;
+
+  absl::Mutex mutex_;
+  absl::Status fault_ ABSL_GUARDED_BY(mutex_);  // the device is lost
 
   std::atomic<bool> stopping_{false};
   bool stopped_ = false;

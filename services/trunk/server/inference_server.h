@@ -24,7 +24,8 @@ class InferenceServer {
 
   // Loads in the background and serves until `stop`; then lets requests under way finish within
   // drain_timeout and stops. A second signal ends the process at once. Errors are those of the
-  // load, told to the watchers first.
+  // load, told to the watchers first, and the loss of the device: health is NOT_SERVING before any
+  // request hears of that.
   absl::Status Run(StopSignals& stop);
 
  private:

@@ -104,10 +104,12 @@ class WarmUp final : public RequestListener {
 
 class LoadedTrunk::Impl {
  public:
-  Impl(const TrunkOptions& options, std::function<bool()> stopping, LoadTracker* tracker,
+  Impl(const TrunkOptions& options, std::function<bool()> stopping,
+       std::function<void(const absl::Status&)> on_fault, LoadTracker* tracker,
        MetricsRegistry* metrics)
       : options_(options),
         stopping_(std::move(stopping)),
+        on_fault_(std::move(on_fault)),
         tracker_(tracker),
         metrics_(metrics),
         load_metrics_(*metrics) {}
@@ -370,6 +372,7 @@ class LoadedTrunk::Impl {
         codec_ == nullptr ? config_.vocab_size
                           : std::min(config_.vocab_size, codec_->tokenizer().vocab_size());
     engine.expert_wait = options_.expert_wait;
+    engine.on_fault = on_fault_;
     ASSIGN_OR_RETURN(engine_,
                      Engine::Create(engine, decoder_.get(), &*transport_, metrics_, &clock_));
 
@@ -451,6 +454,7 @@ class LoadedTrunk::Impl {
 
   const TrunkOptions options_;
   const std::function<bool()> stopping_;
+  const std::function<void(const absl::Status&)> on_fault_;
   LoadTracker* const tracker_;
   MetricsRegistry* const metrics_;
   TrunkLoadMetrics load_metrics_;
@@ -472,11 +476,12 @@ class LoadedTrunk::Impl {
   ServingModel model_;
 };
 
-absl::StatusOr<std::unique_ptr<LoadedTrunk>> LoadedTrunk::Load(const TrunkOptions& options,
-                                                               std::function<bool()> stopping,
-                                                               LoadTracker* tracker,
-                                                               MetricsRegistry* metrics) {
-  auto impl = std::make_unique<Impl>(options, std::move(stopping), tracker, metrics);
+absl::StatusOr<std::unique_ptr<LoadedTrunk>> LoadedTrunk::Load(
+    const TrunkOptions& options, std::function<bool()> stopping,
+    std::function<void(const absl::Status&)> on_fault, LoadTracker* tracker,
+    MetricsRegistry* metrics) {
+  auto impl =
+      std::make_unique<Impl>(options, std::move(stopping), std::move(on_fault), tracker, metrics);
   RETURN_IF_ERROR(impl->Load());
   return std::unique_ptr<LoadedTrunk>(new LoadedTrunk(std::move(impl)));
 }

@@ -21,11 +21,12 @@ class LoadedTrunk {
   // waits for them, then lets the model compute a token. `tracker` hears HEADERS, PLAN, READ, WAIT
   // (which shards are missing) and WARM. `metrics` and `tracker` are borrowed. kCancelled once
   // `stopping` says so; kFailedPrecondition: expert hosts that do not fit the model or each other,
-  // for 3 s; else errors of the files (checkpoint.h, tensor_inventory.h) and of the plan.
-  static absl::StatusOr<std::unique_ptr<LoadedTrunk>> Load(const TrunkOptions& options,
-                                                           std::function<bool()> stopping,
-                                                           LoadTracker* tracker,
-                                                           MetricsRegistry* metrics);
+  // for 3 s; else errors of the files (checkpoint.h, tensor_inventory.h) and of the plan. Later
+  // `on_fault` is told if the device is lost (engine.h).
+  static absl::StatusOr<std::unique_ptr<LoadedTrunk>> Load(
+      const TrunkOptions& options, std::function<bool()> stopping,
+      std::function<void(const absl::Status&)> on_fault, LoadTracker* tracker,
+      MetricsRegistry* metrics);
   ~LoadedTrunk();
   LoadedTrunk(const LoadedTrunk&) = delete;
   LoadedTrunk& operator=(const LoadedTrunk&) = delete;

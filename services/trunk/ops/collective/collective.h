@@ -23,8 +23,9 @@ class Collective {
   // everything queued is done. Error: the group's failure.
   virtual absl::Status AllReduce(float* x, int64_t count, float* scratch, void* stream) = 0;
 
-  // Ends the group: calls that wait return, they and all later ones with `why`, as does what is
-  // queued. The first one counts. Any thread.
+  // Ends the group: calls that wait return, they and all later ones with `why`. The first one
+  // counts. What is queued on a GPU may then wait for another rank for ever: wait for it with a
+  // limit, and end the process. Any thread.
   virtual void Abort(const absl::Status& why) = 0;
   // OK until then. Any thread.
   virtual absl::Status status() const = 0;

@@ -30,7 +30,6 @@ constexpr int64_t kWarmUpCounts[] = {2048, 65536, 1 << 20};
 struct NcclApi {
   decltype(&ncclCommInitAll) comm_init_all = nullptr;
   decltype(&ncclCommDestroy) comm_destroy = nullptr;
-  decltype(&ncclCommAbort) comm_abort = nullptr;
   decltype(&ncclCommGetAsyncError) comm_get_async_error = nullptr;
   decltype(&ncclAllReduce) all_reduce = nullptr;
   decltype(&ncclAllGather) all_gather = nullptr;
@@ -54,7 +53,6 @@ absl::StatusOr<NcclApi> OpenNccl() {
   };
   find("ncclCommInitAll", &api.comm_init_all);
   find("ncclCommDestroy", &api.comm_destroy);
-  find("ncclCommAbort", &api.comm_abort);
   find("ncclCommGetAsyncError", &api.comm_get_async_error);
   find("ncclAllReduce", &api.all_reduce);
   find("ncclAllGather", &api.all_gather);
@@ -75,7 +73,9 @@ class NcclGroup final : public CollectiveGroup {
     }
   }
 
+  // Of a group that is over nothing is freed: sums that are queued refer to it.
   ~NcclGroup() override {
+    if (failed_.load(std::memory_order_acquire)) return;
     for (const auto& member : members_) {
       const absl::MutexLock lock(&member->mutex);
       if (member->comm != nullptr) api_.comm_destroy(member->comm);
@@ -147,24 +147,15 @@ class NcclGroup final : public CollectiveGroup {
     return cuda::CudaStatus(cuda::SumParts(scratch, size(), count, x, stream), "sum of all ranks");
   }
 
+  // What is queued stays: ncclCommAbort would free what the sums of a recorded step still use, and
+  // may wait for a device that waits for its host. Devices that are well come to an end by
+  // themselves; whoever waits for the others has a limit.
   void Abort(const absl::Status& why) {
     CHECK(!why.ok());
-    {
-      const absl::MutexLock lock(&mutex_);
-      if (!failure_.ok()) return;
-      failure_ = why;
-      failed_.store(true, std::memory_order_release);
-    }
-    // What waits on the devices for other ranks ends. Without the locks: to free its buffers NCCL
-    // may wait for a device that waits for its own thread, and that must not wait for us.
-    std::vector<ncclComm_t> comms;
-    for (const auto& member : members_) {
-      const absl::MutexLock lock(&member->mutex);
-      comms.push_back(std::exchange(member->comm, nullptr));
-    }
-    for (ncclComm_t comm : comms) {
-      if (comm != nullptr) api_.comm_abort(comm);
-    }
+    const absl::MutexLock lock(&mutex_);
+    if (!failure_.ok()) return;
+    failure_ = why;
+    failed_.store(true, std::memory_order_release);
   }
 
   absl::Status Failure() const {

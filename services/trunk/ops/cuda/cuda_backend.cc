@@ -11,6 +11,8 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
@@ -60,6 +62,9 @@ constexpr int64_t kEarlyRows = 32;
 constexpr int32_t kMostPrefetchRows = 16;
 // Looks at a flag before the driver is asked whether the device is well.
 constexpr int kLooksPerQuery = 1 << 16;
+constexpr int kLooksOfAQuery = 1 << 8;  // that take as long as one
+// How long a device that has lost its group goes on with what is queued. A step takes less.
+constexpr absl::Duration kLastSums = absl::Seconds(2);
 
 DeltaShape ToDeviceShape(const DeltaNetShape& s) {
   return {.num_key_heads = s.num_key_heads,
@@ -150,10 +155,13 @@ class CudaBackend : public Backend {
         memory_(options.vram_budget_bytes) {}
 
   ~CudaBackend() override {
-    if (stream_ != nullptr) {
-      cudaStreamSynchronize(stream_);
-      cudaStreamDestroy(stream_);
+    if (stream_ != nullptr && WaitForStream() == cudaErrorNotReady) {
+      // Whatever frees its memory would wait for it.
+      memory_.Abandon();
+      step_.Abandon();
+      return;
     }
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
     for (cudaEvent_t event : staged_) {
       if (event != nullptr) cudaEventDestroy(event);
     }
@@ -293,7 +301,11 @@ class CudaBackend : public Backend {
 
   absl::Status Synchronize() override {
     if (!status_.ok()) return status_;
-    if (cudaError_t error = cudaStreamSynchronize(stream_); error != cudaSuccess) {
+    if (cudaError_t error = WaitForStream(); error != cudaSuccess) {
+      if (error == cudaErrorNotReady) {
+        Fail(collective_->status());
+        return status_;
+      }
       Fail(CudaStatus(error, fmt::format("GPU {} ({}), last queued: {} [{}, {}]", facts_.ordinal,
                                          facts_.name, last_op_, last_rows_, last_width_)));
     } else if (collective_ != nullptr) {
@@ -696,6 +708,23 @@ class CudaBackend : public Backend {
     if (error == cudaSuccess || !status_.ok()) return;
     Fail(CudaStatus(error, fmt::format("GPU {} ({}), {} [{}, {}]", facts_.ordinal, facts_.name, op,
                                        rows, width)));
+  }
+
+  // Until everything queued is done. In a group that is over not for long: a sum may wait for a
+  // device that will never come to it. cudaErrorNotReady: it does, and this stream is lost.
+  cudaError_t WaitForStream() {
+    if (collective_ == nullptr) return cudaStreamSynchronize(stream_);
+    absl::Time give_up = absl::InfiniteFuture();
+    while (true) {
+      for (int looks = 0; looks < kLooksPerQuery; looks += kLooksOfAQuery) {
+        const cudaError_t error = cudaStreamQuery(stream_);
+        if (error != cudaErrorNotReady) return error;
+      }
+      if (collective_->status().ok()) continue;
+      const absl::Time now = absl::Now();
+      if (give_up == absl::InfiniteFuture()) give_up = now + kLastSums;
+      if (now > give_up) return cudaErrorNotReady;
+    }
   }
 
   // Nothing more happens here, nor on the GPUs that share the model.

@@ -23,6 +23,11 @@ DeviceMemory::~DeviceMemory() {
   for (void* block : pinned_) cudaFreeHost(block);
 }
 
+void DeviceMemory::Abandon() {
+  blocks_.clear();
+  pinned_.clear();
+}
+
 absl::StatusOr<std::byte*> DeviceMemory::NewBlock(size_t bytes) {
   if (budget_bytes_ != 0 && allocated_bytes_ + bytes > budget_bytes_) {
     return StatusF(absl::StatusCode::kResourceExhausted,

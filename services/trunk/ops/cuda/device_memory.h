@@ -23,6 +23,9 @@ class DeviceMemory {
   // Host memory that the device maps at the same address; zeroed unless that is not asked for.
   absl::StatusOr<std::byte*> AllocatePinned(size_t bytes, bool cleared = true);
 
+  // Nothing is freed any more: something on the device may still use it, and freeing would wait.
+  void Abandon();
+
   uint64_t allocated_bytes() const { return allocated_bytes_; }
 
  private:

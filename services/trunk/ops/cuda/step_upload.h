@@ -30,6 +30,11 @@ class StepUpload {
   // Fills tables() and queues the copy. The plan's arrays may go after that.
   cudaError_t Begin(const StepPlan& plan, cudaStream_t stream);
 
+  // The events are not destroyed: see DeviceMemory::Abandon.
+  void Abandon() {
+    for (cudaEvent_t& event : copied_) event = nullptr;
+  }
+
   const StepTables& tables() const { return tables_; }
   int32_t num_partials() const { return num_partials_; }  // pages of all tiles
   // Of the step's attention tiles; host side of tables().tiles.

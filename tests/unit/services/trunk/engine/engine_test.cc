@@ -478,6 +478,54 @@ TEST(EngineTest, AFailedForwardPassFailsTheRequestsOfTheStep) {
   EXPECT_EQ(harness.Counter("banyan_trunk_failed_steps_total"), 1);
 }
 
+// Whoever runs the engine hears of a lost device before any request does.
+TEST(EngineTest, ALostDeviceEndsEverything) {
+  for (const bool in_logits : {false, true}) {
+    Harness harness;
+    const absl::Status why = absl::InternalError("GPU 0: an illegal memory access");
+    if (in_logits) {
+      harness.forward.on_logits = [&](std::span<const int32_t> tokens, std::span<float>) {
+        if (tokens.size() < 6) return absl::OkStatus();
+        harness.forward.fault = why;
+        return why;
+      };
+    } else {
+      harness.forward.on_forward = [&](const Step& step) {
+        if (step.step_id < 3) return absl::OkStatus();
+        harness.forward.fault = why;
+        return why;
+      };
+    }
+    harness.options.max_sequences = 2;
+    std::vector<absl::Status> told;
+    std::vector<std::shared_ptr<RecordingListener>> listeners;
+    absl::Notification all_queued;
+    harness.options.on_fault = [&](const absl::Status& status) {
+      told.push_back(status);
+      all_queued.WaitForNotification();
+      for (const auto& listener : listeners) EXPECT_FALSE(listener->finished());
+    };
+    harness.Start();
+    for (int i = 0; i < 5; ++i) {  // two of them run
+      listeners.push_back(harness.Submit(MakeRequest(MakePrompt(3), 10)));
+    }
+    all_queued.Notify();
+    for (const auto& listener : listeners) {
+      EXPECT_EQ(listener->Wait().status.code(), absl::StatusCode::kInternal);
+      EXPECT_EQ(MessageOf(listener->Wait().status),
+                "the device is lost: GPU 0: an illegal memory access");
+    }
+    EXPECT_EQ(told.size(), 1u);
+    EXPECT_TRUE(harness.AllFree());
+    const auto later = harness.engine->Submit(MakeRequest(MakePrompt(3), 10),
+                                              std::make_shared<RecordingListener>());
+    EXPECT_EQ(later.status().code(), absl::StatusCode::kUnavailable);
+    EXPECT_EQ(MessageOf(later.status()),
+              "the server is ending: the device is lost: GPU 0: an illegal memory access");
+    harness.engine->Drain(absl::InfiniteFuture());
+  }
+}
+
 TEST(EngineTest, DrainLetsRequestsEndAndTakesNoNewOnes) {
   Harness harness;
   Engine& engine = harness.Start();

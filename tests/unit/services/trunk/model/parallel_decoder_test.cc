@@ -169,22 +169,37 @@ TEST(ParallelDecoderTest, LostExpertsAreEverybodysErrorAndTheNextStepRuns) {
   }
 }
 
-// Whichever rank it is: the others are in the middle of a step, or begin one.
+// The others are in the middle of a step, or begin one.
+void FailAlone(int32_t failing) {
+  ModelHarness model({.directory = TinyDirectory(), .tensor_parallel = Ways()});
+  TestSequence sequence = model.NewSequence();
+  model.Run({{&sequence, Tokens(20), true}});
+  const absl::Status why = absl::InternalError("a rank is gone");
+  std::thread fails([&] { model.group().rank(failing)->Abort(why); });
+  absl::Status status;
+  while (status.ok()) status = model.Forward({{&sequence, {5}, false}});
+  fails.join();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("a rank is gone"));
+  EXPECT_EQ(model.Forward({{&sequence, {5}, false}}).code(), why.code());
+  EXPECT_EQ(model.forward_pass().Fault(), why);
+  std::vector<float> logits(static_cast<size_t>(model.config().vocab_size));
+  const int32_t rows[] = {0};
+  EXPECT_EQ(model.forward_pass().ComputeLogits(rows, logits).code(), why.code());
+}
+
 TEST(ParallelDecoderTest, ARankThatFailsAloneEndsTheStepOfAll) {
   for (const int32_t failing : {0, 1, Ways() - 1}) {
-    ModelHarness model({.directory = TinyDirectory(), .tensor_parallel = Ways()});
-    TestSequence sequence = model.NewSequence();
-    model.Run({{&sequence, Tokens(20), true}});
-    const absl::Status why = absl::InternalError("a rank is gone");
-    std::thread fails([&] { model.group().rank(failing)->Abort(why); });
-    absl::Status status;
-    while (status.ok()) status = model.Forward({{&sequence, {5}, false}});
-    fails.join();
-    EXPECT_THAT(std::string(status.message()), HasSubstr("a rank is gone"));
-    EXPECT_EQ(model.Forward({{&sequence, {5}, false}}).code(), why.code());
-    std::vector<float> logits(static_cast<size_t>(model.config().vocab_size));
-    const int32_t rows[] = {0};
-    EXPECT_EQ(model.forward_pass().ComputeLogits(rows, logits).code(), why.code());
+    if (test::IsCpu(ModelHarness::DefaultBackend())) {
+      FailAlone(failing);
+      continue;
+    }
+    // What such a group leaves on the GPUs ends with its process.
+    GTEST_FLAG_SET(death_test_style, "threadsafe");
+    const auto process = [failing] {
+      FailAlone(failing);
+      std::exit(testing::Test::HasFailure() ? 1 : 0);
+    };
+    EXPECT_EXIT(process(), testing::ExitedWithCode(0), "") << "rank " << failing;
   }
 }
 
