@@ -230,7 +230,7 @@ int Main(int argc, char** argv) {
   MetricsRegistry registry;
   LoadTracker tracker;
   auto loaded = trunk::LoadedTrunk::Load(
-      options, [] { return false; }, &tracker, &registry);
+      options, [] { return false; }, [](const absl::Status&) {}, &tracker, &registry);
   CHECK(loaded.ok());
 
   MetricsRegistry tried;
