@@ -207,6 +207,27 @@ std::string SegmentName(std::string_view fingerprint, std::string_view format,
   return fmt::format("banyan-{}-{}-{}", fingerprint.substr(0, 16), format, ShardText(shard));
 }
 
+int WriteAll(int fd, const void* data, int64_t size, int64_t offset) {
+  const auto* from = static_cast<const std::byte*>(data);
+  while (size > 0) {
+    const ssize_t n = ::pwrite(fd, from, static_cast<size_t>(size), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno;
+    from += n;
+    offset += n;
+    size -= n;
+  }
+  return 0;
+}
+
+// `what`: "has 1.00 MiB free".
+absl::Status NoRoomForSegment(int64_t bytes, const std::string& shm_dir, std::string_view what) {
+  return StatusF(absl::StatusCode::kResourceExhausted,
+                 "--pool_memory shm: the pool needs {}, {} {} (shm_size of docker, mount -o "
+                 "remount,size=)",
+                 FormatByteSize(static_cast<uint64_t>(bytes)), shm_dir, what);
+}
+
 SegmentTrailer TrailerOf(const ExpertPack& pack, std::span<const std::byte> header) {
   SegmentTrailer out{};
   std::memcpy(out.magic, kSegmentMagic, sizeof(out.magic));
@@ -423,22 +444,38 @@ absl::Status PoolMemory::LoadShm(const ExpertPack& pack, const PoolMemoryOptions
     if (::fstatvfs(fd.get(), &space) == 0 && space.f_blocks > 0 &&
         static_cast<int64_t>(space.f_bavail * space.f_frsize) < bytes) {
       ::unlink(temporary.c_str());
-      return StatusF(absl::StatusCode::kResourceExhausted,
-                     "--pool_memory shm: the pool needs {}, {} has {} free (shm_size of docker, "
-                     "mount -o remount,size=)",
-                     FormatByteSize(static_cast<uint64_t>(bytes)), options.shm_dir,
-                     FormatByteSize(space.f_bavail * space.f_frsize));
+      return NoRoomForSegment(
+          bytes, options.shm_dir,
+          fmt::format("has {} free", FormatByteSize(space.f_bavail * space.f_frsize)));
     }
     const auto fill = [&]() -> absl::Status {
-      if (::ftruncate(fd.get(), bytes) != 0) return SystemError(temporary, errno);
+      if (::ftruncate(fd.get(), bytes) != 0) {
+        const int error = errno;
+        if (error != EFBIG) return SystemError(temporary, error);
+        return NoRoomForSegment(
+            bytes, options.shm_dir,
+            fmt::format("takes no file of that size ({})", std::strerror(error)));
+      }
       RETURN_IF_ERROR(MapSegment(fd.get(), temporary, bytes, /*writable=*/true));
       if (options.lock) RETURN_IF_ERROR(Lock(mapping_, mapping_bytes_));
-      auto* const image = static_cast<std::byte*>(mapping_);
-      RETURN_IF_ERROR(ReadPayload(pack, image, pool, progress));
+      // Somebody else may take the room meanwhile. The kernel says so where it writes to the
+      // segment; this process never touches a page that may not be there.
+      if (absl::Status read = ReadPayload(pack, static_cast<std::byte*>(mapping_), pool, progress);
+          !read.ok()) {
+        return absl::IsResourceExhausted(read)
+                   ? NoRoomForSegment(bytes, options.shm_dir, "ran full before it was there")
+                   : read;
+      }
       const std::vector<std::byte> header = EncodeExpertPackHeader(header_);
-      std::memcpy(image, header.data(), header.size());
       const SegmentTrailer trailer = TrailerOf(pack, header);
-      std::memcpy(image + bytes - kPageBytes, &trailer, sizeof(trailer));
+      int error = WriteAll(fd.get(), header.data(), static_cast<int64_t>(header.size()), 0);
+      if (error == 0) {
+        error = WriteAll(fd.get(), &trailer, sizeof(trailer), bytes - kPageBytes);
+      }
+      if (error == ENOSPC) {
+        return NoRoomForSegment(bytes, options.shm_dir, "ran full before it was there");
+      }
+      if (error != 0) return SystemError(temporary, error);
       (void)::mprotect(mapping_, mapping_bytes_, PROT_READ);
       if (::rename(temporary.c_str(), path.c_str()) != 0) return SystemError(path, errno);
       return absl::OkStatus();
