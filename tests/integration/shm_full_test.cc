@@ -137,5 +137,28 @@ TEST_F(ShmFullTest, RoomThatGoesMeanwhileIsSaidAndNothingIsLeft) {
   ExpectServes();
 }
 
+// What Load has not mapped of a segment that it takes over is there nevertheless.
+TEST_F(ShmFullTest, ASegmentTakenOverIsMappedInTheBackground) {
+  const auto load = [&](absl::Duration map_time) {
+    WorkerPool pool({.num_threads = 2});
+    return expert::PoolMemory::Load(*ExpertPack::Open(path_),
+                                    {.mode = PoolMemoryMode::kShm, .map_time = map_time}, pool,
+                                    [](uint64_t) { return true; });
+  };
+  const auto filled = load(absl::InfiniteDuration());
+  ASSERT_TRUE(filled.ok()) << filled.status();
+  EXPECT_FALSE((*filled)->reused_segment());
+  for (const absl::Duration map_time : {absl::ZeroDuration(), absl::InfiniteDuration()}) {
+    const auto taken = load(map_time);
+    ASSERT_TRUE(taken.ok()) << taken.status();
+    EXPECT_TRUE((*taken)->reused_segment());
+    const expert::PoolMemory& memory = **taken;
+    const auto bytes =
+        static_cast<size_t>(memory.layout().file_bytes - memory.layout().payload_offset);
+    const std::string_view payload(reinterpret_cast<const char*>(memory.Expert(0)), bytes);
+    EXPECT_EQ(payload, std::string_view(pack_).substr(pack_.size() - bytes));
+  }
+}
+
 }  // namespace
 }  // namespace banyan::test
