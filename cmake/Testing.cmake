@@ -1,4 +1,5 @@
-# banyan_test(NAME SOURCES ... [DEPS ...] [LABELS ...] [TIMEOUT s]): a GoogleTest program and its ctest entry.
+# banyan_test(NAME SOURCES ... [DEPS ...] [LABELS ...] [TIMEOUT s] [LAUNCHER program ...]): a GoogleTest program and its
+# ctest entry, started by the launcher if there is one.
 # Labels: unit (no network, no model, under a minute together), kernels, golden, integration, slow.
 find_package(GTest REQUIRED)
 if(BANYAN_BUILD_BENCHMARKS)
@@ -34,7 +35,7 @@ if(BANYAN_SANITIZER)
 endif()
 
 function(banyan_test NAME)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS;ARGS" ${ARGN})
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS;ARGS;LAUNCHER" ${ARGN})
   add_executable(${NAME} ${ARG_SOURCES})
   target_include_directories(${NAME} PRIVATE ${PROJECT_SOURCE_DIR})
   target_compile_definitions(${NAME} PRIVATE
@@ -47,7 +48,7 @@ function(banyan_test NAME)
   if(BANYAN_SANITIZER)  # five to fifteen times slower
     math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * 8")
   endif()
-  add_test(NAME ${NAME} COMMAND ${NAME} ${ARG_ARGS})
+  add_test(NAME ${NAME} COMMAND ${ARG_LAUNCHER} $<TARGET_FILE:${NAME}> ${ARG_ARGS})
   set_tests_properties(${NAME} PROPERTIES
     LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${BANYAN_TEST_ENVIRONMENT}")
 endfunction()

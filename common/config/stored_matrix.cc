@@ -86,15 +86,32 @@ class Finder {
 
   // Formats that hold a weight under other names.
   absl::Status NoWeight(const Shape& shape) const {
-    const std::pair<const char*, const char*> others[] = {
-        {".qweight", "GPTQ or AWQ"}, {".weight_packed", "compressed-tensors pack-quantized"}};
-    for (const auto& [suffix, format] : others) {
-      if (const Entry* const entry = OfModule(suffix)) {
-        return Unsupported(fmt::format("{} is in the format {} ({})", Printable(entry->name),
-                                       format, checkpoint_.FileOf(*entry)));
-      }
+    const auto in_format = [this](const Entry& entry, std::string_view format) {
+      return Unsupported(fmt::format("{} {} {} is in the format {} ({})", Printable(entry.name),
+                                     DTypeName(entry.view.dtype), entry.view.shape.ToString(),
+                                     format, checkpoint_.FileOf(entry)));
+    };
+    if (const Entry* const entry = OfModule(".qweight")) {
+      return in_format(*entry, PackedBy(*entry, shape));
+    }
+    if (const Entry* const entry = OfModule(".weight_packed")) {
+      return in_format(*entry, "compressed-tensors pack-quantized");
     }
     return StatusF(absl::StatusCode::kNotFound, "{} {}", name_, shape.ToString());
+  }
+
+  // Both hold a matrix transposed, several codes in an element: GPTQ along the inputs, AWQ along
+  // the outputs.
+  std::string_view PackedBy(const Entry& qweight, const Shape& shape) const {
+    const Shape& packed = qweight.view.shape;
+    if (OfModule(".g_idx") != nullptr) return "GPTQ";
+    if (shape.rank() == 2 && packed.rank() == 2) {
+      const int64_t outputs = shape.dim(0);
+      const int64_t inputs = shape.dim(1);
+      if (packed.dim(1) == outputs && packed.dim(0) < inputs) return "GPTQ";
+      if (packed.dim(0) == inputs && packed.dim(1) < outputs) return "AWQ";
+    }
+    return "GPTQ or AWQ";
   }
 
   absl::Status UnsupportedDType(const Entry& entry, bool matrix) const {

@@ -125,6 +125,7 @@ class CompletenessCheck {
     if (!found.ok()) {
       // A tensor that is not as it should be is not unknown as well.
       if (const Checkpoint::Entry* const entry = checkpoint_.Find(spec.name)) MarkNeeded(*entry);
+      if (absl::IsUnimplemented(found.status())) MarkModule(spec.name);
       AddProblem(found.status(), &wrong_shape_);
       return;
     }
@@ -177,6 +178,16 @@ class CompletenessCheck {
     return static_cast<size_t>(&entry - checkpoint_.entries().data());
   }
   void MarkNeeded(const Checkpoint::Entry& entry) { needed_[IndexOf(entry)] = true; }
+
+  // Whatever a format that is not supported has beside a weight, or instead of it.
+  void MarkModule(std::string_view weight) {
+    constexpr std::string_view kWeight = "weight";
+    if (!weight.ends_with(kWeight)) return;
+    for (const Checkpoint::Entry& entry :
+         WithPrefix(weight.substr(0, weight.size() - kWeight.size()))) {
+      MarkNeeded(entry);
+    }
+  }
 
   // Entries whose name begins with PREFIX; entries are in name order.
   std::span<const Checkpoint::Entry> WithPrefix(std::string_view prefix) const {
@@ -264,13 +275,13 @@ class CompletenessCheck {
 
   absl::StatusOr<CheckpointSummary> Conclude() {
     const std::pair<const Problems*, std::string_view> kinds[] = {
+        {&unsupported_, "tensor(s) of an unsupported dtype or format"},
         {&mixed_, "layer(s) with fused and per-expert tensors"},
         {&missing_, "tensor(s) missing"},
         {&wrong_shape_, "tensor(s) of another shape"},
         {&unreadable_, "quantised matrix(es) that contradict themselves"},
         {&unknown_, "unknown tensor(s)"},
-        {&contradictions_, "contradiction(s)"},
-        {&unsupported_, "tensor(s) of an unsupported dtype or format"}};
+        {&contradictions_, "contradiction(s)"}};
     std::string text;
     bool only_unsupported = true;
     for (const auto& [problems, kind] : kinds) {

@@ -287,23 +287,29 @@ class Planner {
     return plan;
   }
 
-  // What the CUDA backend pins (services/trunk/ops/cuda) and the process takes.
+  // What the CUDA backends pin, one for each GPU (services/trunk/ops/cuda), and the process takes.
   MemoryPlan GpuHost(const DecoderOptions& options) const {
     const OpLimits limits = OpLimitsOf(config_, options);
     const ActivationSizes sizes =
         ActivationSizesOf(config_, options.max_rows, options.max_logits_rows);
     const int64_t floats = sizes.normed + sizes.expert_weights + sizes.routed;
     const DecoderMemory memory = PlanDecoderMemory(config_, options, CudaScratchBytes(limits));
-    MemoryPlan out("host memory of the trunk on the GPU", std::numeric_limits<uint64_t>::max(),
-                   "no budget");
-    out.Add("embedding table", weights_.table_bytes, "pinned; the GPU reads single rows of it");
-    out.Add("staging", 2 * kCudaCodeStagingBytes, "pinned; uploads pass through it");
-    out.Add("shared buffers",
-            static_cast<uint64_t>(floats) * sizeof(float) +
-                static_cast<uint64_t>(sizes.expert_ids) * sizeof(uint16_t),
-            "pinned; the experts' inputs and results");
-    out.Add("step tables", memory.step_table_bytes + kUploadTables * CudaStepTableBytes(limits),
-            "the host's, and pinned ones in turn");
+    const auto gpus = static_cast<uint64_t>(input_.tensor_parallel);
+    MemoryPlan out(gpus == 1 ? "host memory of the trunk on the GPU"
+                             : fmt::format("host memory of the trunk on {} GPUs", gpus),
+                   std::numeric_limits<uint64_t>::max(), "no budget");
+    const auto add = [&](const char* name, uint64_t bytes_of_one, const char* note) {
+      out.Add(name, gpus * bytes_of_one,
+              gpus == 1 ? std::string(note) : fmt::format("{}; for {} GPUs", note, gpus));
+    };
+    add("embedding table", weights_.table_bytes, "pinned; the GPU reads single rows of it");
+    add("staging", 2 * kCudaCodeStagingBytes, "pinned; uploads pass through it");
+    add("shared buffers",
+        static_cast<uint64_t>(floats) * sizeof(float) +
+            static_cast<uint64_t>(sizes.expert_ids) * sizeof(uint16_t),
+        "pinned; the experts' inputs and results");
+    add("step tables", memory.step_table_bytes + kUploadTables * CudaStepTableBytes(limits),
+        "the host's, and pinned ones in turn");
     out.Add("tensor index", input_.index_bytes, "names and places in the checkpoint");
     out.Add("process", kProcessBytes, "program, threads, tokenizer, RPC buffers");
     return out;

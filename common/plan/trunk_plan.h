@@ -61,7 +61,8 @@ struct TrunkPlan {
   int32_t max_sequences = 0;
   int32_t max_batch_tokens = 0;
   MemoryPlan memory;  // of one GPU, or of the host with all parts of the trunk
-  // What a trunk on a GPU takes of the host besides, pinned memory included; against no budget.
+  // What a trunk on GPUs takes of the host besides, pinned memory of all of them included; against
+  // no budget.
   std::optional<MemoryPlan> gpu_host = std::nullopt;
 
   // Requests of so many tokens each that run at once.

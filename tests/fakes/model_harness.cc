@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "services/trunk/model/trunk_pack_builder.h"
 #include "tests/fakes/backends.h"
 
 namespace banyan::test {
@@ -76,6 +77,16 @@ ModelHarness::ModelHarness(const Options& options)
                                                  .max_logits_rows = 64,
                                                  .trunk_format = options.trunk_format,
                                                  .kv_dtype = options.kv_dtype};
+  if (!options.pool_dir.empty()) {
+    const trunk::TrunkPackRequest request = {checkpoint_.get(), &config_, options.trunk_format,
+                                             options.pool_dir};
+    WorkerPool pool({.num_threads = 1});
+    pack_.emplace(
+        ValueOf(trunk::EnsureTrunkPack(request, ValueOf(trunk::WantedTrunkPackHeader(request)),
+                                       pool, [](const PackProgress&) { return true; }))
+            .pack);
+  }
+  const TrunkPack* const pack = pack_ ? &*pack_ : nullptr;
   const int32_t ranks = options.tensor_parallel;
   for (int32_t rank = 0; rank < ranks; ++rank) {
     pools_.push_back(std::make_unique<WorkerPool>(
@@ -86,9 +97,9 @@ ModelHarness::ModelHarness(const Options& options)
     if (options.group_of_one) group_ = MakeGroup(options.backend, 1);
     backends_[0] = MakeBackend(options.backend, pools_[0].get(),
                                group_ == nullptr ? nullptr : group_->rank(0));
-    decoder_ =
-        ValueOf(trunk::Decoder::Create(config_, decoder_options, *checkpoint_, backends_[0].get(),
-                                       transport_.get(), observer_.get()));
+    decoder_ = ValueOf(trunk::Decoder::Create(config_, decoder_options, *checkpoint_,
+                                              backends_[0].get(), transport_.get(), observer_.get(),
+                                              /*rank=*/{}, {.pack = pack}));
     forward_pass_ = decoder_.get();
   } else {
     group_ = MakeGroup(options.backend, ranks);
@@ -97,9 +108,9 @@ ModelHarness::ModelHarness(const Options& options)
       const auto i = static_cast<size_t>(rank);
       backends_[i] = MakeBackend(options.backend, pools_[i].get(), group_->rank(rank));
     });
-    parallel_decoder_ =
-        ValueOf(trunk::ParallelDecoder::Create(config_, decoder_options, *checkpoint_, backends_,
-                                               threads_.get(), transport_.get(), observer_.get()));
+    parallel_decoder_ = ValueOf(
+        trunk::ParallelDecoder::Create(config_, decoder_options, *checkpoint_, backends_,
+                                       threads_.get(), transport_.get(), observer_.get(), pack));
     forward_pass_ = parallel_decoder_.get();
   }
   free_pages_.resize(static_cast<size_t>(options.num_pages));

@@ -7,12 +7,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "common/config/model_config.h"
 #include "common/io/checkpoint.h"
+#include "common/io/trunk_pack.h"
 #include "common/parallel/worker_pool.h"
 #include "services/trunk/model/decoder.h"
 #include "services/trunk/model/parallel_decoder.h"
@@ -73,6 +75,7 @@ class ModelHarness {
     bool observe = false;
     int32_t tensor_parallel = 1;  // backends that share the model
     bool group_of_one = false;    // the only backend is joined with nobody
+    std::string pool_dir = {};    // the trunk's pack is made there and used; empty: none
     uint64_t page_seed = 1;       // order in which pages and slots are handed out
   };
   // Tokens of one sequence in a step; `chunked` as in step.h.
@@ -110,6 +113,7 @@ class ModelHarness {
   std::vector<std::unique_ptr<trunk::Backend>> backends_;
   std::unique_ptr<LocalTransport> transport_;
   std::unique_ptr<RecordingObserver> observer_;
+  std::optional<TrunkPack> pack_;
   std::unique_ptr<trunk::Decoder> decoder_;
   std::unique_ptr<trunk::ParallelDecoder> parallel_decoder_;
   trunk::ForwardPass* forward_pass_ = nullptr;  // one of these

@@ -26,6 +26,7 @@ struct Damage {
   std::string model = "tiny";         // in tests/data
   Refused refused = Refused::kByBoth;
   std::function<void(const std::string& directory)> after = {};  // to the files
+  std::vector<std::string> unexpected = {};                      // in no line of the log
 };
 
 constexpr char kNorm[] = "model.layers.1.input_layernorm.weight";
@@ -220,6 +221,43 @@ std::function<void(TestCheckpoint&)> Poke(std::string name, size_t at, std::stri
   };
 }
 
+// Every expert's matrix [N, M] as other tools store it, known by its tensors alone: GPTQ [M / 8,
+// N], AWQ [M, N / 8], compressed-tensors [N, M / 8], MLX [N, M / 8] under the weight's own name.
+struct Packing {
+  const char* name;
+  const char* format;  // as the message has it
+  const char* weight;
+  const char* dtype;
+  std::vector<std::string> companions;
+  bool transposed;
+  bool along_outputs;
+};
+
+std::function<void(TestCheckpoint&)> Packed(const Packing& packing) {
+  return [packing](TestCheckpoint& model) {
+    for (TestShard& shard : model.shards) {
+      std::vector<TestTensor> tensors;
+      for (TestTensor& tensor : shard.tensors) {
+        if (tensor.name.find(".mlp.experts.") == std::string::npos) {
+          tensors.push_back(std::move(tensor));
+          continue;
+        }
+        const std::string module = tensor.name.substr(0, tensor.name.rfind(".weight"));
+        int64_t rows = tensor.shape[0];
+        int64_t cols = tensor.shape[1];
+        (packing.along_outputs ? rows : cols) /= 8;
+        if (packing.transposed) std::swap(rows, cols);
+        tensors.push_back(MakeTensor(module + packing.weight, packing.dtype, {rows, cols},
+                                     static_cast<size_t>(rows * cols * 4)));
+        for (const std::string& companion : packing.companions) {
+          tensors.push_back(MakeTensor(module + companion, "F16", {1, 4}, 8));
+        }
+      }
+      shard.tensors = std::move(tensors);
+    }
+  };
+}
+
 const std::string kNaN32("\0\0\xc0\x7f", 4);
 const std::string kNaN16("\xc0\x7f", 2);
 
@@ -359,6 +397,30 @@ std::vector<Damage> QuantisedDamages() {
          {fmt::format("quantization_config.quant_method is \"{}\", which is not supported", method),
           "supported: bf16, f16 and f32 weights, bitsandbytes NF4"});
   }
+  // The same where config.json says nothing.
+  const Packing packings[] = {
+      {"Gptq", "GPTQ", ".qweight", "I32", {".qzeros", ".scales"}, true, false},
+      {"GptqInOrder", "GPTQ", ".qweight", "I32", {".qzeros", ".scales", ".g_idx"}, true, false},
+      {"Awq", "AWQ", ".qweight", "I32", {".qzeros", ".scales"}, true, true},
+      {"PackQuantized",
+       "compressed-tensors pack-quantized",
+       ".weight_packed",
+       "I32",
+       {".weight_scale", ".weight_shape"},
+       false,
+       false},
+      {"MlxByTensors", "MLX", ".weight", "U32", {".scales", ".biases"}, false, false},
+  };
+  for (const Packing& packing : packings) {
+    both(packing.name, "tiny", Packed(packing),
+         {fmt::format("192 tensor(s) of an unsupported dtype or format: "
+                      "model.layers.0.mlp.experts.0.gate_proj{}",
+                      packing.weight),
+          fmt::format("is in the format {} (model-00001-of-00003.safetensors), which is not "
+                      "supported (supported: bf16, f16 and f32 weights, bitsandbytes NF4",
+                      packing.format)});
+    damages.back().unexpected = {"unknown", "missing"};
+  }
   // Fused experts are never quantised; a file that has them so is refused with what is supported.
   for (const char* dtype : {"U8", "I8", "F8_E4M3"}) {
     both((std::string("FusedExpertsOf_") + dtype).c_str(), "tiny-fused",
@@ -468,6 +530,9 @@ class BadCheckpointTest : public ::testing::TestWithParam<Damage> {
     ASSERT_TRUE(code.ok()) << code.status();
     EXPECT_EQ(*code, 1) << process.Log();
     ExpectNamed(process, GetParam().expected);
+    for (const std::string& part : GetParam().unexpected) {
+      EXPECT_EQ(process.Log().find(part), std::string::npos) << part << " in:\n" << process.Log();
+    }
   }
 
   TempDir temp_;

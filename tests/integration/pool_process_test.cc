@@ -16,7 +16,9 @@
 
 #include "absl/time/clock.h"
 #include "common/base/strings.h"
+#include "common/io/checkpoint.h"
 #include "common/io/expert_pack.h"
+#include "common/io/mapped_file.h"
 #include "common/quant/bf16.h"
 #include "proto/expert/v1/expert.grpc.pb.h"
 #include "tests/fakes/safetensors_writer.h"
@@ -295,6 +297,51 @@ TEST_F(PoolProcessTest, AFullDiskEndsTheStartAndKeepsTheOldPack) {
   EXPECT_FALSE(std::filesystem::exists(path_ + ".tmp"));
 }
 
+// A disk that fails under the pack, or under the checkpoint while it is packed.
+TEST_F(PoolProcessTest, AReadErrorEndsTheStartAndKeepsTheOldPack) {
+  ASSERT_NO_FATAL_FAILURE(MakePack());
+  const auto sound = ExpertPack::Open(path_);
+  ASSERT_TRUE(sound.ok()) << sound.status();
+  const auto model = Checkpoint::Open(model_);
+  ASSERT_TRUE(model.ok()) << model.status();
+  const Checkpoint::Entry* const weight =
+      (*model)->Find("model.layers.1.mlp.experts.3.up_proj.weight");
+  ASSERT_NE(weight, nullptr);
+  const std::string shard = model_ + "/" + (*model)->FileOf(*weight);
+  const auto file = MappedFile::Open(shard);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const std::string bytes(reinterpret_cast<const char*>(weight->view.data), 256);
+  const size_t weight_at =
+      std::string_view(reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size())
+          .find(bytes);
+  ASSERT_NE(weight_at, std::string_view::npos);
+
+  const auto expect = [&](const std::string& pack, size_t offset, std::vector<std::string> more,
+                          const std::string& failing) {
+    WriteFile(path_, pack);
+    Host host(Args(std::move(more)), {BinaryPath("failing_reads"), std::to_string(offset)});
+    EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 1);
+    const std::string log = host.process().Log();
+    for (const std::string& part : {failing, std::string("Input/output error")}) {
+      EXPECT_NE(log.find(part), std::string::npos) << part << " in:\n" << log;
+    }
+    EXPECT_EQ(log.find(" ready "), std::string::npos) << log;
+    EXPECT_EQ(ReadFile(path_), pack);
+    EXPECT_FALSE(std::filesystem::exists(path_ + ".tmp"));
+  };
+  const auto payload = static_cast<size_t>(sound->layout().payload_offset);
+  expect(pack_, payload, {"--pool_memory=anonymous"}, path_);
+  expect(pack_, payload, {"--pool_memory=shm"}, path_);
+  expect(pack_, payload, {"--verify_pool"}, path_);
+  expect(WithDamagedHeader(), weight_at, {}, shard);
+  // Shared memory holds nothing of the pack that could not be read.
+  for (const auto& segment : std::filesystem::directory_iterator("/dev/shm")) {
+    EXPECT_EQ(segment.path().string().find(sound->header().fingerprint.substr(0, 16)),
+              std::string::npos)
+        << segment.path();
+  }
+}
+
 // 50 runs are killed while they pack: what is there under the name afterwards is a whole pack or
 // nothing, and the next start serves the right weights.
 TEST_F(PoolProcessTest, KilledWhilePacking) {
@@ -340,7 +387,7 @@ TEST_F(PoolProcessTest, EveryMemoryGivesTheSameAnswers) {
   Host host(Args({"--pool_memory=anonymous"}));
   host.AwaitReady();
   EXPECT_EQ(host.Answers(), answers_);
-  EXPECT_NE(host.process().Log().find("memory=anonymous"), std::string::npos);
+  EXPECT_TRUE(host.process().WaitForLine("memory=anonymous", absl::Seconds(5)).ok());
   EXPECT_EQ(host.Stop(), 0);
 }
 

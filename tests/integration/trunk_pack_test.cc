@@ -29,6 +29,7 @@ using common::v1::LoadProgress;
 
 constexpr absl::Duration kTimeout = absl::Seconds(60);
 constexpr uint32_t kSeed = 23;
+constexpr float kSplitTolerance = 1e-3f;  // golden/README: an f32 engine
 
 std::string DataDir(const std::string& name) {
   return std::string(BANYAN_SOURCE_DIR) + "/tests/data/" + name;
@@ -159,6 +160,40 @@ TEST_F(ServedTrunkPackTest, TheSecondStartConvertsNothing) {
     const auto [code, log] = Verify(packs_.path());
     EXPECT_EQ(code, 0) << log;
     EXPECT_NE(log.find("sound: trunk, " + format), std::string::npos) << log;
+  }
+}
+
+// Parts of a trunk use the pack that a trunk alone has made, or make it: nothing is converted
+// again, the answers are the same.
+TEST_F(ServedTrunkPackTest, PartsOfATrunkUseTheWholeTrunksPack) {
+  for (const std::string format : {"bf16", "int8"}) {
+    SCOPED_TRACE(format);
+    const std::string flag = "--trunk_format=" + format;
+    const auto serve = [&](const std::string& packs, const std::string& parts) {
+      return Serve({flag, "--pool_dir=" + packs, "--tensor_parallel=" + parts});
+    };
+    const Served alone = serve(packs_.path(), "1");
+    const std::string path = PackPath("trunk-" + format + ".pack");
+    ASSERT_NE(path, "");
+    const std::string bytes = ReadFile(path);
+    for (const std::string parts : {"2", "4"}) {
+      SCOPED_TRACE(parts);
+      const Served served = serve(packs_.path(), parts);
+      EXPECT_FALSE(Had(served, LoadProgress::CONVERT));
+      EXPECT_EQ(served.log.find(" packed "), std::string::npos) << served.log;
+      EXPECT_NE(served.log.find("pack_used pack=" + path), std::string::npos) << served.log;
+      EXPECT_EQ(served.ids, alone.ids);
+      ASSERT_EQ(served.logprobs.size(), alone.logprobs.size());
+      for (size_t i = 0; i < alone.logprobs.size(); ++i) {
+        EXPECT_NEAR(served.logprobs[i], alone.logprobs[i], kSplitTolerance) << i;
+      }
+    }
+    // The first start in parts makes the same file.
+    TempDir others;
+    const Served made = serve(others.path(), "2");
+    EXPECT_NE(made.log.find(" packed "), std::string::npos) << made.log;
+    EXPECT_EQ(made.ids, alone.ids);
+    EXPECT_EQ(ReadFile(others.path() + path.substr(packs_.path().size())), bytes);
   }
 }
 

@@ -11,10 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <cinttypes>
-#include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <utility>
 #include <vector>
 
@@ -26,6 +23,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/pool/shard.h"
+#include "services/expert/runtime/huge_pages.h"
 
 namespace banyan::expert {
 namespace {
@@ -177,34 +175,30 @@ absl::Status Lock(const void* data, size_t bytes) {
                  limit.rlim_cur == RLIM_INFINITY ? "none" : FormatByteSize(limit.rlim_cur));
 }
 
-// Bytes of the mapping at `data` that are on huge pages: /proc/self/smaps.
-uint64_t HugePageBytes(const void* data, size_t bytes) {
-  std::ifstream smaps("/proc/self/smaps");
-  const auto first = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t end = first + bytes;
-  uint64_t total = 0;
-  bool inside = false;
-  for (std::string line; std::getline(smaps, line);) {
-    uintptr_t from = 0;
-    uintptr_t to = 0;
-    uint64_t kib = 0;
-    char name[32];
-    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &from, &to) == 2) {
-      inside = from < end && to > first;
-    } else if (inside && std::sscanf(line.c_str(), "%31[A-Za-z_]: %" SCNu64, name, &kib) == 2) {
-      const std::string_view field(name);
-      if (field == "AnonHugePages" || field == "ShmemPmdMapped" || field == "FilePmdMapped" ||
-          field == "Private_Hugetlb" || field == "Shared_Hugetlb") {
-        total += kib * 1024;
-      }
-    }
-  }
-  return total;
-}
-
 std::string SegmentName(std::string_view fingerprint, std::string_view format,
                         const ShardSpec& shard) {
   return fmt::format("banyan-{}-{}-{}", fingerprint.substr(0, 16), format, ShardText(shard));
+}
+
+int WriteAll(int fd, const void* data, int64_t size, int64_t offset) {
+  const auto* from = static_cast<const std::byte*>(data);
+  while (size > 0) {
+    const ssize_t n = ::pwrite(fd, from, static_cast<size_t>(size), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno;
+    from += n;
+    offset += n;
+    size -= n;
+  }
+  return 0;
+}
+
+// `what`: "has 1.00 MiB free".
+absl::Status NoRoomForSegment(int64_t bytes, const std::string& shm_dir, std::string_view what) {
+  return StatusF(absl::StatusCode::kResourceExhausted,
+                 "--pool_memory shm: the pool needs {}, {} {} (shm_size of docker, mount -o "
+                 "remount,size=)",
+                 FormatByteSize(static_cast<uint64_t>(bytes)), shm_dir, what);
 }
 
 SegmentTrailer TrailerOf(const ExpertPack& pack, std::span<const std::byte> header) {
@@ -236,6 +230,8 @@ PoolMemory::PoolMemory(const ExpertPackHeader& header)
     : header_(header), layout_(LayoutOf(header)) {}
 
 PoolMemory::~PoolMemory() {
+  stop_mapping_ = true;
+  if (mapper_.joinable()) mapper_.join();
   if (mapping_ != nullptr) ::munmap(mapping_, mapping_bytes_);
 }
 
@@ -254,7 +250,9 @@ absl::StatusOr<std::unique_ptr<PoolMemory>> PoolMemory::Load(
       RETURN_IF_ERROR(memory->LoadShm(pack, options, pool, progress));
       break;
   }
-  memory->huge_page_bytes_ = HugePageBytes(memory->Expert(0), memory->mapping_bytes_);
+  if (options.mode != PoolMemoryMode::kShm || MayHaveHugePages(options.shm_dir)) {
+    memory->huge_page_bytes_ = HugePageBytes(memory->Expert(0), memory->mapping_bytes_);
+  }
   return memory;
 }
 
@@ -382,21 +380,45 @@ absl::Status PoolMemory::Adopt(int fd, const std::string& path, const ExpertPack
   return MapSegment(fd, path, bytes, /*writable=*/false);
 }
 
+absl::Status PoolMemory::MapPages(const std::string& path, const PoolMemoryOptions& options,
+                                  WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress) {
+  const std::byte* const payload = image_ + layout_.payload_offset;
+  const int64_t total = layout_.file_bytes - layout_.payload_offset;
+  const absl::Time until = absl::Now() + options.map_time;
+  int64_t mapped = 0;
+  bool stopped = false;
+  const auto go_on = [&](uint64_t done) {
+    mapped = static_cast<int64_t>(done);
+    stopped = !progress(done);
+    return !stopped && absl::Now() < until;
+  };
+  const absl::Status status = ForChunks(
+      total, pool, go_on,
+      [&](int64_t first, int64_t size) { return Populate(payload + first, size); }, path);
+  if (stopped || !absl::IsCancelled(status)) return status;
+  mapper_ = std::thread([this, payload, mapped, total] {
+    // Whatever computes goes first. One fault at a time: no lock is held from page to page.
+    constexpr int kLeastUrgent = 19;
+    (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kLeastUrgent);
+    for (int64_t at = mapped; at < total && !stop_mapping_; at += kPageBytes) {
+      (void)*static_cast<const volatile std::byte*>(payload + at);
+    }
+  });
+  progress(static_cast<uint64_t>(total));
+  return absl::OkStatus();
+}
+
 absl::Status PoolMemory::LoadShm(const ExpertPack& pack, const PoolMemoryOptions& options,
                                  WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress) {
   const std::string path = options.shm_dir + "/" + ShmSegmentName(header_);
   const int64_t bytes = RoundUp(layout_.file_bytes, kPageBytes) + kPageBytes;
-  const int64_t payload_bytes = layout_.file_bytes - layout_.payload_offset;
   const std::string temporary = path + ".tmp";
   while (true) {
     if (const Descriptor there(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
         there.get() >= 0 && Adopt(there.get(), path, pack).ok()) {
       reused_segment_ = true;
       if (options.lock) RETURN_IF_ERROR(Lock(mapping_, mapping_bytes_));
-      const std::byte* const payload = image_ + layout_.payload_offset;
-      return ForChunks(
-          payload_bytes, pool, progress,
-          [&](int64_t first, int64_t size) { return Populate(payload + first, size); }, path);
+      return MapPages(path, options, pool, progress);
     }
     const Descriptor fd(::open(temporary.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (fd.get() < 0) return SystemError(temporary, errno);
@@ -423,22 +445,38 @@ absl::Status PoolMemory::LoadShm(const ExpertPack& pack, const PoolMemoryOptions
     if (::fstatvfs(fd.get(), &space) == 0 && space.f_blocks > 0 &&
         static_cast<int64_t>(space.f_bavail * space.f_frsize) < bytes) {
       ::unlink(temporary.c_str());
-      return StatusF(absl::StatusCode::kResourceExhausted,
-                     "--pool_memory shm: the pool needs {}, {} has {} free (shm_size of docker, "
-                     "mount -o remount,size=)",
-                     FormatByteSize(static_cast<uint64_t>(bytes)), options.shm_dir,
-                     FormatByteSize(space.f_bavail * space.f_frsize));
+      return NoRoomForSegment(
+          bytes, options.shm_dir,
+          fmt::format("has {} free", FormatByteSize(space.f_bavail * space.f_frsize)));
     }
     const auto fill = [&]() -> absl::Status {
-      if (::ftruncate(fd.get(), bytes) != 0) return SystemError(temporary, errno);
+      if (::ftruncate(fd.get(), bytes) != 0) {
+        const int error = errno;
+        if (error != EFBIG) return SystemError(temporary, error);
+        return NoRoomForSegment(
+            bytes, options.shm_dir,
+            fmt::format("takes no file of that size ({})", std::strerror(error)));
+      }
       RETURN_IF_ERROR(MapSegment(fd.get(), temporary, bytes, /*writable=*/true));
       if (options.lock) RETURN_IF_ERROR(Lock(mapping_, mapping_bytes_));
-      auto* const image = static_cast<std::byte*>(mapping_);
-      RETURN_IF_ERROR(ReadPayload(pack, image, pool, progress));
+      // Somebody else may take the room meanwhile. The kernel says so where it writes to the
+      // segment; this process never touches a page that may not be there.
+      if (absl::Status read = ReadPayload(pack, static_cast<std::byte*>(mapping_), pool, progress);
+          !read.ok()) {
+        return absl::IsResourceExhausted(read)
+                   ? NoRoomForSegment(bytes, options.shm_dir, "ran full before it was there")
+                   : read;
+      }
       const std::vector<std::byte> header = EncodeExpertPackHeader(header_);
-      std::memcpy(image, header.data(), header.size());
       const SegmentTrailer trailer = TrailerOf(pack, header);
-      std::memcpy(image + bytes - kPageBytes, &trailer, sizeof(trailer));
+      int error = WriteAll(fd.get(), header.data(), static_cast<int64_t>(header.size()), 0);
+      if (error == 0) {
+        error = WriteAll(fd.get(), &trailer, sizeof(trailer), bytes - kPageBytes);
+      }
+      if (error == ENOSPC) {
+        return NoRoomForSegment(bytes, options.shm_dir, "ran full before it was there");
+      }
+      if (error != 0) return SystemError(temporary, error);
       (void)::mprotect(mapping_, mapping_bytes_, PROT_READ);
       if (::rename(temporary.c_str(), path.c_str()) != 0) return SystemError(path, errno);
       return absl::OkStatus();

@@ -1,16 +1,19 @@
 // Where the weights of a pack lie while they are served.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/io/expert_pack.h"
 #include "common/parallel/worker_pool.h"
 #include "common/plan/shard_plan.h"
@@ -25,6 +28,9 @@ struct PoolMemoryOptions {
   bool lock = false;          // mlock: nothing of it is ever swapped or dropped
   uint64_t budget_bytes = 0;  // 0: what the machine has
   std::string shm_dir = "/dev/shm";
+  // Of a segment that is taken over, how long Load maps pages before it leaves the rest to a thread
+  // of its own: they are in memory, only this process has not met them yet.
+  absl::Duration map_time = absl::Milliseconds(300);
 };
 
 // Bytes of this very pool that an earlier start left in shared memory.
@@ -69,6 +75,9 @@ class PoolMemory {
                              WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress);
   absl::Status LoadShm(const ExpertPack& pack, const PoolMemoryOptions& options, WorkerPool& pool,
                        absl::FunctionRef<bool(uint64_t)> progress);
+  // Maps the pages of a segment that is there: with all threads, then in the background.
+  absl::Status MapPages(const std::string& path, const PoolMemoryOptions& options, WorkerPool& pool,
+                        absl::FunctionRef<bool(uint64_t)> progress);
   absl::Status Adopt(int fd, const std::string& path, const ExpertPack& pack);
   absl::Status MapSegment(int fd, const std::string& path, int64_t bytes, bool writable);
 
@@ -79,6 +88,8 @@ class PoolMemory {
   size_t mapping_bytes_ = 0;
   const std::byte* image_ = nullptr;  // where the pack's byte 0 is or would be
   bool reused_segment_ = false;
+  std::atomic<bool> stop_mapping_{false};
+  std::thread mapper_;
   uint64_t huge_page_bytes_ = 0;
 };
 

@@ -274,7 +274,7 @@ class ExpertServer::Impl {
                  {{"huge_page_bytes", report.huge_page_bytes},
                   {"pool_bytes", served_->description().pool_bytes},
                   {"hint", report.memory == PoolMemoryMode::kShm
-                               ? "/sys/kernel/mm/transparent_hugepage/shmem_enabled: advise"
+                               ? "mount -o remount,huge=advise /dev/shm"
                                : "/sys/kernel/mm/transparent_hugepage/enabled: madvise"}});
     }
     return report;

@@ -17,7 +17,7 @@ ParallelDecoder::ParallelDecoder(int32_t size, RankThreads* threads)
 absl::StatusOr<std::unique_ptr<ParallelDecoder>> ParallelDecoder::Create(
     const ModelConfig& config, const DecoderOptions& options, const Checkpoint& checkpoint,
     std::span<const std::unique_ptr<Backend>> backends, RankThreads* threads,
-    ExpertTransport* experts, DecoderObserver* observer) {
+    ExpertTransport* experts, DecoderObserver* observer, const TrunkPack* pack) {
   const auto size = static_cast<int32_t>(backends.size());
   CHECK(size >= 2 && size == threads->size());
   RETURN_IF_ERROR(CheckTensorParallel(config, size));
@@ -29,7 +29,8 @@ absl::StatusOr<std::unique_ptr<ParallelDecoder>> ParallelDecoder::Create(
     absl::StatusOr<std::unique_ptr<Decoder>> decoder = Decoder::Create(
         config, own, checkpoint, backends[i].get(), rank == 0 ? experts : nullptr,
         rank == 0 ? observer : nullptr,
-        {.tensor = {rank, size}, .answers = &out->answers_, .may_record = observer == nullptr});
+        {.tensor = {rank, size}, .answers = &out->answers_, .may_record = observer == nullptr},
+        {.pack = pack});
     out->statuses_[i] = decoder.status();
     if (decoder.ok()) out->decoders_[i] = *std::move(decoder);
   });

@@ -28,12 +28,14 @@ class ParallelDecoder : public ForwardPass {
  public:
   // A rank for each backend, which was made on its thread and whose AllReduce reaches the others.
   // All are borrowed and outlive the decoder; `threads` has as many, and others may use it between
-  // calls. `observer` (may be null) sees rank 0. Errors: CheckTensorParallel's and
-  // Decoder::Create's, of the first rank that has one.
+  // calls. `observer` (may be null) sees rank 0. `pack` (may be null) is the whole model's
+  // (TrunkSources). Errors: CheckTensorParallel's and Decoder::Create's, of the first rank that has
+  // one.
   static absl::StatusOr<std::unique_ptr<ParallelDecoder>> Create(
       const ModelConfig& config, const DecoderOptions& options, const Checkpoint& checkpoint,
       std::span<const std::unique_ptr<Backend>> backends, RankThreads* threads,
-      ExpertTransport* experts, DecoderObserver* observer = nullptr);
+      ExpertTransport* experts, DecoderObserver* observer = nullptr,
+      const TrunkPack* pack = nullptr);
 
   const Limits& limits() const override { return limits_; }
   // An error of the experts is every rank's, and the next step may run. A rank that fails alone

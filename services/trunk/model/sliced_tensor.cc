@@ -33,4 +33,17 @@ SlicedTensor SliceTensor(const TensorView& tensor, const TensorSlice& slice, boo
   return out;
 }
 
+std::optional<SlicedCodes> SliceCodes(const TrunkPack::Matrix& matrix, const TensorSlice& slice) {
+  const IndexRange& cols = slice.cols;
+  const IndexRange groups = {cols.begin / kTrunkPackGroupColumns,
+                             (cols.end + kTrunkPackGroupColumns - 1) / kTrunkPackGroupColumns};
+  if (cols.begin % kTrunkPackGroupColumns != 0 && groups.size() > 1) return std::nullopt;
+  const int64_t row_groups =
+      (matrix.values.shape.dim(1) + kTrunkPackGroupColumns - 1) / kTrunkPackGroupColumns;
+  const TensorView scales = {DType::kF32, Shape{matrix.values.shape.dim(0), row_groups},
+                             reinterpret_cast<const std::byte*>(matrix.scales)};
+  return SlicedCodes{SliceTensor(matrix.values, slice),
+                     SliceTensor(scales, {.rows = slice.rows, .cols = groups})};
+}
+
 }  // namespace banyan::trunk

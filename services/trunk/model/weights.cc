@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -152,22 +153,18 @@ class Loader {
                          absl::FunctionRef<absl::StatusOr<Matrix>(const TensorView&)> place,
                          Matrix* out) {
     const Shape shape = {rows, cols};
+    const TensorSlice slice = SliceOf(name, shape, config_, rank_);
     if (const TrunkPack::Matrix* const packed =
             sources_.pack == nullptr ? nullptr : sources_.pack->Find(name)) {
-      CHECK(rank_.size == 1);
-      const TensorView& view = packed->values;
-      CHECK(view.shape == shape);
-      if (view.dtype != DType::kI8) {
-        ASSIGN_OR_RETURN(*out, place(view));
-        return absl::OkStatus();
+      CHECK(packed->values.shape == shape);
+      if (packed->values.dtype != DType::kI8) {
+        return PlaceAndKeep(SliceTensor(packed->values, slice), place, out);
       }
-      ASSIGN_OR_RETURN(
-          *out, backend_->PlaceInt8Codes({DType::kI8, static_cast<int32_t>(rows),
-                                          static_cast<int32_t>(cols), view.data, packed->scales}));
-      return absl::OkStatus();
+      if (std::optional<SlicedCodes> codes = SliceCodes(*packed, slice)) {
+        return PlaceCodesAndKeep(*std::move(codes), out);
+      }
     }
     ASSIGN_OR_RETURN(StoredMatrix stored, FindStoredMatrix(checkpoint_, name, shape));
-    const TensorSlice slice = SliceOf(name, shape, config_, rank_);
     if (stored.format == StoredFormat::kBF16 || stored.format == StoredFormat::kF32) {
       return PlaceAndKeep(SliceTensor(stored.weight, slice), place, out);
     }
@@ -186,6 +183,19 @@ class Loader {
     ASSIGN_OR_RETURN(*out, place(tensor.view));
     if (tensor.bytes != nullptr && out->data == tensor.view.data) {
       copies_.push_back(std::move(tensor.bytes));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status PlaceCodesAndKeep(SlicedCodes codes, Matrix* out) {
+    const TensorView& view = codes.codes.view;
+    const auto* const scales = reinterpret_cast<const float*>(codes.scales.view.data);
+    ASSIGN_OR_RETURN(*out, backend_->PlaceInt8Codes(
+                               {DType::kI8, static_cast<int32_t>(view.shape.dim(0)),
+                                static_cast<int32_t>(view.shape.dim(1)), view.data, scales}));
+    if (out->data != view.data) return absl::OkStatus();
+    for (SlicedTensor* const part : {&codes.codes, &codes.scales}) {
+      if (part->bytes != nullptr) copies_.push_back(std::move(part->bytes));
     }
     return absl::OkStatus();
   }

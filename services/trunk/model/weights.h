@@ -71,7 +71,8 @@ struct TrunkWeights {
 
 // Where converted matrices come from; borrowed.
 struct TrunkSources {
-  // Outlives the weights. Without one, and for what it does not have, matrices are converted here.
+  // Of the whole model, of which a device takes its slices. Outlives the weights. Without one, and
+  // for what it does not have, matrices are converted here.
   const TrunkPack* pack = nullptr;
   WorkerPool* pool = nullptr;  // threads to convert with; none: the caller's
 };

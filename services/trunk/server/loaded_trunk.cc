@@ -216,12 +216,9 @@ class LoadedTrunk::Impl {
                                       options_.pool_dir};
     ASSIGN_OR_RETURN(const TrunkPackHeader wanted, WantedTrunkPackHeader(request));
     if (wanted.matrices.empty()) return absl::OkStatus();
-    const bool in_parts = options_.tensor_parallel > 1;
-    if (in_parts || options_.pool_dir.empty()) {
-      LogInfo("trunk_not_packed",
-              {{"matrices", wanted.matrices.size()},
-               {"reason", in_parts ? "--tensor_parallel; every part converts its own at each start"
-                                   : "no --pool_dir; converted at each start"}});
+    if (options_.pool_dir.empty()) {
+      LogInfo("trunk_not_packed", {{"matrices", wanted.matrices.size()},
+                                   {"reason", "no --pool_dir; converted at each start"}});
       return absl::OkStatus();
     }
     std::optional<PackProgress::Phase> shown;
@@ -311,9 +308,10 @@ class LoadedTrunk::Impl {
     }
     load_metrics_.bandwidth.Set(MeasureReadBandwidth(*pool_, tensors, kBandwidthTime));
     if (options_.tensor_parallel > 1) {
-      ASSIGN_OR_RETURN(decoder_, ParallelDecoder::Create(config_, decoder_options_, *checkpoint_,
-                                                         backends_.ranks, backends_.threads.get(),
-                                                         &*transport_));
+      ASSIGN_OR_RETURN(
+          decoder_, ParallelDecoder::Create(config_, decoder_options_, *checkpoint_,
+                                            backends_.ranks, backends_.threads.get(), &*transport_,
+                                            /*observer=*/nullptr, pack_ ? &*pack_ : nullptr));
     } else {
       ASSIGN_OR_RETURN(decoder_,
                        Decoder::Create(config_, decoder_options_, *checkpoint_,

@@ -180,7 +180,7 @@ TEST(QuantisedModels, OtherFormatsAreNamed) {
     };
   };
   EXPECT_THAT(Verdict("tiny", instead(".qweight", "I32")),
-              ::testing::HasSubstr("gate_proj.qweight is in the format GPTQ or AWQ"));
+              ::testing::HasSubstr("gate_proj.qweight I32 [2, 2] is in the format GPTQ or AWQ"));
   EXPECT_THAT(Verdict("tiny", instead(".weight_packed", "I32")),
               ::testing::HasSubstr("is in the format compressed-tensors pack-quantized"));
   EXPECT_THAT(Verdict("tiny",

@@ -258,6 +258,29 @@ TEST(TrunkPlanTest, AGpuTrunkTakesHostMemoryBesides) {
             rows * (2 * 4 * static_cast<uint64_t>(config.hidden_size) +
                     6 * static_cast<uint64_t>(config.num_experts_per_tok)));
   EXPECT_GT(bytes("step tables"), 0u);
+
+  // Every GPU has a backend, which pins its own; the process is one.
+  TrunkPlanInput parallel = input;
+  parallel.tensor_parallel = 2;
+  parallel.max_context_tokens = plan->decoder.max_context_tokens;
+  parallel.max_sequences = plan->max_sequences;
+  parallel.max_batch_tokens = plan->max_batch_tokens;
+  parallel.weights.table_bytes = input.weights.table_bytes / 2;  // half of the vocabulary
+  const auto two = PlanTrunk(Demo(), parallel);
+  ASSERT_TRUE(two.ok()) << two.status();
+  const auto of_two = [&](std::string_view name) {
+    for (const MemoryPlan::Item& item : two->gpu_host->items()) {
+      if (item.name == name) return item.bytes;
+    }
+    return uint64_t{0};
+  };
+  EXPECT_EQ(of_two("embedding table"), bytes("embedding table"));
+  for (const char* name : {"staging", "shared buffers"}) {
+    EXPECT_EQ(of_two(name), 2 * bytes(name)) << name;
+  }
+  EXPECT_GT(of_two("step tables"), bytes("step tables"));
+  for (const char* name : {"tensor index", "process"}) EXPECT_EQ(of_two(name), bytes(name)) << name;
+  EXPECT_THAT(two->gpu_host->Table(), HasSubstr("for 2 GPUs"));
 }
 
 }  // namespace

@@ -3,15 +3,20 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "common/base/strings.h"
 #include "common/quant/packed_matrix.h"
 #include "common/quant/reference.h"
@@ -235,6 +240,106 @@ TEST_P(PackedExecutorTest, CountsWhatItReads) {
   EXPECT_EQ(stats.num_experts, 3);
   EXPECT_EQ(stats.num_pairs, 3);
   EXPECT_EQ(stats.weight_bytes, 3 * model.table.expert_bytes);
+}
+
+// Kernels of which one tile, the first that a certain thread takes, does not go on before all other
+// tiles of its half are done: a thread that has lost its CPU.
+class StoppedThread {
+ public:
+  enum class Half { kNeither, kGateUp, kDown };
+
+  // Wraps the kernels; one at a time.
+  explicit StoppedThread(const PackedKernels& kernels) : real_(kernels), wrapped_(kernels) {
+    wrapped_.gate_up = [](const PackedGateUpArgs& args) {
+      here->Call(Half::kGateUp, [&] { here->real_.gate_up(args); });
+    };
+    wrapped_.down = [](const PackedDownArgs& args) {
+      here->Call(Half::kDown, [&] { here->real_.down(args); });
+    };
+    here = this;  // the last one made
+  }
+
+  const PackedKernels& kernels() const { return wrapped_; }
+  int calls(Half half) const { return calls_[static_cast<size_t>(half)]; }
+  bool stopped() const { return taken_.HasBeenNotified(); }
+
+  // Before the call: in `half`, the thread that makes the call or a worker, until so many kernels
+  // of others have ended.
+  void Stop(Half half, bool caller, int others) {
+    half_ = half;
+    caller_ = caller;
+    others_left_ = others;
+  }
+
+ private:
+  static constexpr absl::Duration kForever = absl::Seconds(60);
+
+  template <typename Kernel>
+  void Call(Half half, const Kernel& kernel) {
+    calls_[static_cast<size_t>(half)].fetch_add(1);
+    if (half != half_) return kernel();
+    const bool is_caller = std::this_thread::get_id() == caller_id_;
+    if (is_caller == caller_ && !one_stops_.exchange(true)) {
+      stopped_id_ = std::this_thread::get_id();
+      taken_.Notify();
+      EXPECT_TRUE(others_done_.WaitForNotificationWithTimeout(kForever))
+          << "tiles wait for the stopped thread: " << others_left_;
+      return kernel();
+    }
+    // Nobody else begins, and so ends all tiles, before the one to be stopped has one.
+    EXPECT_TRUE(taken_.WaitForNotificationWithTimeout(kForever));
+    kernel();
+    if (std::this_thread::get_id() != stopped_id_ && others_left_.fetch_sub(1) == 1) {
+      others_done_.Notify();
+    }
+  }
+
+  inline static StoppedThread* here = nullptr;
+  const PackedKernels real_;
+  PackedKernels wrapped_;
+  std::array<std::atomic<int>, 3> calls_{};
+  Half half_ = Half::kNeither;
+  bool caller_ = false;
+  const std::thread::id caller_id_ = std::this_thread::get_id();
+  std::thread::id stopped_id_;
+  std::atomic<bool> one_stops_{false};
+  std::atomic<int> others_left_{0};
+  absl::Notification taken_, others_done_;
+};
+
+// A call waits for the one tile that a descheduled thread holds, and for nothing else of it: all
+// other tiles are done by the others meanwhile. So a thread that is away for a millisecond costs a
+// call a millisecond at most.
+TEST_P(PackedExecutorTest, AStoppedThreadHoldsUpOneTile) {
+  using Half = StoppedThread::Half;
+  const auto& [format, type, tier] = GetParam();
+  const PackedModel model(format, 0, kWidth);
+  const Rows rows(40, type);
+  PackedKernelPair pair = kernels_;
+  const PackedKernels*& used = type == ActivationType::kF32 ? pair.exact : pair.fast;
+  const PackedKernels& real = *used;
+  WorkerPool pool({.num_threads = 3});
+  const auto run = [&](StoppedThread& thread) {
+    used = &thread.kernels();
+    PackedExecutor executor({}, model.table, pair, kScalarKernels, pool);
+    return rows.Run(executor, 0, rows.num_rows);
+  };
+  StoppedThread counting(real);
+  const std::vector<float> expected = run(counting);
+  for (const Half half : {Half::kGateUp, Half::kDown}) {
+    // A tile of down goes over the experts, a kernel each.
+    const int of_a_tile = half == Half::kGateUp ? 1 : kExperts;
+    const int calls = counting.calls(half);
+    ASSERT_GE(calls, 4 * of_a_tile);
+    for (const bool caller : {true, false}) {
+      SCOPED_TRACE(fmt::format("down {} caller {}", half == Half::kDown, caller));
+      StoppedThread thread(real);
+      thread.Stop(half, caller, calls - of_a_tile);
+      EXPECT_EQ(run(thread), expected);
+      EXPECT_TRUE(thread.stopped());
+      EXPECT_EQ(thread.calls(half), calls);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, PackedExecutorTest,

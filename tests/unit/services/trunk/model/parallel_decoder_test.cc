@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -129,6 +130,50 @@ INSTANTIATE_TEST_SUITE_P(Models, WaysTest,
                                          std::tuple(SynthFormat::kBF16, true, TrunkFormat::kBf16),
                                          std::tuple(SynthFormat::kBF16, false, TrunkFormat::kInt8),
                                          std::tuple(SynthFormat::kNF4, false, TrunkFormat::kBf16)));
+
+// Parts take their slices of the whole model's pack, which one decoder alone uses as well. Whole
+// groups of 64 columns are cut as kManyHeads has them: the same bits as of matrices converted part
+// by part. Narrower parts lie within a group of the pack, or are converted where they do not.
+TEST(PartsOfAPackTest, AreTheSlicesOfTheMatrices) {
+  struct Case {
+    SynthFormat format;
+    TrunkFormat trunk_format;
+    const char* shared_width;
+    bool same_bits;
+  };
+  for (const Case& c : {Case{SynthFormat::kNF4, TrunkFormat::kBf16, "512", true},
+                        Case{SynthFormat::kNF4, TrunkFormat::kInt8, "512", true},
+                        Case{SynthFormat::kBF16, TrunkFormat::kInt8, "512", true},
+                        Case{SynthFormat::kBF16, TrunkFormat::kInt8, "128", false},
+                        Case{SynthFormat::kBF16, TrunkFormat::kInt8, "192", false}}) {
+    SCOPED_TRACE(c.shared_width);
+    test::TempDir temp;
+    ModelHarness::Options options = {
+        .directory = temp.File("model"), .num_pages = 40, .trunk_format = c.trunk_format};
+    std::vector<std::string> values = kManyHeads;
+    values.push_back(std::string("shared_expert_intermediate_size=") + c.shared_width);
+    WriteModel(values, c.format, options.directory);
+    if (HasFatalFailure()) return;
+    const Outcome expected = Decode(std::make_unique<ModelHarness>(options).get(), 70, 6);
+    ModelHarness::Options packed = options;
+    packed.pool_dir = temp.File("packs");
+    EXPECT_EQ(Decode(std::make_unique<ModelHarness>(packed).get(), 70, 6).logits, expected.logits);
+    for (const int32_t ways : {2, 4, 8}) {
+      SCOPED_TRACE(ways);
+      packed.tensor_parallel = ways;
+      const Outcome found = Decode(std::make_unique<ModelHarness>(packed).get(), 70, 6);
+      EXPECT_EQ(found.greedy, expected.greedy);
+      if (c.same_bits) {
+        options.tensor_parallel = ways;
+        EXPECT_EQ(found.logits,
+                  Decode(std::make_unique<ModelHarness>(options).get(), 70, 6).logits);
+      }
+      // A part that is converted for itself has groups, hence codes, of its own.
+      if (std::string(c.shared_width) == "192") continue;
+      EXPECT_LE(LargestDifference(found.logits, expected.logits), kTolerance);
+    }
+  }
+}
 
 // With BANYAN_TEST_BACKEND=cuda on GPUs, of which two do (tests/gpu/run.sh parallel).
 int32_t Ways() { return test::IsCpu(ModelHarness::DefaultBackend()) ? 4 : 2; }
