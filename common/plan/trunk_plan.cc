@@ -183,6 +183,7 @@ class Planner {
             .max_context_tokens = context,
             .trunk_format = format_,
             .kv_dtype = input_.kv_dtype,
+            .expert_activations = input_.expert_activations,
             .tensor_parallel = input_.tensor_parallel};
   }
 
@@ -253,10 +254,9 @@ class Planner {
         static_cast<uint64_t>(options.num_slots + options.num_state_copies) * sizeof(float);
     blocks.Add(slots * static_cast<uint64_t>(limits.delta_net.state_floats()), linear);
     blocks.Add(slots * static_cast<uint64_t>(limits.delta_net.conv_state_floats()), linear);
-    ActivationSizesOf(config_, options.max_rows, options.max_logits_rows)
-        .ForEach([&blocks](int64_t elements, size_t each) {
-          blocks.Add(static_cast<uint64_t>(elements) * each);
-        });
+    ActivationSizesOf(config_, options).ForEach([&blocks](int64_t elements, size_t each) {
+      blocks.Add(static_cast<uint64_t>(elements) * each);
+    });
     if (CodeStagingBytes() > 0) blocks.Add(kCudaCodeStagingBytes, 2);
     blocks.Add(CudaStepTableBytes(limits));
     blocks.Add(static_cast<uint64_t>(CudaPartialBytes(limits)));
@@ -290,17 +290,12 @@ class Planner {
   // What the CUDA backend pins (services/trunk/ops/cuda) and the process takes.
   MemoryPlan GpuHost(const DecoderOptions& options) const {
     const OpLimits limits = OpLimitsOf(config_, options);
-    const ActivationSizes sizes =
-        ActivationSizesOf(config_, options.max_rows, options.max_logits_rows);
-    const int64_t floats = sizes.normed + sizes.expert_weights + sizes.routed;
     const DecoderMemory memory = PlanDecoderMemory(config_, options, CudaScratchBytes(limits));
     MemoryPlan out("host memory of the trunk on the GPU", std::numeric_limits<uint64_t>::max(),
                    "no budget");
     out.Add("embedding table", weights_.table_bytes, "pinned; the GPU reads single rows of it");
     out.Add("staging", 2 * kCudaCodeStagingBytes, "pinned; uploads pass through it");
-    out.Add("shared buffers",
-            static_cast<uint64_t>(floats) * sizeof(float) +
-                static_cast<uint64_t>(sizes.expert_ids) * sizeof(uint16_t),
+    out.Add("shared buffers", SharedActivationBytes(ActivationSizesOf(config_, options)),
             "pinned; the experts' inputs and results");
     out.Add("step tables", memory.step_table_bytes + kUploadTables * CudaStepTableBytes(limits),
             "the host's, and pinned ones in turn");

@@ -189,6 +189,12 @@ class HostArrayBackend : public Backend {
     Finish();
   }
 
+  void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) override {
+    const int64_t count = int64_t{num_rows} * n;
+    inner_->RoundRows(num_rows, n, In(x, count), Out(out, count));
+    Finish();
+  }
+
   void AddRows(int32_t num_rows, int32_t n, const float* addend, float* hidden) override {
     const int64_t count = int64_t{num_rows} * n;
     inner_->AddRows(num_rows, n, In(addend, count), Out(hidden, count));

@@ -38,12 +38,14 @@ class LocalTransport : public trunk::ExpertTransport {
   };
 
   const Expert& Load(int32_t layer, int32_t expert);
+  // A row of the batch as f32.
+  const float* Widen(int32_t row);
   void AddExpert(const Expert& expert, const float* x, float weight, float* out);
 
   const Checkpoint& checkpoint_;
   const ModelConfig config_;
   std::vector<std::vector<std::unique_ptr<Expert>>> layers_;  // [layer][expert], null: not loaded
-  std::vector<float> gate_, up_, down_;                       // of one row
+  std::vector<float> row_, gate_, up_, down_;                 // of one row
   Batch batch_;
   bool busy_ = false;
   absl::Status failure_;

@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/tensor/dtype.h"
 
 namespace banyan::trunk {
 
@@ -17,7 +18,10 @@ class ExpertTransport {
     int32_t layer = 0;
     int32_t num_rows = 0;
     int32_t top_k = 0;
-    const float* activations = nullptr;    // [num_rows, hidden_size]
+    // [num_rows, hidden_size] of activations_dtype, kF32 or kBF16: they travel as they are, and the
+    // experts multiply at that precision. The same for every batch of a trunk.
+    const void* activations = nullptr;
+    DType activations_dtype = DType::kF32;
     const uint16_t* expert_ids = nullptr;  // [num_rows, top_k], distinct within a row
     const float* weights = nullptr;        // [num_rows, top_k]
     // Requests that join with this step (ParseTrace), the same in all its batches. Each shard is

@@ -14,9 +14,8 @@ namespace banyan::trunk {
 class GrpcTransport final : public ExpertTransport {
  public:
   struct Options {
-    // Types on the wire. They hold for every batch size: a row's bits must not depend on the rows
-    // beside it. f32 by default: docs/adr/f32-on-the-wire.md.
-    bool activations_f32 = true;
+    // Type of the partial sums on the wire, else bf16. It holds for every batch size: a row's bits
+    // must not depend on the rows beside it. f32 by default: docs/adr/f32-on-the-wire.md.
     bool reply_f32 = true;
     // An answer later than this is asked of another replica as well; the first one counts.
     absl::Duration resend_after = absl::Milliseconds(100);

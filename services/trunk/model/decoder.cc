@@ -98,9 +98,7 @@ class Decoder::Impl {
                                options.num_slots + options.num_state_copies, backend_));
     state_history_.emplace(&recurrent_state_, options.num_slots, options.num_state_copies,
                            backend_);
-    RETURN_IF_ERROR(
-        PlaceActivations(ActivationSizesOf(config_, options.max_rows, options.max_logits_rows),
-                         backend_, &activations_));
+    RETURN_IF_ERROR(PlaceActivations(ActivationSizesOf(config_, options), backend_, &activations_));
     if (observer_ != nullptr) {
       observed_.resize(static_cast<size_t>(options.max_rows) *
                        static_cast<size_t>(config_.hidden_size));

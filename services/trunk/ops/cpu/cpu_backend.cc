@@ -196,6 +196,12 @@ class CpuBackend : public Backend {
     });
   }
 
+  void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) override {
+    ForRows(num_rows, n * 4, [&](int64_t row, int) {
+      for (int64_t i = row * n; i < (row + 1) * n; ++i) out[i] = ToBF16(x[i]);
+    });
+  }
+
   void AddRows(int32_t num_rows, int32_t n, const float* addend, float* hidden) override {
     ForRows(num_rows, n * 4, [&](int64_t row, int) {
       for (int64_t i = row * n; i < (row + 1) * n; ++i) hidden[i] += addend[i];

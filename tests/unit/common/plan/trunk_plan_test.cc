@@ -258,6 +258,19 @@ TEST(TrunkPlanTest, AGpuTrunkTakesHostMemoryBesides) {
             rows * (2 * 4 * static_cast<uint64_t>(config.hidden_size) +
                     6 * static_cast<uint64_t>(config.num_experts_per_tok)));
   EXPECT_GT(bytes("step tables"), 0u);
+
+  // Rows that the experts get in bf16 lie there in bf16, and on the GPU beside the f32 ones.
+  input.expert_activations = DType::kBF16;
+  const auto rounded = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(rounded.ok()) << rounded.status();
+  ASSERT_EQ(rounded->max_batch_tokens, plan->max_batch_tokens);
+  const uint64_t row_bytes = 2 * static_cast<uint64_t>(config.hidden_size);
+  for (const MemoryPlan::Item& item : rounded->gpu_host->items()) {
+    if (item.name == "shared buffers") {
+      EXPECT_EQ(item.bytes, bytes("shared buffers") - rows * row_bytes);
+    }
+  }
+  EXPECT_EQ(ItemOf(*rounded, "workspace"), ItemOf(*plan, "workspace") + rows * row_bytes);
 }
 
 }  // namespace
