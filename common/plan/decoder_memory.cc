@@ -121,6 +121,12 @@ size_t SharedActivationBytes(const ActivationSizes& s) {
          static_cast<size_t>(floats) * sizeof(float);
 }
 
+size_t ExpertRowBlockBytes(const ActivationSizes& s, bool on_host) {
+  if (s.expert_rows > 0) return static_cast<size_t>(s.expert_rows) * sizeof(uint16_t);
+  const bool sent = !on_host && s.routed > 0;
+  return sent ? static_cast<size_t>(s.normed) * sizeof(float) : 0;
+}
+
 int64_t MaxStepPageIds(const StepTableOptions& o) {
   const int64_t per_sequence = (int64_t{o.max_position} + kKvPageTokens - 1) / kKvPageTokens;
   return std::min(o.max_rows, o.num_slots) * per_sequence;
@@ -136,18 +142,20 @@ size_t StepTableBytes(const StepTableOptions& o) {
 
 DecoderMemory PlanDecoderMemory(const ModelConfig& config, const DecoderOptions& options,
                                 size_t scratch_bytes) {
+  const ActivationSizes activations = ActivationSizesOf(config, options);
   return {.kv_cache_bytes =
               KvCacheBytes(AttentionShapeOf(config, options),
                            CountMixers(config, MixerKind::kFullAttention), options.num_pages),
           .recurrent_state_bytes = RecurrentStateBytes(
               DeltaNetShapeOf(config), CountMixers(config, MixerKind::kLinearAttention),
               options.num_slots + options.num_state_copies),
-          .activation_bytes = ActivationBytes(ActivationSizesOf(config, options)),
+          .activation_bytes = ActivationBytes(activations),
           .scratch_bytes = scratch_bytes,
           .step_table_bytes = StepTableBytes({.max_rows = options.max_rows,
                                               .num_slots = options.num_slots,
                                               .max_position = MaxPositionOf(config, options),
-                                              .rotary_dim = config.rotary_dim})};
+                                              .rotary_dim = config.rotary_dim}),
+          .row_block_bytes = kExpertRowBlocks * ExpertRowBlockBytes(activations, /*on_host=*/true)};
 }
 
 }  // namespace banyan

@@ -90,6 +90,12 @@ size_t ActivationBytes(const ActivationSizes& sizes);
 // Of them, those that have a side on the host where the device has memory of its own.
 size_t SharedActivationBytes(const ActivationSizes& sizes);
 
+// Blocks of host memory from which the experts' rows are sent as they lie, one of them while the
+// bytes of the other are still on their way; each holds the rows of a step.
+inline constexpr int kExpertRowBlocks = 2;
+// Of one block. None where the device computes on the rows where the transport reads them.
+size_t ExpertRowBlockBytes(const ActivationSizes& sizes, bool on_host);
+
 // The host's tables of a step (services/trunk/model/step_planner.h).
 struct StepTableOptions {
   int32_t max_rows = 0;
@@ -107,11 +113,12 @@ struct DecoderMemory {
   size_t activation_bytes = 0;
   size_t scratch_bytes = 0;     // of the operations
   size_t step_table_bytes = 0;  // host memory, whatever the device
+  size_t row_block_bytes = 0;   // kExpertRowBlocks of a device that is the host
 
   // What the decoder allocates on a device that is the host.
   size_t allocated_bytes() const {
     return kv_cache_bytes + recurrent_state_bytes + activation_bytes + scratch_bytes +
-           step_table_bytes;
+           step_table_bytes + row_block_bytes;
   }
 };
 // `scratch_bytes`: of the backend for OpLimitsOf (op_scratch.h).

@@ -218,8 +218,9 @@ class Planner {
             fmt::format("{} slots of {}", options.num_slots,
                         FormatByteSize(parts * memory.recurrent_state_bytes /
                                        static_cast<uint64_t>(std::max(1, options.num_slots)))));
-    const uint64_t workspace = memory.activation_bytes + memory.scratch_bytes + CodeStagingBytes() +
-                               (input_.on_gpu ? 0 : memory.step_table_bytes);
+    const uint64_t workspace =
+        memory.activation_bytes + memory.scratch_bytes + CodeStagingBytes() +
+        (input_.on_gpu ? 0 : memory.step_table_bytes + memory.row_block_bytes);
     out.Add("workspace", parts * workspace,
             fmt::format("activations and scratch, {} rows a step", options.max_rows));
     out.Add("KV pages", parts * memory.kv_cache_bytes,
@@ -295,7 +296,10 @@ class Planner {
                    "no budget");
     out.Add("embedding table", weights_.table_bytes, "pinned; the GPU reads single rows of it");
     out.Add("staging", 2 * kCudaCodeStagingBytes, "pinned; uploads pass through it");
-    out.Add("shared buffers", SharedActivationBytes(ActivationSizesOf(config_, options)),
+    const ActivationSizes sizes = ActivationSizesOf(config_, options);
+    out.Add("shared buffers",
+            SharedActivationBytes(sizes) +
+                kExpertRowBlocks * ExpertRowBlockBytes(sizes, /*on_host=*/false),
             "pinned; the experts' inputs and results");
     out.Add("step tables", memory.step_table_bytes + kUploadTables * CudaStepTableBytes(limits),
             "the host's, and pinned ones in turn");

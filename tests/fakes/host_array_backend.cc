@@ -28,6 +28,9 @@ class HostArrayBackend : public Backend {
   absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) override {
     return inner_->AllocateShared(bytes);
   }
+  absl::StatusOr<std::shared_ptr<std::byte>> AllocateHost(size_t bytes) override {
+    return inner_->AllocateHost(bytes);
+  }
   absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) override {
     return inner_->PlaceMatrix(view);
   }

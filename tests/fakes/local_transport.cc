@@ -64,6 +64,22 @@ const LocalTransport::Expert& LocalTransport::Load(int32_t layer, int32_t expert
   return *slot;
 }
 
+void LocalTransport::LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks,
+                                    size_t block_bytes) {
+  CHECK(lent_.empty());
+  lent_ = std::move(blocks);
+  lent_bytes_ = block_bytes;
+}
+
+std::byte* LocalTransport::TakeRowsMemory() {
+  CHECK(!busy_);
+  const size_t turn = num_taken_++ % (lent_.size() + 1);
+  if (turn == lent_.size()) return nullptr;
+  std::byte* const block = lent_[turn].get();
+  std::memset(block, 0xff, lent_bytes_);  // NaNs
+  return block;
+}
+
 absl::Status LocalTransport::Dispatch(const Batch& batch) {
   CHECK(!busy_);
   CHECK(batch.layer >= 0 && batch.layer < config_.num_hidden_layers);

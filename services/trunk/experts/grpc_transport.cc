@@ -12,6 +12,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/rpc/expert_frame.h"
+#include "common/rpc/lent_payload.h"
 #include "common/rpc/payload_buffer.h"
 
 namespace banyan::trunk {
@@ -90,6 +91,14 @@ class GrpcTransport::Impl {
     for (int32_t shard = 0; shard < directory->num_shards(); ++shard) {
       calls_.push_back(std::make_unique<Call>(shard, hidden_size_, *metrics));
     }
+  }
+
+  void LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks, size_t block_bytes) {
+    lent_.emplace(std::move(blocks), block_bytes);
+  }
+  std::byte* TakeRowsMemory() {
+    CHECK(!under_way_);
+    return lent_.has_value() ? lent_->Take() : nullptr;
   }
 
   absl::Status Dispatch(const Batch& batch) ABSL_NO_THREAD_SAFETY_ANALYSIS {
@@ -176,9 +185,15 @@ class GrpcTransport::Impl {
     return absl::OkStatus();
   }
 
-  // Copied once: gRPC may hold the bytes longer than the batch lives, when a replica hangs.
+  // gRPC may hold the bytes longer than the batch lives, when a replica hangs: what does not lie in
+  // memory that waits for it is copied, once.
   void PrepareActivations() {
     const size_t bytes = static_cast<size_t>(batch_.num_rows) * RowBytes();
+    if (lent_.has_value() && batch_.activations == lent_->taken()) {
+      source_ = lent_->taken();
+      shared_slice_ = lent_->Share(bytes);
+      return;
+    }
     std::byte* to = shared_.Prepare(bytes).data();
     std::memcpy(to, batch_.activations, bytes);
     source_ = to;
@@ -420,6 +435,7 @@ class GrpcTransport::Impl {
 
   bool under_way_ = false;
   Batch batch_;
+  std::optional<LentPayload> lent_;
   PayloadBuffer shared_;
   grpc::Slice shared_slice_;
   const std::byte* source_ = nullptr;
@@ -430,6 +446,11 @@ GrpcTransport::GrpcTransport(const Options& options, ExpertDirectory* directory,
     : impl_(std::make_unique<Impl>(options, directory, metrics)) {}
 GrpcTransport::~GrpcTransport() = default;
 
+void GrpcTransport::LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks,
+                                   size_t block_bytes) {
+  impl_->LendRowsMemory(std::move(blocks), block_bytes);
+}
+std::byte* GrpcTransport::TakeRowsMemory() { return impl_->TakeRowsMemory(); }
 absl::Status GrpcTransport::Dispatch(const Batch& batch) { return impl_->Dispatch(batch); }
 absl::Status GrpcTransport::Combine(float* out) { return impl_->Combine(out); }
 absl::Duration GrpcTransport::CombineTime() const { return impl_->CombineTime(); }

@@ -2,7 +2,9 @@
 // shard when a stream breaks or an answer is late.
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "common/metrics/registry.h"
@@ -29,6 +31,8 @@ class GrpcTransport final : public ExpertTransport {
   GrpcTransport(const Options& options, ExpertDirectory* directory, MetricsRegistry* metrics);
   ~GrpcTransport() override;
 
+  void LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks, size_t block_bytes) override;
+  std::byte* TakeRowsMemory() override;
   absl::Status Dispatch(const Batch& batch) override;
   absl::Status Combine(float* out) override;
   absl::Duration CombineTime() const override;

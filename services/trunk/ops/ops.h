@@ -18,6 +18,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -179,6 +180,9 @@ class Backend {
   // Memory, zeroed, 64-byte aligned, freed with the backend. kResourceExhausted.
   virtual absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) = 0;
   virtual absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) = 0;
+  // Host memory that the device reaches at the same address, 64-byte aligned, contents undefined.
+  // Lives while somebody holds it, longer than the backend if need be. kResourceExhausted.
+  virtual absl::StatusOr<std::shared_ptr<std::byte>> AllocateHost(size_t bytes) = 0;
   // Weights where operations can read them; the CPU keeps the view, which must outlive the backend.
   virtual absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) = 0;
   // The same as 8-bit codes (int8_rows.h); `view` may go when this returns.

@@ -112,14 +112,16 @@ class EchoExecutor final : public expert::ExpertExecutor {
   while (true) pause();
 }
 
-// Of the rows there and back.
+// Of the rows there and back; `lent`: rows lie in memory that is sent from, as a decoder's do.
 struct Types {
   const char* name;
   DType activations;
   bool reply_f32;
+  bool lent = false;
 };
 constexpr Types kTypes[] = {{"gRPC, bf16", DType::kBF16, false},
                             {"gRPC, bf16 there", DType::kBF16, true},
+                            {"the same, lent", DType::kBF16, true, true},
                             {"gRPC, f32", DType::kF32, true}};
 
 struct Figures {
@@ -310,7 +312,17 @@ class Bench {
     trunk::GrpcTransport calls({.reply_f32 = types.reply_f32}, directory->get(), &metrics);
     const std::vector<float> wide(static_cast<size_t>(kMaxRows) * kHidden, 0.5f);
     const std::vector<BF16> narrow(wide.size(), ToBF16(0.5f));
-    const bool f32 = types.activations == DType::kF32;
+    const void* const own =
+        types.activations == DType::kF32 ? static_cast<const void*>(wide.data()) : narrow.data();
+    if (types.lent) {
+      std::vector<std::shared_ptr<std::byte>> blocks(2);
+      const size_t bytes = narrow.size() * sizeof(BF16);
+      for (auto& block : blocks) {
+        block.reset(new std::byte[bytes], std::default_delete<std::byte[]>());
+        std::memcpy(block.get(), narrow.data(), bytes);
+      }
+      calls.LendRowsMemory(std::move(blocks), bytes);
+    }
     std::vector<float> out(wide.size());
     std::vector<uint16_t> ids(static_cast<size_t>(kMaxRows) * kTopK);
     std::vector<float> weights(ids.size(), 0.1f);
@@ -318,15 +330,15 @@ class Bench {
     int64_t step = 0;
     for (int32_t rows : settings_.rows) {
       const Figures figures = Measure(settings_, [&] {
-        absl::Status status = calls.Dispatch(
-            {.step_id = step / kSequence,
-             .layer = static_cast<int32_t>(step % kSequence),
-             .num_rows = rows,
-             .top_k = kTopK,
-             .activations = f32 ? static_cast<const void*>(wide.data()) : narrow.data(),
-             .activations_dtype = types.activations,
-             .expert_ids = ids.data(),
-             .weights = weights.data()});
+        const void* const sent = types.lent ? calls.TakeRowsMemory() : nullptr;
+        absl::Status status = calls.Dispatch({.step_id = step / kSequence,
+                                              .layer = static_cast<int32_t>(step % kSequence),
+                                              .num_rows = rows,
+                                              .top_k = kTopK,
+                                              .activations = sent != nullptr ? sent : own,
+                                              .activations_dtype = types.activations,
+                                              .expert_ids = ids.data(),
+                                              .weights = weights.data()});
         if (status.ok()) status = calls.Combine(out.data());
         if (!status.ok()) {
           std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());

@@ -193,6 +193,10 @@ class CudaBackend : public Backend {
     return buffer;
   }
 
+  absl::StatusOr<std::shared_ptr<std::byte>> AllocateHost(size_t bytes) override {
+    return NewPinned(bytes);
+  }
+
   absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) override {
     RETURN_IF_ERROR(CheckMatrix(view));
     ASSIGN_OR_RETURN(std::byte * data, memory_.Allocate(view.size_bytes()));

@@ -4,9 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/quant/bf16.h"
@@ -60,21 +63,21 @@ struct Trunk {
     transport = std::make_unique<GrpcTransport>(options, directory.get(), &metrics);
   }
 
-  // `dtype` of the activations; kBF16: rounded.
+  // `dtype` of the activations; kBF16: rounded. `sent`: where they lie already.
   absl::StatusOr<std::vector<float>> Call(const Rows& rows, int32_t layer,
-                                          DType dtype = DType::kF32) {
+                                          DType dtype = DType::kF32, const void* sent = nullptr) {
     std::vector<BF16> rounded;
     for (const float value : rows.activations) rounded.push_back(ToBF16(value));
-    const bool f32 = dtype == DType::kF32;
-    absl::Status status = transport->Dispatch(
-        {.step_id = 1,
-         .layer = layer,
-         .num_rows = rows.num_rows,
-         .top_k = kTopK,
-         .activations = f32 ? static_cast<const void*>(rows.activations.data()) : rounded.data(),
-         .activations_dtype = dtype,
-         .expert_ids = rows.ids.data(),
-         .weights = rows.weights.data()});
+    if (sent == nullptr && dtype == DType::kF32) sent = rows.activations.data();
+    if (sent == nullptr) sent = rounded.data();
+    absl::Status status = transport->Dispatch({.step_id = 1,
+                                               .layer = layer,
+                                               .num_rows = rows.num_rows,
+                                               .top_k = kTopK,
+                                               .activations = sent,
+                                               .activations_dtype = dtype,
+                                               .expert_ids = rows.ids.data(),
+                                               .weights = rows.weights.data()});
     std::vector<float> out(rows.activations.size(), NAN);
     if (status.ok()) status = transport->Combine(out.data());
     if (!status.ok()) return status;
@@ -171,6 +174,36 @@ TEST(GrpcTransportTest, ARowsBitsDoNotDependOnTheRowsBesideIt) {
   }
 }
 
+// Memory lent for rows is sent from, block after block, while rows from elsewhere go as ever.
+TEST(GrpcTransportTest, SendsFromMemoryItWasLent) {
+  for (const bool by_experts : {false, true}) {
+    LocalCluster cluster(by_experts, 2, true);
+    Trunk trunk(cluster.config());
+    ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
+    EXPECT_EQ(trunk.transport->TakeRowsMemory(), nullptr);
+    constexpr size_t kBlockBytes = sizeof(float) * kRowLimit * kHidden;
+    std::vector<std::shared_ptr<std::byte>> blocks;
+    for (int i = 0; i < 2; ++i) {
+      blocks.emplace_back(new std::byte[kBlockBytes], std::default_delete<std::byte[]>());
+    }
+    std::set<const void*> known = {blocks[0].get(), blocks[1].get()};
+    trunk.transport->LendRowsMemory(std::move(blocks), kBlockBytes);
+    for (uint32_t seed = 0; seed < 50; ++seed) {
+      const Rows rows = RandomRows(seed, seed % 2 == 0 ? kRowLimit : 3);
+      std::byte* const memory = trunk.transport->TakeRowsMemory();
+      const size_t bytes = rows.activations.size() * sizeof(float);
+      if (memory != nullptr) {
+        EXPECT_TRUE(known.count(memory) == 1);
+        std::memcpy(memory, rows.activations.data(), bytes);
+      }
+      const bool elsewhere = memory == nullptr || seed % 5 == 0;
+      const auto sums = trunk.Call(rows, 0, DType::kF32, elsewhere ? nullptr : memory);
+      ASSERT_TRUE(sums.ok()) << sums.status();
+      EXPECT_EQ(*sums, ExpectedSums(rows, 0, by_experts, 2)) << seed;
+    }
+  }
+}
+
 class CountsTest : public testing::TestWithParam<DType> {};
 
 TEST_P(CountsTest, WhatItSends) {
@@ -200,7 +233,7 @@ TEST_P(CountsTest, WhatItSends) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, CountsTest, testing::Values(DType::kF32, DType::kBF16),
-                         [](const auto& test) { return DTypeName(test.param); });
+                         [](const auto& test) { return std::string(DTypeName(test.param)); });
 
 TEST(ExpertDirectoryTest, TellsWhatItKnowsOfEveryShard) {
   LocalCluster cluster(true, 2, false);
