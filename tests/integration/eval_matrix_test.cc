@@ -109,7 +109,7 @@ TEST_P(EvalMatrixTest, AnswerPerplexity) {
     }
   }
   const double perplexity = std::exp(negative_log_likelihood / num_tokens);
-  RecordProperty("perplexity", fmt::format("{:.6f}", perplexity));
+  RecordProperty("perplexity", fmt::format("{:.9f}", perplexity));
   EXPECT_NEAR(perplexity, set_.answer_perplexity, 0.0005);
   if (std::get<3>(GetParam()) == "auto" && std::get<4>(GetParam()) == "f32") return;
   EXPECT_GE(perplexity, 1.1063);
@@ -122,25 +122,30 @@ std::string ConfigName(const ::testing::TestParamInfo<Config>& param_info) {
                      pool_format, activations);
 }
 
+// With one shard both splits are the same.
+INSTANTIATE_TEST_SUITE_P(OneShard, EvalMatrixTest,
+                         ::testing::Values(Config{1, "width", false, "auto", "f32"},
+                                           Config{1, "width", true, "auto", "f32"}),
+                         ConfigName);
 INSTANTIATE_TEST_SUITE_P(Clusters, EvalMatrixTest,
-                         ::testing::Combine(::testing::Range(1, 5),
+                         ::testing::Combine(::testing::Range(2, 5),
                                             ::testing::Values("width", "experts"),
                                             ::testing::Bool(), ::testing::Values("auto"),
                                             ::testing::Values("f32")),
                          ConfigName);
 
-// NF4 is cut between blocks of 64 columns, as wide as the demo model's experts.
-INSTANTIATE_TEST_SUITE_P(
-    PoolFormats, EvalMatrixTest,
-    ::testing::Values(
-        Config{1, "width", true, "int8", "f32"}, Config{2, "width", true, "int8", "f32"},
-        Config{1, "width", true, "int4", "f32"}, Config{2, "width", true, "int4", "f32"},
-        Config{1, "width", true, "nf4", "f32"}, Config{2, "experts", true, "nf4", "f32"},
-        Config{1, "width", true, "auto", "bf16"}, Config{2, "width", true, "auto", "bf16"},
-        Config{1, "width", true, "int8", "bf16"}, Config{2, "width", true, "int8", "bf16"},
-        Config{1, "width", true, "int4", "bf16"}, Config{2, "width", true, "int4", "bf16"},
-        Config{1, "width", true, "nf4", "bf16"}, Config{2, "experts", true, "nf4", "bf16"}),
-    ConfigName);
+// The kernels of every format for both types of the rows, cut and whole. NF4 is cut between blocks
+// of 64 columns, as wide as the demo model's experts.
+INSTANTIATE_TEST_SUITE_P(PoolFormats, EvalMatrixTest,
+                         ::testing::Values(Config{2, "width", true, "int8", "f32"},
+                                           Config{2, "width", true, "int4", "f32"},
+                                           Config{2, "experts", true, "nf4", "f32"},
+                                           Config{1, "width", true, "int8", "bf16"},
+                                           Config{1, "width", true, "int4", "bf16"},
+                                           Config{1, "width", true, "nf4", "bf16"},
+                                           Config{1, "width", true, "auto", "bf16"},
+                                           Config{2, "width", true, "auto", "bf16"}),
+                         ConfigName);
 
 }  // namespace
 }  // namespace banyan::test
