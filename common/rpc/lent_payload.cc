@@ -32,9 +32,7 @@ std::byte* LentPayload::Take() {
   return taken();
 }
 
-std::byte* LentPayload::taken() const {
-  return taken_ == nullptr ? nullptr : taken_->memory.get();
-}
+std::byte* LentPayload::taken() const { return taken_ == nullptr ? nullptr : taken_->memory.get(); }
 
 grpc::Slice LentPayload::Share(size_t size) {
   CHECK(taken_ != nullptr && size <= block_bytes_);
