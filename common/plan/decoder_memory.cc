@@ -67,8 +67,8 @@ size_t RecurrentStateBytes(const DeltaNetShape& shape, int32_t num_layers, int32
   return static_cast<size_t>(num_layers) * static_cast<size_t>(num_slots) * slot * sizeof(float);
 }
 
-ActivationSizes ActivationSizesOf(const ModelConfig& c, int32_t max_rows, int32_t max_logits_rows) {
-  const int64_t rows = max_rows;
+ActivationSizes ActivationSizesOf(const ModelConfig& c, const DecoderOptions& options) {
+  const int64_t rows = options.max_rows;
   const int64_t hidden = c.hidden_size;
   const int64_t linear = CountMixers(c, MixerKind::kLinearAttention) > 0 ? rows : 0;
   const int64_t full = CountMixers(c, MixerKind::kFullAttention) > 0 ? rows : 0;
@@ -79,11 +79,12 @@ ActivationSizes ActivationSizesOf(const ModelConfig& c, int32_t max_rows, int32_
   const int64_t width =
       std::max(moe ? c.shared_expert_intermediate_size : 0, dense ? c.intermediate_size : 0);
   const int64_t routed = moe ? rows : 0;
+  const bool rounded = options.expert_activations == DType::kBF16;
   return {.hidden = rows * hidden,
           .mixer_out = rows * hidden,
           .final_out = rows * hidden,
-          .logits_rows = max_logits_rows * hidden,
-          .logits = int64_t{max_logits_rows} * c.vocab_size,
+          .logits_rows = options.max_logits_rows * hidden,
+          .logits = int64_t{options.max_logits_rows} * c.vocab_size,
           .qkvz = linear * (c.linear_conv_dim() + c.linear_value_dim()),
           .ba = linear * 2 * c.linear_num_value_heads,
           .qkv = linear * c.linear_conv_dim(),
@@ -95,6 +96,7 @@ ActivationSizes ActivationSizesOf(const ModelConfig& c, int32_t max_rows, int32_
           .v = full * kv_dim,
           .attention_out = full * q_dim,
           .normed = rows * hidden,
+          .expert_rows = rounded ? routed * hidden : 0,
           .expert_ids = routed * c.num_experts_per_tok,
           .expert_weights = routed * c.num_experts_per_tok,
           .routed = routed * hidden,
@@ -112,6 +114,19 @@ size_t ActivationBytes(const ActivationSizes& sizes) {
   return bytes;
 }
 
+size_t SharedActivationBytes(const ActivationSizes& s) {
+  const int64_t halves = s.expert_ids + s.expert_rows;
+  const int64_t floats = (s.expert_rows > 0 ? 0 : s.normed) + s.expert_weights + s.routed;
+  return static_cast<size_t>(halves) * sizeof(uint16_t) +
+         static_cast<size_t>(floats) * sizeof(float);
+}
+
+size_t ExpertRowBlockBytes(const ActivationSizes& s, bool on_host) {
+  if (s.expert_rows > 0) return static_cast<size_t>(s.expert_rows) * sizeof(uint16_t);
+  const bool sent = !on_host && s.routed > 0;
+  return sent ? static_cast<size_t>(s.normed) * sizeof(float) : 0;
+}
+
 int64_t MaxStepPageIds(const StepTableOptions& o) {
   const int64_t per_sequence = (int64_t{o.max_position} + kKvPageTokens - 1) / kKvPageTokens;
   return std::min(o.max_rows, o.num_slots) * per_sequence;
@@ -127,19 +142,20 @@ size_t StepTableBytes(const StepTableOptions& o) {
 
 DecoderMemory PlanDecoderMemory(const ModelConfig& config, const DecoderOptions& options,
                                 size_t scratch_bytes) {
+  const ActivationSizes activations = ActivationSizesOf(config, options);
   return {.kv_cache_bytes =
               KvCacheBytes(AttentionShapeOf(config, options),
                            CountMixers(config, MixerKind::kFullAttention), options.num_pages),
           .recurrent_state_bytes = RecurrentStateBytes(
               DeltaNetShapeOf(config), CountMixers(config, MixerKind::kLinearAttention),
               options.num_slots + options.num_state_copies),
-          .activation_bytes =
-              ActivationBytes(ActivationSizesOf(config, options.max_rows, options.max_logits_rows)),
+          .activation_bytes = ActivationBytes(activations),
           .scratch_bytes = scratch_bytes,
           .step_table_bytes = StepTableBytes({.max_rows = options.max_rows,
                                               .num_slots = options.num_slots,
                                               .max_position = MaxPositionOf(config, options),
-                                              .rotary_dim = config.rotary_dim})};
+                                              .rotary_dim = config.rotary_dim}),
+          .row_block_bytes = kExpertRowBlocks * ExpertRowBlockBytes(activations, /*on_host=*/true)};
 }
 
 }  // namespace banyan

@@ -21,6 +21,7 @@ struct DecoderOptions {
   int32_t max_context_tokens = 0;  // of one sequence; 0: the model's max_position_embeddings
   TrunkFormat trunk_format = TrunkFormat::kBf16;
   DType kv_dtype = DType::kF32;  // of keys and values in the cache: AttentionShape::cache_dtype
+  DType expert_activations = DType::kF32;  // of the rows that the experts get; or kBF16
   // Devices that share the model. `config` beside these options is then a device's: RankConfig
   // (tensor_parallel.h).
   int32_t tensor_parallel = 1;
@@ -43,12 +44,13 @@ size_t KvCacheBytes(const AttentionShape& shape, int32_t num_layers, int32_t num
 size_t RecurrentStateBytes(const DeltaNetShape& shape, int32_t num_layers, int32_t num_slots);
 
 // Elements of each buffer that a step works in (services/trunk/model/activations.h); f32 but for
-// expert_ids, u16.
+// expert_ids, u16, and expert_rows, bf16.
 struct ActivationSizes {
   int64_t hidden = 0, mixer_out = 0, final_out = 0, logits_rows = 0, logits = 0;
   int64_t qkvz = 0, ba = 0, qkv = 0, log_decay = 0, beta = 0, delta_out = 0;
   int64_t q_gate = 0, k = 0, v = 0, attention_out = 0;
-  int64_t normed = 0, expert_ids = 0, expert_weights = 0, routed = 0;
+  // expert_rows: none where the experts get `normed` as it is.
+  int64_t normed = 0, expert_rows = 0, expert_ids = 0, expert_weights = 0, routed = 0;
   int64_t router_logits = 0, shared_gate_logit = 0, ffn_gate = 0, ffn_up = 0, ffn_out = 0;
 
   // Calls add(elements, bytes of one) for each.
@@ -80,11 +82,19 @@ struct ActivationSizes {
       add(elements, sizeof(float));
     }
     add(expert_ids, sizeof(uint16_t));
+    add(expert_rows, sizeof(uint16_t));
   }
 };
-ActivationSizes ActivationSizesOf(const ModelConfig& config, int32_t max_rows,
-                                  int32_t max_logits_rows);
+ActivationSizes ActivationSizesOf(const ModelConfig& config, const DecoderOptions& options);
 size_t ActivationBytes(const ActivationSizes& sizes);
+// Of them, those that have a side on the host where the device has memory of its own.
+size_t SharedActivationBytes(const ActivationSizes& sizes);
+
+// Blocks of host memory from which the experts' rows are sent as they lie, one of them while the
+// bytes of the other are still on their way; each holds the rows of a step.
+inline constexpr int kExpertRowBlocks = 2;
+// Of one block. None where the device computes on the rows where the transport reads them.
+size_t ExpertRowBlockBytes(const ActivationSizes& sizes, bool on_host);
 
 // The host's tables of a step (services/trunk/model/step_planner.h).
 struct StepTableOptions {
@@ -103,11 +113,12 @@ struct DecoderMemory {
   size_t activation_bytes = 0;
   size_t scratch_bytes = 0;     // of the operations
   size_t step_table_bytes = 0;  // host memory, whatever the device
+  size_t row_block_bytes = 0;   // kExpertRowBlocks of a device that is the host
 
   // What the decoder allocates on a device that is the host.
   size_t allocated_bytes() const {
     return kv_cache_bytes + recurrent_state_bytes + activation_bytes + scratch_bytes +
-           step_table_bytes;
+           step_table_bytes + row_block_bytes;
   }
 };
 // `scratch_bytes`: of the backend for OpLimitsOf (op_scratch.h).

@@ -24,4 +24,11 @@ absl::StatusOr<std::optional<DType>> ParseKvFormat(std::string_view name, bool o
   return std::optional(DType::kBF16);
 }
 
+absl::StatusOr<DType> ParseExpertActivations(std::string_view name, bool on_gpu) {
+  if (name == "auto") return on_gpu ? DType::kBF16 : DType::kF32;
+  if (name == "f32") return DType::kF32;
+  if (name == "bf16") return DType::kBF16;
+  return InvalidArgumentF("--expert_activations '{}': expected auto, f32 or bf16", Printable(name));
+}
+
 }  // namespace banyan

@@ -25,11 +25,23 @@ absl::StatusOr<std::optional<TrunkFormat>> ParseTrunkFormat(std::string_view nam
 // Of keys and values: "auto" (nullopt), "f32", or "bf16" on a GPU; kInvalidArgument.
 absl::StatusOr<std::optional<DType>> ParseKvFormat(std::string_view name, bool on_gpu);
 
+// Of the rows that the trunk sends to the experts: "auto" (bf16 on a GPU, else f32), "f32", "bf16";
+// kInvalidArgument names the flag. docs/adr/f32-on-the-wire.md.
+absl::StatusOr<DType> ParseExpertActivations(std::string_view name, bool on_gpu);
+
+// What these two flags take.
+constexpr std::string_view FloatFormatName(DType dtype) {
+  return dtype == DType::kBF16 ? "bf16" : "f32";
+}
+
 inline constexpr char kTrunkFormatHelp[] =
     "How the trunk's matrices are kept: bf16 (as stored), int8 (8-bit codes, half the memory and "
     "reads), or auto (int8 only where bf16 does not fit the GPU)";
 inline constexpr char kKvFormatHelp[] =
     "How keys and values are kept: f32, bf16 (on a GPU), or auto (bf16 on a GPU)";
+inline constexpr char kExpertActivationsHelp[] =
+    "How rows go to the experts, which multiply them at that precision: f32, bf16 (half the bytes, "
+    "faster kernels), or auto (bf16 on a GPU, f32 on the CPU)";
 
 // Columns of an 8-bit matrix that share an f32 scale; the last of a row may be fewer.
 inline constexpr int32_t kInt8GroupColumns = 64;

@@ -183,6 +183,7 @@ class Planner {
             .max_context_tokens = context,
             .trunk_format = format_,
             .kv_dtype = input_.kv_dtype,
+            .expert_activations = input_.expert_activations,
             .tensor_parallel = input_.tensor_parallel};
   }
 
@@ -217,8 +218,9 @@ class Planner {
             fmt::format("{} slots of {}", options.num_slots,
                         FormatByteSize(parts * memory.recurrent_state_bytes /
                                        static_cast<uint64_t>(std::max(1, options.num_slots)))));
-    const uint64_t workspace = memory.activation_bytes + memory.scratch_bytes + CodeStagingBytes() +
-                               (input_.on_gpu ? 0 : memory.step_table_bytes);
+    const uint64_t workspace =
+        memory.activation_bytes + memory.scratch_bytes + CodeStagingBytes() +
+        (input_.on_gpu ? 0 : memory.step_table_bytes + memory.row_block_bytes);
     out.Add("workspace", parts * workspace,
             fmt::format("activations and scratch, {} rows a step", options.max_rows));
     out.Add("KV pages", parts * memory.kv_cache_bytes,
@@ -253,10 +255,9 @@ class Planner {
         static_cast<uint64_t>(options.num_slots + options.num_state_copies) * sizeof(float);
     blocks.Add(slots * static_cast<uint64_t>(limits.delta_net.state_floats()), linear);
     blocks.Add(slots * static_cast<uint64_t>(limits.delta_net.conv_state_floats()), linear);
-    ActivationSizesOf(config_, options.max_rows, options.max_logits_rows)
-        .ForEach([&blocks](int64_t elements, size_t each) {
-          blocks.Add(static_cast<uint64_t>(elements) * each);
-        });
+    ActivationSizesOf(config_, options).ForEach([&blocks](int64_t elements, size_t each) {
+      blocks.Add(static_cast<uint64_t>(elements) * each);
+    });
     if (CodeStagingBytes() > 0) blocks.Add(kCudaCodeStagingBytes, 2);
     blocks.Add(CudaStepTableBytes(limits));
     blocks.Add(static_cast<uint64_t>(CudaPartialBytes(limits)));
@@ -290,10 +291,8 @@ class Planner {
   // What the CUDA backends pin, one for each GPU (services/trunk/ops/cuda), and the process takes.
   MemoryPlan GpuHost(const DecoderOptions& options) const {
     const OpLimits limits = OpLimitsOf(config_, options);
-    const ActivationSizes sizes =
-        ActivationSizesOf(config_, options.max_rows, options.max_logits_rows);
-    const int64_t floats = sizes.normed + sizes.expert_weights + sizes.routed;
     const DecoderMemory memory = PlanDecoderMemory(config_, options, CudaScratchBytes(limits));
+    const ActivationSizes sizes = ActivationSizesOf(config_, options);
     const auto gpus = static_cast<uint64_t>(input_.tensor_parallel);
     MemoryPlan out(gpus == 1 ? "host memory of the trunk on the GPU"
                              : fmt::format("host memory of the trunk on {} GPUs", gpus),
@@ -305,8 +304,8 @@ class Planner {
     add("embedding table", weights_.table_bytes, "pinned; the GPU reads single rows of it");
     add("staging", 2 * kCudaCodeStagingBytes, "pinned; uploads pass through it");
     add("shared buffers",
-        static_cast<uint64_t>(floats) * sizeof(float) +
-            static_cast<uint64_t>(sizes.expert_ids) * sizeof(uint16_t),
+        SharedActivationBytes(sizes) +
+            kExpertRowBlocks * ExpertRowBlockBytes(sizes, /*on_host=*/false),
         "pinned; the experts' inputs and results");
     add("step tables", memory.step_table_bytes + kUploadTables * CudaStepTableBytes(limits),
         "the host's, and pinned ones in turn");

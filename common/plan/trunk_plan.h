@@ -41,6 +41,7 @@ struct TrunkPlanInput {
   TrunkWeightSizes int8_weights;            // without matrices: there is no such choice
   std::optional<TrunkFormat> trunk_format;  // none: bf16 or, where that does not fit a GPU, int8
   DType kv_dtype = DType::kF32;
+  DType expert_activations = DType::kF32;
   uint64_t index_bytes = 0;        // TensorIndexBytes
   bool weights_generated = false;  // --load_format dummy: not mapped from files
   int32_t max_context_tokens = 0;  // 0: what model and memory allow

@@ -37,6 +37,7 @@ struct Given {
   std::string load_format = "auto";
   std::string trunk_format = "auto";
   std::string kv_format = "auto";
+  std::string expert_activations = "auto";
   std::string host_budget = "0";
   std::string vram_budget = "0";
   std::string expert_wait = "10s";
@@ -77,6 +78,8 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
                "Compare the checksums of a pack that is there before serving it; a damaged one is "
                "packed again");
   app.add_option("--kv_format", given.kv_format, kKvFormatHelp)->capture_default_str();
+  app.add_option("--expert_activations", given.expert_activations, kExpertActivationsHelp)
+      ->capture_default_str();
   app.add_option("--max_context_tokens", options.max_context_tokens,
                  "Prompt and answer of one request; 0: what model and memory allow")
       ->capture_default_str();
@@ -238,6 +241,8 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
   options.use_cuda = given.backend == "cuda" || (given.backend == "auto" && HasGpu());
   ASSIGN_OR_RETURN(options.trunk_format, ParseTrunkFormat(given.trunk_format));
   ASSIGN_OR_RETURN(options.kv_dtype, ParseKvFormat(given.kv_format, options.use_cuda));
+  ASSIGN_OR_RETURN(options.expert_activations,
+                   ParseExpertActivations(given.expert_activations, options.use_cuda));
   ASSIGN_OR_RETURN(options.expert_wait, ParseDuration("--expert_wait", given.expert_wait, true));
   ASSIGN_OR_RETURN(options.drain_timeout,
                    ParseDuration("--drain_timeout", given.drain_timeout, true));

@@ -19,9 +19,10 @@ struct TrunkOptions {
   LoadFormat load_format = LoadFormat::kAuto;
   // Of the trunk's matrices; none: as stored where they fit, else 8-bit codes.
   std::optional<TrunkFormat> trunk_format;
-  std::optional<DType> kv_dtype;  // of keys and values; none: bf16 on a GPU, else f32
-  std::string pool_dir;           // of the trunk pack; empty: converted in memory at each start
-  bool verify_pool = false;       // read all of a pack that was there
+  std::optional<DType> kv_dtype;           // of keys and values; none: bf16 on a GPU, else f32
+  DType expert_activations = DType::kF32;  // of the rows that go to the experts; or kBF16
+  std::string pool_dir;      // of the trunk pack; empty: converted in memory at each start
+  bool verify_pool = false;  // read all of a pack that was there
   std::string listen = "127.0.0.1:50051";
   std::string metrics_listen = "127.0.0.1:9101";  // empty: no metrics port
   ClusterConfig cluster;                          // --cluster_config or --experts

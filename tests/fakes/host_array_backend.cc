@@ -28,6 +28,9 @@ class HostArrayBackend : public Backend {
   absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) override {
     return inner_->AllocateShared(bytes);
   }
+  absl::StatusOr<std::shared_ptr<std::byte>> AllocateHost(size_t bytes) override {
+    return inner_->AllocateHost(bytes);
+  }
   absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) override {
     return inner_->PlaceMatrix(view);
   }
@@ -186,6 +189,12 @@ class HostArrayBackend : public Backend {
     const int64_t count = int64_t{num_rows} * w.cols;
     inner_->SwigluLinear(num_rows, Out(gate, count), In(up, count), placed,
                          Out(y, int64_t{num_rows} * w.rows));
+    Finish();
+  }
+
+  void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) override {
+    const int64_t count = int64_t{num_rows} * n;
+    inner_->RoundRows(num_rows, n, In(x, count), Out(out, count));
     Finish();
   }
 

@@ -8,6 +8,7 @@
 #include "common/base/check.h"
 #include "common/config/stored_matrix.h"
 #include "common/config/tensor_inventory.h"
+#include "common/quant/bf16.h"
 
 namespace banyan::test {
 namespace {
@@ -45,6 +46,7 @@ LocalTransport::LocalTransport(const Checkpoint& checkpoint, const ModelConfig& 
   gate_.resize(static_cast<size_t>(config.moe_intermediate_size));
   up_.resize(gate_.size());
   down_.resize(static_cast<size_t>(config.hidden_size));
+  row_.resize(down_.size());
 }
 
 LocalTransport::~LocalTransport() = default;
@@ -62,10 +64,27 @@ const LocalTransport::Expert& LocalTransport::Load(int32_t layer, int32_t expert
   return *slot;
 }
 
+void LocalTransport::LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks,
+                                    size_t block_bytes) {
+  CHECK(lent_.empty());
+  lent_ = std::move(blocks);
+  lent_bytes_ = block_bytes;
+}
+
+std::byte* LocalTransport::TakeRowsMemory() {
+  CHECK(!busy_);
+  const size_t turn = num_taken_++ % (lent_.size() + 1);
+  if (turn == lent_.size()) return nullptr;
+  std::byte* const block = lent_[turn].get();
+  std::memset(block, 0xff, lent_bytes_);  // NaNs
+  return block;
+}
+
 absl::Status LocalTransport::Dispatch(const Batch& batch) {
   CHECK(!busy_);
   CHECK(batch.layer >= 0 && batch.layer < config_.num_hidden_layers);
   CHECK(batch.top_k == config_.num_experts_per_tok && batch.num_rows > 0);
+  CHECK(batch.activations_dtype == DType::kF32 || batch.activations_dtype == DType::kBF16);
   for (int32_t row = 0; row < batch.num_rows; ++row) {
     const uint16_t* ids = batch.expert_ids + row * batch.top_k;
     for (int32_t i = 0; i < batch.top_k; ++i) {
@@ -86,13 +105,23 @@ absl::Status LocalTransport::Combine(float* out) {
   std::fill_n(out, static_cast<size_t>(batch_.num_rows) * hidden, 0.0f);
   for (int32_t row = 0; row < batch_.num_rows; ++row) {
     const auto r = static_cast<size_t>(row);
+    const float* const x = Widen(row);
     for (int32_t i = 0; i < batch_.top_k; ++i) {
       const size_t at = r * static_cast<size_t>(batch_.top_k) + static_cast<size_t>(i);
-      AddExpert(Load(batch_.layer, batch_.expert_ids[at]), batch_.activations + r * hidden,
-                batch_.weights[at], out + r * hidden);
+      AddExpert(Load(batch_.layer, batch_.expert_ids[at]), x, batch_.weights[at], out + r * hidden);
     }
   }
   return absl::OkStatus();
+}
+
+const float* LocalTransport::Widen(int32_t row) {
+  const size_t first = static_cast<size_t>(row) * row_.size();
+  if (batch_.activations_dtype == DType::kF32) {
+    return static_cast<const float*>(batch_.activations) + first;
+  }
+  const auto* const x = static_cast<const BF16*>(batch_.activations) + first;
+  std::transform(x, x + row_.size(), row_.begin(), [](BF16 value) { return ToFloat(value); });
+  return row_.data();
 }
 
 void LocalTransport::AddExpert(const Expert& expert, const float* x, float weight, float* out) {

@@ -1,6 +1,7 @@
 // The routed experts in this process, in plain f32: what shards behind gRPC compute, without them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -21,6 +22,9 @@ class LocalTransport : public trunk::ExpertTransport {
   LocalTransport(const Checkpoint& checkpoint, const ModelConfig& config);
   ~LocalTransport() override;
 
+  // Every third time there is none, as where all of it is on its way. What it held is overwritten.
+  void LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks, size_t block_bytes) override;
+  std::byte* TakeRowsMemory() override;
   absl::Status Dispatch(const Batch& batch) override;
   absl::Status Combine(float* out) override;
   absl::Status Ready() const override { return absl::OkStatus(); }
@@ -38,12 +42,17 @@ class LocalTransport : public trunk::ExpertTransport {
   };
 
   const Expert& Load(int32_t layer, int32_t expert);
+  // A row of the batch as f32.
+  const float* Widen(int32_t row);
   void AddExpert(const Expert& expert, const float* x, float weight, float* out);
 
   const Checkpoint& checkpoint_;
   const ModelConfig config_;
   std::vector<std::vector<std::unique_ptr<Expert>>> layers_;  // [layer][expert], null: not loaded
-  std::vector<float> gate_, up_, down_;                       // of one row
+  std::vector<float> row_, gate_, up_, down_;                 // of one row
+  std::vector<std::shared_ptr<std::byte>> lent_;
+  size_t lent_bytes_ = 0;
+  size_t num_taken_ = 0;
   Batch batch_;
   bool busy_ = false;
   absl::Status failure_;

@@ -63,6 +63,12 @@ DType ModelHarness::DefaultKvDType() {
   return name != nullptr ? DType::kBF16 : DType::kF32;
 }
 
+DType ModelHarness::DefaultExpertActivations() {
+  const char* const name = std::getenv("BANYAN_TEST_EXPERT_ACTIVATIONS");
+  CHECK(name == nullptr || std::string(name) == "bf16");
+  return name != nullptr ? DType::kBF16 : DType::kF32;
+}
+
 ModelHarness::ModelHarness(const Options& options)
     : config_(ValueOf(LoadModelConfig(options.directory))),
       checkpoint_(ValueOf(Checkpoint::Open(options.directory))),
@@ -76,7 +82,8 @@ ModelHarness::ModelHarness(const Options& options)
                                                  .num_pages = options.num_pages,
                                                  .max_logits_rows = 64,
                                                  .trunk_format = options.trunk_format,
-                                                 .kv_dtype = options.kv_dtype};
+                                                 .kv_dtype = options.kv_dtype,
+                                                 .expert_activations = options.expert_activations};
   if (!options.pool_dir.empty()) {
     const trunk::TrunkPackRequest request = {checkpoint_.get(), &config_, options.trunk_format,
                                              options.pool_dir};

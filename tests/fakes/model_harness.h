@@ -58,9 +58,11 @@ class ModelHarness {
  public:
   // $BANYAN_TEST_BACKEND, else the best CPU tier: whole suites run once more on another backend.
   static std::string DefaultBackend();
-  // $BANYAN_TEST_TRUNK_FORMAT (int8), $BANYAN_TEST_KV_FORMAT (bf16), likewise.
+  // $BANYAN_TEST_TRUNK_FORMAT (int8), $BANYAN_TEST_KV_FORMAT (bf16),
+  // $BANYAN_TEST_EXPERT_ACTIVATIONS (bf16), likewise.
   static trunk::TrunkFormat DefaultTrunkFormat();
   static DType DefaultKvDType();
+  static DType DefaultExpertActivations();
 
   struct Options {
     std::string directory;
@@ -72,6 +74,7 @@ class ModelHarness {
     int32_t num_pages = 400;
     trunk::TrunkFormat trunk_format = DefaultTrunkFormat();
     DType kv_dtype = DefaultKvDType();
+    DType expert_activations = DefaultExpertActivations();
     bool observe = false;
     int32_t tensor_parallel = 1;  // backends that share the model
     bool group_of_one = false;    // the only backend is joined with nobody

@@ -4,8 +4,8 @@
 # Without a list: all but the last two, which want two GPUs or more and NCCL (libnccl.so.2 where
 # LD_LIBRARY_PATH says).
 # tests: operations against doubles and against the CPU; golden: the small models layer by layer, demo
-# model, exactness; eval: the demo model's questions and perplexity with every format of weights and
-# cache; sanitizer: memcheck and racecheck of some of these; ops, step: cuda_bench; parallel: NCCL, the
+# model, exactness, with f32 to the experts, and the demo model with bf16; eval: the demo model's
+# questions and perplexity with every format of weights, cache, rows to the experts and pool; sanitizer: memcheck and racecheck of some of these; ops, step: cuda_bench; parallel: NCCL, the
 # small models and the demo model on several GPUs, and steps on one and on more; serve_parallel: the demo
 # model's questions to a server on two GPUs.
 # Ends with one line per part and exit code 1 if one failed.
@@ -53,18 +53,20 @@ run() {
       "$log_dir/$name.log" | tail -n 2 | tr '\n' ' ')")")
 }
 
-# evaluate TRUNK_FORMAT KV_FORMAT CONCURRENCY [GPUS]: 214 of 214 and a perplexity of at most 1.1070.
+# evaluate TRUNK_FORMAT KV_FORMAT EXPERT_ACTIVATIONS POOL_FORMAT CONCURRENCY [GPUS]: 214 of 214 and a
+# perplexity of at most 1.1070. NF4 is not cut within the width of the demo model's experts.
 # shellcheck disable=SC2317
 evaluate() {
-  local work pid code=1
+  local work pid code=1 split=width
   local demo=${BANYAN_TEST_SOURCE_DIR:-$here/../..}/deploy/models/demo
+  [[ $4 != nf4 ]] || split=experts
   work=$(mktemp -d)
-  "$bin/banyan" serve --model "$demo" --shards 2 --listen "unix:$work/trunk" --metrics_listen "" \
+  "$bin/banyan" serve --model "$demo" --shards 2 --split "$split" --pool_format "$4" --pool_dir "$work/packs" --listen "unix:$work/trunk" --metrics_listen "" \
     --run_dir "$work" --log_file "$work/log" -- --backend cuda --trunk_format "$1" \
-    --kv_format "$2" --tensor_parallel "${4:-1}" &
+    --kv_format "$2" --expert_activations "$3" --tensor_parallel "${6:-1}" &
   pid=$!
   if "$bin/banyan" status --server "unix:$work/trunk" --wait 60 --health; then
-    "$bin/banyan" bench --server "unix:$work/trunk" --eval "$demo/eval.json" --concurrency "$3" \
+    "$bin/banyan" bench --server "unix:$work/trunk" --eval "$demo/eval.json" --concurrency "$5" \
       --output json >"$work/eval.json" && code=0
     cat "$work/eval.json"
     python3 - "$work/eval.json" <<'END' || code=1
@@ -93,10 +95,16 @@ for part in "${parts[@]}"; do
       run golden_layers "$bin/golden_model_test" --gtest_filter='*LayersTest*cuda*'
       BANYAN_TEST_BACKEND=cuda run golden_cuda "$bin/golden_model_test" \
         --gtest_filter='-*LayersTest*'
+      BANYAN_TEST_BACKEND=cuda BANYAN_TEST_EXPERT_ACTIVATIONS=bf16 run golden_cuda_bf16_rows \
+        "$bin/golden_model_test" --gtest_filter='*DemoModelTest*:*NeighboursMakeNoDifference*'
+      BANYAN_TEST_BACKEND=cuda run decoder_rows "$bin/trunk_model_test" \
+        --gtest_filter='DecoderTest.RowsReach*'
       ;;
     eval)
-      for formats in 'bf16 f32 1' 'bf16 bf16 1' 'bf16 bf16 16' 'int8 f32 1' 'int8 bf16 1' \
-        'int8 bf16 16'; do
+      for formats in 'bf16 f32 f32 auto 1' 'bf16 bf16 f32 auto 16' 'int8 bf16 f32 auto 16' \
+        'bf16 f32 bf16 auto 1' 'bf16 bf16 auto auto 1' 'bf16 bf16 auto auto 16' 'int8 f32 bf16 auto 1' \
+        'int8 bf16 auto auto 1' 'int8 bf16 auto auto 16' 'bf16 bf16 auto int8 16' \
+        'bf16 bf16 auto int4 16' 'bf16 bf16 auto nf4 16'; do
         # shellcheck disable=SC2086
         run "eval_${formats// /_}" evaluate $formats
         grep -h '^exact' "$log_dir/eval_${formats// /_}.log"
@@ -123,7 +131,7 @@ for part in "${parts[@]}"; do
       cat "$log_dir/cuda_bench_parallel.log"
       ;;
     serve_parallel)
-      for formats in 'bf16 f32 1 2' 'bf16 bf16 16 2' 'int8 bf16 16 2'; do
+      for formats in 'bf16 f32 f32 auto 1 2' 'bf16 bf16 auto auto 16 2' 'int8 bf16 auto auto 16 2'; do
         # shellcheck disable=SC2086
         run "eval_${formats// /_}" evaluate $formats
         grep -h '^exact' "$log_dir/eval_${formats// /_}.log"

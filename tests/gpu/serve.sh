@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # End to end on one machine: banyan-trunk on the GPU, banyan-expert on the CPUs, banyan bench against
 # them, with generated weights at the geometry of Qwen3-Next-80B-A3B, or fewer of its layers:
-#   serve.sh [--layers N] [--log_dir DIR] [--threads N] POOL_FORMAT TRUNK_FORMAT
+#   serve.sh [--layers N] [--log_dir DIR] [--threads N] [--expert_activations auto|f32|bf16] POOL_FORMAT TRUNK_FORMAT
 # BACKEND=cpu tries the script where there is no GPU. Prints start-up seconds, memory, tokens/s of decoding and of prompts, and where the trunk's time
 # goes. Packs lie in a file system in memory of their own, which is unmounted at the end: root.
 set -euo pipefail
@@ -16,19 +16,24 @@ fi
 layers=48
 log_dir=.
 threads=0
+activations=auto
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --layers) layers=$2 ;;
     --log_dir) log_dir=$2 ;;
     --threads) threads=$2 ;;
+    --expert_activations) activations=$2 ;;
     *) printf 'serve.sh: %s: unknown\n' "$1" >&2; exit 2 ;;
   esac
   shift 2
 done
-[[ $# -eq 2 ]] || { printf 'usage: serve.sh [--layers N] POOL_FORMAT TRUNK_FORMAT\n' >&2; exit 2; }
+[[ $# -eq 2 ]] || {
+  printf 'usage: serve.sh [--layers N] [--expert_activations TYPE] POOL_FORMAT TRUNK_FORMAT\n' >&2
+  exit 2
+}
 pool_format=$1
 trunk_format=$2
-name=$pool_format-$trunk_format-$layers
+name=$pool_format-$trunk_format-$activations-$layers
 
 work=$(mktemp -d)
 pids=()
@@ -61,7 +66,7 @@ begin=$SECONDS
   --threads "$threads" >"$log_dir/expert-$name.log" 2>&1 &
 pids+=($!)
 "$bin/banyan-trunk" --model "$work/model" --load_format dummy --backend "${BACKEND:-cuda}" \
-  --trunk_format "$trunk_format" --experts "unix:$work/expert" --listen "unix:$work/trunk" \
+  --trunk_format "$trunk_format" --expert_activations "$activations" --experts "unix:$work/expert" --listen "unix:$work/trunk" \
   --metrics_listen 127.0.0.1:9101 --max_batch_tokens 2111 --max_sequences 4 \
   --max_context_tokens 32768 >"$log_dir/trunk-$name.log" 2>&1 &
 pids+=($!)
@@ -70,8 +75,9 @@ until "$bin/banyan" status --server "unix:$work/trunk" --wait 2 --health >/dev/n
     kill -0 "$pid" 2>/dev/null || { tail -n 5 "$log_dir"/{expert,trunk}-"$name".log; exit 1; }
   done
 done
-printf '%s pool, %s trunk, %s layers: ready after %s s\n' "$pool_format" "$trunk_format" "$layers" \
-  "$((SECONDS - begin))"
+printf '%s pool, %s trunk, rows %s, %s layers: ready after %s s\n' "$pool_format" "$trunk_format" \
+  "$activations" "$layers" "$((SECONDS - begin))"
+grep -o 'expert_activations=[a-z0-9]*' "$log_dir/trunk-$name.log" | head -n 1
 nvidia-smi --query-gpu=name,memory.used --format=csv,noheader 2>/dev/null || true
 for pid in "${pids[@]}"; do
   grep -E 'Name|VmHWM|RssAnon|RssFile|RssShmem' "/proc/$pid/status" | tr -s '\t\n' ' '

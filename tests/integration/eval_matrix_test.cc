@@ -1,6 +1,7 @@
 // The demo model's answers through the full path (files, trunk process, expert processes, gRPC):
 // the single-answer cases exactly, one at a time and sixteen at a time, and the perplexity of all
-// answers, for 1..4 shards, both splits, TCP and Unix sockets; and with each pool format.
+// answers, for 1..4 shards, both splits, TCP and Unix sockets; and with each pool format, for rows
+// in f32 and in bf16.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -17,19 +18,19 @@
 namespace banyan::test {
 namespace {
 
-// shards, split, unix sockets, pool format
-using Config = std::tuple<int, std::string, bool, std::string>;
+// shards, split, unix sockets, pool format, type of the rows
+using Config = std::tuple<int, std::string, bool, std::string, std::string>;
 
 class EvalMatrixTest : public ::testing::TestWithParam<Config> {
  protected:
   void SetUp() override {
-    const auto& [num_shards, split, unix_sockets, pool_format] = GetParam();
+    const auto& [num_shards, split, unix_sockets, pool_format, activations] = GetParam();
     ClusterOptions options;
     options.model_dir = DemoModelDir();
     options.num_shards = num_shards;
     options.split = split;
     options.unix_sockets = unix_sockets;
-    options.trunk_args = {"--max_sequences=16"};
+    options.trunk_args = {"--max_sequences=16", "--expert_activations=" + activations};
     options.expert_args = {"--pool_format=" + pool_format, "--pool_dir=" + packs_.path()};
     cluster_ = std::make_unique<Cluster>(options);
     ASSERT_TRUE(cluster_->Start().ok());
@@ -78,7 +79,8 @@ class EvalMatrixTest : public ::testing::TestWithParam<Config> {
 };
 
 TEST_P(EvalMatrixTest, AnswersExactlyAloneAndInCompany) {
-  if (std::get<3>(GetParam()) == "auto") {
+  const auto& [num_shards, split, unix_sockets, pool_format, activations] = GetParam();
+  if (pool_format == "auto" || activations == "bf16") {
     EXPECT_EQ(CountExact(1), 214);
   }
   EXPECT_EQ(CountExact(16), 214);
@@ -107,30 +109,43 @@ TEST_P(EvalMatrixTest, AnswerPerplexity) {
     }
   }
   const double perplexity = std::exp(negative_log_likelihood / num_tokens);
+  RecordProperty("perplexity", fmt::format("{:.9f}", perplexity));
   EXPECT_NEAR(perplexity, set_.answer_perplexity, 0.0005);
-  if (std::get<3>(GetParam()) == "auto") return;
+  if (std::get<3>(GetParam()) == "auto" && std::get<4>(GetParam()) == "f32") return;
   EXPECT_GE(perplexity, 1.1063);
   EXPECT_LE(perplexity, 1.1070);
 }
 
 std::string ConfigName(const ::testing::TestParamInfo<Config>& param_info) {
-  const auto& [num_shards, split, unix_sockets, pool_format] = param_info.param;
-  return fmt::format("{}_{}_{}_{}", num_shards, split, unix_sockets ? "unix" : "tcp", pool_format);
+  const auto& [num_shards, split, unix_sockets, pool_format, activations] = param_info.param;
+  return fmt::format("{}_{}_{}_{}_{}", num_shards, split, unix_sockets ? "unix" : "tcp",
+                     pool_format, activations);
 }
 
+// With one shard both splits are the same.
+INSTANTIATE_TEST_SUITE_P(OneShard, EvalMatrixTest,
+                         ::testing::Values(Config{1, "width", false, "auto", "f32"},
+                                           Config{1, "width", true, "auto", "f32"}),
+                         ConfigName);
 INSTANTIATE_TEST_SUITE_P(Clusters, EvalMatrixTest,
-                         ::testing::Combine(::testing::Range(1, 5),
+                         ::testing::Combine(::testing::Range(2, 5),
                                             ::testing::Values("width", "experts"),
-                                            ::testing::Bool(), ::testing::Values("auto")),
+                                            ::testing::Bool(), ::testing::Values("auto"),
+                                            ::testing::Values("f32")),
                          ConfigName);
 
-// NF4 is cut between blocks of 64 columns, as wide as the demo model's experts.
-INSTANTIATE_TEST_SUITE_P(
-    PoolFormats, EvalMatrixTest,
-    ::testing::Values(Config{1, "width", true, "int8"}, Config{2, "width", true, "int8"},
-                      Config{1, "width", true, "int4"}, Config{2, "width", true, "int4"},
-                      Config{1, "width", true, "nf4"}, Config{2, "experts", true, "nf4"}),
-    ConfigName);
+// The kernels of every format for both types of the rows, cut and whole. NF4 is cut between blocks
+// of 64 columns, as wide as the demo model's experts.
+INSTANTIATE_TEST_SUITE_P(PoolFormats, EvalMatrixTest,
+                         ::testing::Values(Config{2, "width", true, "int8", "f32"},
+                                           Config{2, "width", true, "int4", "f32"},
+                                           Config{2, "experts", true, "nf4", "f32"},
+                                           Config{1, "width", true, "int8", "bf16"},
+                                           Config{1, "width", true, "int4", "bf16"},
+                                           Config{1, "width", true, "nf4", "bf16"},
+                                           Config{1, "width", true, "auto", "bf16"},
+                                           Config{2, "width", true, "auto", "bf16"}),
+                         ConfigName);
 
 }  // namespace
 }  // namespace banyan::test

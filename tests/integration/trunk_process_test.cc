@@ -272,7 +272,8 @@ TEST_F(TrunkProcessTest, APortInUseIsNamed) {
 }
 
 TEST_F(TrunkProcessTest, WhatItWaitsForIsSaidAndALostShardIsSurvived) {
-  Start({"--expert_wait=1s"}, 2);
+  Start({"--expert_wait=1s", "--expert_activations=bf16"}, 2);
+  EXPECT_THAT(cluster_->trunk()->Log(), HasSubstr(" expert_activations=bf16 "));
   cluster_->expert(1)->Signal(SIGKILL);
   ASSERT_TRUE(cluster_->trunk()->WaitForLine("not_serving", kLong).ok());
   const absl::Status lost = Generate(*stub_, Question("What is the capital of France?")).status();
@@ -285,6 +286,7 @@ TEST_F(TrunkProcessTest, WhatItWaitsForIsSaidAndALostShardIsSurvived) {
   ASSERT_EQ(info.shards_size(), 2);
   EXPECT_EQ(info.shards(0).states(0), "ready");
   EXPECT_NE(info.shards(1).states(0), "ready");
+  EXPECT_EQ(info.expert_activations(), "bf16");
 
   ASSERT_TRUE(cluster_->StartExpert(1).ok());
   ASSERT_TRUE(cluster_->trunk()->WaitForLine("serving_again", kLong).ok());

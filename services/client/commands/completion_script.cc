@@ -176,7 +176,7 @@ std::string ZshArguments(const CLI::App& app) {
 
 std::string BashCompletion(const CLI::App& app) {
   std::string out(kBashHead);
-  out += fmt::format("      {}) verb=${{COMP_WORDS[i]}}; break ;;\n", VerbNames(app, " | "));
+  out += fmt::format("      {}) verb=${{verb:-${{COMP_WORDS[i]}}}} ;;\n", VerbNames(app, " | "));
   out += "    esac\n  done\n  case $verb:$prev in\n";
   for (const CLI::App* verb : Verbs(app)) out += BashValueCases(*verb);
   out += "  esac\n  case $verb in\n";

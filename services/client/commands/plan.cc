@@ -24,6 +24,7 @@ struct Options {
   std::string pool_memory = "map";
   std::string trunk_format = "auto";
   std::string kv_format = "auto";
+  std::string expert_activations = "auto";
   std::string vram_budget = "0";
   std::string host_budget = "0";
   double bandwidth_gb = 0;
@@ -50,8 +51,11 @@ int Run(const Options& given) {
   if (!trunk_format.ok()) return FailUsage(ToStd(trunk_format.status().message()));
   const auto kv_format = ParseKvFormat(given.kv_format, *vram > 0);
   if (!kv_format.ok()) return FailUsage(ToStd(kv_format.status().message()));
+  const auto expert_activations = ParseExpertActivations(given.expert_activations, *vram > 0);
+  if (!expert_activations.ok()) return FailUsage(ToStd(expert_activations.status().message()));
   options.trunk_format = *trunk_format;
   options.kv_dtype = *kv_format;
+  options.expert_activations = *expert_activations;
   options.load_format = *load_format;
   options.split = *split;
   options.pool_memory = *memory;
@@ -105,6 +109,8 @@ void AddPlan(CLI::App& app, Action& action) {
   verb->add_option("--trunk_format", options->trunk_format, kTrunkFormatHelp)
       ->capture_default_str();
   verb->add_option("--kv_format", options->kv_format, kKvFormatHelp)->capture_default_str();
+  verb->add_option("--expert_activations", options->expert_activations, kExpertActivationsHelp)
+      ->capture_default_str();
   verb->add_option("--max_context_tokens", options->plan.max_context_tokens,
                    "Prompt and answer of one request; 0: what model and memory allow")
       ->check(CLI::NonNegativeNumber)

@@ -57,7 +57,7 @@ struct Options {
       {"--backend", {}},          {"--max_context_tokens", {}},  {"--max_sequences", {}},
       {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}},
       {"--vram_budget", {}},      {"--trunk_format", {}},        {"--kv_format", {}},
-      {"--tensor_parallel", {}}};
+      {"--tensor_parallel", {}},  {"--expert_activations", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {
       {"--cpu_tier", {}}, {"--load_format", {}}, {"--pool_dir", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
@@ -148,6 +148,10 @@ absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& opt
   ASSIGN_OR_RETURN(
       out.kv_dtype,
       ParseKvFormat(Find(options.to_trunk, "--kv_format")->value_or("auto"), out.on_gpu));
+  ASSIGN_OR_RETURN(
+      out.expert_activations,
+      ParseExpertActivations(Find(options.to_trunk, "--expert_activations")->value_or("auto"),
+                             out.on_gpu));
   const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
   out.num_threads = ShareThreads(cpus, options.shards).trunk;
   return std::optional<ClusterPlanOptions>(std::move(out));

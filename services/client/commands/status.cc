@@ -112,9 +112,10 @@ std::string ToText(const Options& options, const Shown& shown) {
         info.model_type(), info.num_hidden_layers(), info.hidden_size(), info.num_experts(),
         info.num_experts_per_tok(), info.vocab_size(), info.fingerprint().substr(0, 16));
     out += fmt::format(
-        "limits: {} context tokens, {} sequences, {} tokens a step; backend {}, server {}\n\n",
+        "limits: {} context tokens, {} sequences, {} tokens a step; backend {}, {} to the experts, "
+        "server {}\n\n",
         info.max_context_tokens(), info.max_sequences(), info.max_batch_tokens(), info.backend(),
-        info.server_version());
+        info.expert_activations(), info.server_version());
     Table table({"shard", "replica", "state", "load", "split", "format", "kernels", "pool"});
     for (int i = 0; i < info.shards_size(); ++i) {
       const auto& shard = info.shards(i);
@@ -164,7 +165,8 @@ ordered_json ToJson(const Options& options, const Shown& shown) {
                      {"max_batch_tokens", info.max_batch_tokens()},
                      {"has_tokenizer", info.has_tokenizer()},
                      {"has_chat_template", info.has_chat_template()},
-                     {"backend", info.backend()}};
+                     {"backend", info.backend()},
+                     {"expert_activations", info.expert_activations()}};
     json["shards"] = ordered_json::array();
     for (int i = 0; i < info.shards_size(); ++i) {
       const auto& shard = info.shards(i);

@@ -62,6 +62,7 @@ TrunkPlanInput TrunkInput(const ClusterPlanOptions& options, const OpenedModel& 
       TrunkWeightSizesOf(*model.checkpoint, model.config, TrunkFormat::kInt8, parts);
   input.trunk_format = options.trunk_format;
   input.kv_dtype = options.kv_dtype.value_or(options.on_gpu ? DType::kBF16 : DType::kF32);
+  input.expert_activations = options.expert_activations;
   input.index_bytes = TensorIndexBytes(*model.checkpoint);
   input.weights_generated = options.load_format == LoadFormat::kDummy;
   input.max_context_tokens = options.max_context_tokens;

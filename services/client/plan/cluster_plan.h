@@ -27,6 +27,7 @@ struct ClusterPlanOptions {
   int32_t tensor_parallel = 1;              // devices that share the trunk
   std::optional<TrunkFormat> trunk_format;  // as --trunk_format; none: auto
   std::optional<DType> kv_dtype;            // as --kv_format; none: auto
+  DType expert_activations = DType::kF32;   // of --expert_activations
   bool on_gpu = false;
   uint64_t vram_budget_bytes = 0;  // of each GPU; on_gpu: more than 0
   // For the shards, and the trunk where it is not on a GPU, on one machine; 0: each service has

@@ -1,11 +1,15 @@
 // Carries rows to the expert shards and brings back their sums.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/tensor/dtype.h"
 
 namespace banyan::trunk {
 
@@ -17,7 +21,10 @@ class ExpertTransport {
     int32_t layer = 0;
     int32_t num_rows = 0;
     int32_t top_k = 0;
-    const float* activations = nullptr;    // [num_rows, hidden_size]
+    // [num_rows, hidden_size] of activations_dtype, kF32 or kBF16: they travel as they are, and the
+    // experts multiply at that precision. The same for every batch of a trunk.
+    const void* activations = nullptr;
+    DType activations_dtype = DType::kF32;
     const uint16_t* expert_ids = nullptr;  // [num_rows, top_k], distinct within a row
     const float* weights = nullptr;        // [num_rows, top_k]
     // Requests that join with this step (ParseTrace), the same in all its batches. Each shard is
@@ -26,8 +33,17 @@ class ExpertTransport {
   };
   virtual ~ExpertTransport() = default;
 
+  // Memory from which rows are sent as they lie, blocks of `block_bytes`; once, before the first
+  // batch. The transport may hold them longer than it lives.
+  virtual void LendRowsMemory(std::vector<std::shared_ptr<std::byte>> /*blocks*/,
+                              size_t /*block_bytes*/) {}
+  // Of it, where the activations of the next batch may be put, which then are not copied. Null
+  // where there is none or all of it is still on its way to a host; activations may lie anywhere.
+  virtual std::byte* TakeRowsMemory() { return nullptr; }
+
   // Sends the rows to the shards that own their experts and returns; the arrays stay borrowed until
-  // Combine has returned. One batch at a time.
+  // Combine has returned, memory of TakeRowsMemory until it returns that again. One batch at a
+  // time.
   virtual absl::Status Dispatch(const Batch& batch) = 0;
 
   // Waits for all shards. out [num_rows, hidden_size] is overwritten with the sum of the shards'

@@ -11,8 +11,8 @@
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
-#include "common/quant/bf16.h"
 #include "common/rpc/expert_frame.h"
+#include "common/rpc/lent_payload.h"
 #include "common/rpc/payload_buffer.h"
 
 namespace banyan::trunk {
@@ -93,8 +93,17 @@ class GrpcTransport::Impl {
     }
   }
 
+  void LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks, size_t block_bytes) {
+    lent_.emplace(std::move(blocks), block_bytes);
+  }
+  std::byte* TakeRowsMemory() {
+    CHECK(!under_way_);
+    return lent_.has_value() ? lent_->Take() : nullptr;
+  }
+
   absl::Status Dispatch(const Batch& batch) ABSL_NO_THREAD_SAFETY_ANALYSIS {
     CHECK(!under_way_ && batch.num_rows > 0);
+    CHECK(batch.activations_dtype == DType::kF32 || batch.activations_dtype == DType::kBF16);
     if (!plan_.has_value()) {
       RETURN_IF_ERROR(directory_.Ready());
       plan_.emplace(directory_.ExpertRanges(), directory_.num_experts());
@@ -176,24 +185,24 @@ class GrpcTransport::Impl {
     return absl::OkStatus();
   }
 
-  // Copied once: gRPC may hold the bytes longer than the batch lives, when a replica hangs.
+  // gRPC may hold the bytes longer than the batch lives, when a replica hangs: what does not lie in
+  // memory that waits for it is copied, once.
   void PrepareActivations() {
-    const size_t values = static_cast<size_t>(batch_.num_rows) * hidden_size_;
-    const size_t bytes = values * ItemBytes();
-    std::byte* to = shared_.Prepare(bytes).data();
-    if (options_.activations_f32) {
-      std::memcpy(to, batch_.activations, bytes);
-    } else {
-      for (size_t i = 0; i < values; ++i) {
-        const BF16 value = ToBF16(batch_.activations[i]);
-        std::memcpy(to + i * sizeof(value), &value, sizeof(value));
-      }
+    const size_t bytes = static_cast<size_t>(batch_.num_rows) * RowBytes();
+    if (lent_.has_value() && batch_.activations == lent_->taken()) {
+      source_ = lent_->taken();
+      shared_slice_ = lent_->Share(bytes);
+      return;
     }
+    std::byte* to = shared_.Prepare(bytes).data();
+    std::memcpy(to, batch_.activations, bytes);
     source_ = to;
     shared_slice_ = shared_.Share(bytes);
   }
 
-  size_t ItemBytes() const { return options_.activations_f32 ? sizeof(float) : sizeof(BF16); }
+  size_t RowBytes() const {
+    return static_cast<size_t>(hidden_size_) * DTypeSizeBytes(batch_.activations_dtype);
+  }
 
   absl::Status Start(Call& call, Clock::time_point now) {
     const DispatchPlan::ShardRows& rows = plan_->shard(call.shard);
@@ -211,9 +220,8 @@ class GrpcTransport::Impl {
     if (rows.all_rows) {
       call.activations = shared_slice_;
     } else {
-      const size_t row_bytes = static_cast<size_t>(hidden_size_) * ItemBytes();
-      const size_t bytes = static_cast<size_t>(rows.num_rows) * row_bytes;
-      GatherRows(rows, source_, row_bytes, call.gathered.Prepare(bytes).data());
+      const size_t bytes = static_cast<size_t>(rows.num_rows) * RowBytes();
+      GatherRows(rows, source_, RowBytes(), call.gathered.Prepare(bytes).data());
       call.activations = call.gathered.Share(bytes);
     }
     call.start = now;
@@ -237,8 +245,9 @@ class GrpcTransport::Impl {
       ExpertStream* stream = links_.stream(replica);
       if (stream == nullptr || stream->state() != ExpertStream::State::kReady) continue;
       const DispatchPlan::ShardRows& rows = plan_->shard(call.shard);
-      const uint32_t flags = (options_.activations_f32 ? uint32_t{kActivationsF32} : 0u) |
-                             (options_.reply_f32 ? uint32_t{kReplyF32} : 0u);
+      const bool f32 = batch_.activations_dtype == DType::kF32;
+      const uint32_t flags =
+          (f32 ? uint32_t{kActivationsF32} : 0u) | (options_.reply_f32 ? uint32_t{kReplyF32} : 0u);
       const uint64_t sequence = ++last_sequence_;
       const grpc::ByteBuffer frame =
           MakeForwardRequest({.sequence = sequence,
@@ -426,6 +435,7 @@ class GrpcTransport::Impl {
 
   bool under_way_ = false;
   Batch batch_;
+  std::optional<LentPayload> lent_;
   PayloadBuffer shared_;
   grpc::Slice shared_slice_;
   const std::byte* source_ = nullptr;
@@ -436,6 +446,11 @@ GrpcTransport::GrpcTransport(const Options& options, ExpertDirectory* directory,
     : impl_(std::make_unique<Impl>(options, directory, metrics)) {}
 GrpcTransport::~GrpcTransport() = default;
 
+void GrpcTransport::LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks,
+                                   size_t block_bytes) {
+  impl_->LendRowsMemory(std::move(blocks), block_bytes);
+}
+std::byte* GrpcTransport::TakeRowsMemory() { return impl_->TakeRowsMemory(); }
 absl::Status GrpcTransport::Dispatch(const Batch& batch) { return impl_->Dispatch(batch); }
 absl::Status GrpcTransport::Combine(float* out) { return impl_->Combine(out); }
 absl::Duration GrpcTransport::CombineTime() const { return impl_->CombineTime(); }

@@ -2,7 +2,9 @@
 // shard when a stream breaks or an answer is late.
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "common/metrics/registry.h"
@@ -14,9 +16,8 @@ namespace banyan::trunk {
 class GrpcTransport final : public ExpertTransport {
  public:
   struct Options {
-    // Types on the wire. They hold for every batch size: a row's bits must not depend on the rows
-    // beside it. f32 by default: docs/adr/f32-on-the-wire.md.
-    bool activations_f32 = true;
+    // Type of the partial sums on the wire, else bf16. It holds for every batch size: a row's bits
+    // must not depend on the rows beside it. f32 by default: docs/adr/f32-on-the-wire.md.
     bool reply_f32 = true;
     // An answer later than this is asked of another replica as well; the first one counts.
     absl::Duration resend_after = absl::Milliseconds(100);
@@ -30,6 +31,8 @@ class GrpcTransport final : public ExpertTransport {
   GrpcTransport(const Options& options, ExpertDirectory* directory, MetricsRegistry* metrics);
   ~GrpcTransport() override;
 
+  void LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks, size_t block_bytes) override;
+  std::byte* TakeRowsMemory() override;
   absl::Status Dispatch(const Batch& batch) override;
   absl::Status Combine(float* out) override;
   absl::Duration CombineTime() const override;

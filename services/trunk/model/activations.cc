@@ -2,6 +2,7 @@
 
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
+#include "common/quant/bf16.h"
 
 namespace banyan::trunk {
 namespace {
@@ -64,7 +65,18 @@ absl::Status PlaceActivations(const ActivationSizes& sizes, Backend* backend, Ac
   placer.Place(&out->k, sizes.k);
   placer.Place(&out->v, sizes.v);
   placer.Place(&out->attention_out, sizes.attention_out);
-  placer.Place(&out->normed, sizes.normed);
+  if (sizes.expert_rows > 0) {
+    Shared<BF16> rows;
+    placer.Place(&out->normed, sizes.normed);
+    placer.Place(&rows, sizes.expert_rows);
+    out->expert_rows = rows.buffer();
+    out->expert_rows_dtype = DType::kBF16;
+  } else {
+    Shared<float> rows;
+    placer.Place(&rows, sizes.normed);
+    out->normed = rows.device;
+    out->expert_rows = rows.buffer();
+  }
   placer.Place(&out->expert_ids, sizes.expert_ids);
   placer.Place(&out->expert_weights, sizes.expert_weights);
   placer.Place(&out->routed, sizes.routed);

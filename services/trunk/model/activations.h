@@ -45,7 +45,12 @@ struct Activations {
   float* attention_out = nullptr;
 
   // MLP. The expert transport reads and writes the host sides of the shared ones.
-  Shared<float> normed;          // [hidden_size]: input of mixer and experts
+  float* normed = nullptr;  // [hidden_size]: input of mixer and experts
+  // [hidden_size] of expert_rows_dtype: `normed` as the experts get it. kF32: its device side is
+  // `normed`. The decoder has the host side elsewhere where the transport lends memory to send
+  // from.
+  SharedBuffer expert_rows;
+  DType expert_rows_dtype = DType::kF32;
   Shared<uint16_t> expert_ids;   // [top_k]
   Shared<float> expert_weights;  // [top_k]
   Shared<float> routed;          // [hidden_size]

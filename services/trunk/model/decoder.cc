@@ -1,6 +1,7 @@
 #include "services/trunk/model/decoder.h"
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <variant>
@@ -98,9 +99,8 @@ class Decoder::Impl {
                                options.num_slots + options.num_state_copies, backend_));
     state_history_.emplace(&recurrent_state_, options.num_slots, options.num_state_copies,
                            backend_);
-    RETURN_IF_ERROR(
-        PlaceActivations(ActivationSizesOf(config_, options.max_rows, options.max_logits_rows),
-                         backend_, &activations_));
+    RETURN_IF_ERROR(PlaceActivations(ActivationSizesOf(config_, options), backend_, &activations_));
+    RETURN_IF_ERROR(LendRowsMemory(ActivationSizesOf(config_, options)));
     if (observer_ != nullptr) {
       observed_.resize(static_cast<size_t>(options.max_rows) *
                        static_cast<size_t>(config_.hidden_size));
@@ -129,6 +129,7 @@ class Decoder::Impl {
     const Backend::Recording recording = observer_ == nullptr && rank_.may_record
                                              ? backend_->BeginRecording()
                                              : Backend::Recording::kNo;
+    if (recording != Backend::Recording::kNo) PlaceRows(/*recorded=*/true);
     if (recording == Backend::Recording::kRecord) QueueWholeStep();
     RETURN_IF_ERROR(recording == Backend::Recording::kNo ? RunInterleaved(step)
                                                          : ServeExperts(step));
@@ -160,6 +161,30 @@ class Decoder::Impl {
   void QueueEmbedding() {
     backend_->Embed(weights_.embed_tokens, activations_.hidden);
     backend_->AllReduce(activations_.hidden, int64_t{num_rows_} * config_.hidden_size);
+  }
+
+  absl::Status LendRowsMemory(const ActivationSizes& sizes) {
+    own_rows_ = activations_.expert_rows;
+    const size_t bytes = ExpertRowBlockBytes(sizes, own_rows_.device == own_rows_.host);
+    if (!asks() || bytes == 0) return absl::OkStatus();
+    std::vector<std::shared_ptr<std::byte>> blocks(kExpertRowBlocks);
+    for (std::shared_ptr<std::byte>& block : blocks) {
+      ASSIGN_OR_RETURN(block, backend_->AllocateHost(bytes));
+    }
+    experts_->LendRowsMemory(std::move(blocks), bytes);
+    return absl::OkStatus();
+  }
+
+  // Where the rows of the next call go: to memory that is sent as it lies where there is some.
+  // What is recorded has places of its own, and few rows.
+  void PlaceRows(bool recorded) {
+    SharedBuffer& rows = activations_.expert_rows;
+    rows = own_rows_;
+    if (recorded || !asks()) return;
+    std::byte* const sent = experts_->TakeRowsMemory();
+    if (sent == nullptr) return;
+    rows.host = sent;
+    if (own_rows_.device == own_rows_.host) rows.device = sent;
   }
 
   // Rows to the experts; nothing to do for ranks that do not ask them.
@@ -240,8 +265,9 @@ class Decoder::Impl {
       observer_->OnEmbeddings(hidden);
     }
     for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
-      QueueLayer(layer);
       const MoeWeights* const moe = MoeOf(layer);
+      if (moe != nullptr) PlaceRows(/*recorded=*/false);
+      QueueLayer(layer);
       if (observer_ != nullptr) {
         ASSIGN_OR_RETURN(const auto hidden, Observe(a.hidden));
         observer_->OnMixer(layer, hidden);
@@ -337,6 +363,7 @@ class Decoder::Impl {
   RecurrentState recurrent_state_;
   std::optional<StateHistory> state_history_;
   Activations activations_;
+  SharedBuffer own_rows_;  // for the experts, where they get no memory from the transport
   std::vector<float> observed_;
   int32_t num_rows_ = 0;      // of the last step
   uint64_t layer_bytes_ = 0;  // read by one step, embedding and head apart

@@ -49,7 +49,9 @@ void QueueRouting(const RouterOptions& options, const MoeWeights& weights, int32
                                   .renormalize = options.norm_topk_prob,
                                   .hidden_size = weights.router.cols,
                                   .logits = a.router_logits,
-                                  .input = a.normed.buffer(),
+                                  .input = a.normed,
+                                  .rows = a.expert_rows,
+                                  .rows_dtype = a.expert_rows_dtype,
                                   .ids = a.expert_ids.buffer(),
                                   .weights = a.expert_weights.buffer()});
 }
@@ -80,7 +82,8 @@ absl::Status DispatchRows(const RouterOptions& options, const Step& step, int32_
                             .layer = layer,
                             .num_rows = num_rows,
                             .top_k = options.top_k,
-                            .activations = a.normed.host,
+                            .activations = a.expert_rows.host,
+                            .activations_dtype = a.expert_rows_dtype,
                             .expert_ids = a.expert_ids.host,
                             .weights = a.expert_weights.host,
                             .trace = step.trace});

@@ -1,5 +1,6 @@
 #include "services/trunk/ops/ops.h"
 
+#include "common/base/check.h"
 #include "common/base/status_macros.h"
 
 namespace banyan::trunk {
@@ -8,10 +9,15 @@ void Backend::RouteToHost(int32_t num_rows, const RouteArgs& args) {
   RouterTopK(num_rows, args.num_experts, args.top_k, args.renormalize, args.logits,
              reinterpret_cast<uint16_t*>(args.ids.device),
              reinterpret_cast<float*>(args.weights.device));
+  if (args.rows_dtype == DType::kBF16) {
+    RoundRows(num_rows, args.hidden_size, args.input, reinterpret_cast<BF16*>(args.rows.device));
+  } else {
+    CHECK(reinterpret_cast<const float*>(args.rows.device) == args.input);
+  }
   const auto rows = static_cast<size_t>(num_rows);
   const auto chosen = rows * static_cast<size_t>(args.top_k);
   const SharedCopy copies[] = {
-      {args.input, rows * static_cast<size_t>(args.hidden_size) * sizeof(float)},
+      {args.rows, rows * static_cast<size_t>(args.hidden_size) * DTypeSizeBytes(args.rows_dtype)},
       {args.ids, chosen * sizeof(uint16_t)},
       {args.weights, chosen * sizeof(float)}};
   CopyToHost(copies);

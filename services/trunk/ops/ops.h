@@ -18,6 +18,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -26,6 +27,7 @@
 #include "absl/status/statusor.h"
 #include "common/plan/op_limits.h"
 #include "common/plan/trunk_format.h"
+#include "common/quant/bf16.h"
 #include "common/tensor/dtype.h"
 #include "common/tensor/tensor_view.h"
 
@@ -137,16 +139,20 @@ struct AttentionArgs {
   }
 };
 
-// RouterTopK, and its results with the experts' input to the host.
+// RouterTopK, and its results with the experts' input to the host: as it is, or in bf16.
 struct RouteArgs {
   int32_t num_experts = 0;
   int32_t top_k = 0;
   bool renormalize = true;
   int32_t hidden_size = 0;
   const float* logits = nullptr;  // [num_rows, num_experts]
-  SharedBuffer input;             // f32 [num_rows, hidden_size]
-  SharedBuffer ids;               // uint16 [num_rows, top_k]
-  SharedBuffer weights;           // f32 [num_rows, top_k]
+  const float* input = nullptr;   // [num_rows, hidden_size]
+  // [num_rows, hidden_size] of rows_dtype. kF32: the device side is `input`. kBF16: of the two
+  // sides only the host's is promised.
+  SharedBuffer rows;
+  DType rows_dtype = DType::kF32;
+  SharedBuffer ids;      // uint16 [num_rows, top_k]
+  SharedBuffer weights;  // f32 [num_rows, top_k]
 };
 
 // The experts' answer from the host, MoeCombine, and the norm that comes next.
@@ -174,6 +180,9 @@ class Backend {
   // Memory, zeroed, 64-byte aligned, freed with the backend. kResourceExhausted.
   virtual absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) = 0;
   virtual absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) = 0;
+  // Host memory that the device reaches at the same address, 64-byte aligned, contents undefined.
+  // Lives while somebody holds it, longer than the backend if need be. kResourceExhausted.
+  virtual absl::StatusOr<std::shared_ptr<std::byte>> AllocateHost(size_t bytes) = 0;
   // Weights where operations can read them; the CPU keeps the view, which must outlive the backend.
   virtual absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) = 0;
   // The same as 8-bit codes (int8_rows.h); `view` may go when this returns.
@@ -273,6 +282,9 @@ class Backend {
   // y = W (silu(gate) * up); gate, up [num_rows, w.cols]; gate may be overwritten.
   virtual void SwigluLinear(int32_t num_rows, float* gate, const float* up, const Matrix& w,
                             float* y);
+
+  // out = x in bf16, rounded as ToBF16 does; [num_rows, n].
+  virtual void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) = 0;
 
   // hidden += addend, [num_rows, n].
   virtual void AddRows(int32_t num_rows, int32_t n, const float* addend, float* hidden) = 0;

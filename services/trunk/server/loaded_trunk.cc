@@ -177,6 +177,7 @@ class LoadedTrunk::Impl {
     input.available_bytes = vram ? *vram : AvailableHostMemory();
     input.trunk_format = options_.trunk_format;
     input.kv_dtype = options_.kv_dtype.value_or(options_.use_cuda ? DType::kBF16 : DType::kF32);
+    input.expert_activations = options_.expert_activations;
     ASSIGN_OR_RETURN(plan_, PlanTrunk(config_, input));
     const TrunkPlan& plan = *plan_;
     if (plan.gpu_host) {
@@ -197,7 +198,8 @@ class LoadedTrunk::Impl {
                      {"tier", backends_.first().name()},
                      {"tensor_parallel", parts},
                      {"trunk_format", TrunkFormatName(plan.decoder.trunk_format)},
-                     {"kv_format", plan.decoder.kv_dtype == DType::kBF16 ? "bf16" : "f32"},
+                     {"kv_format", FloatFormatName(plan.decoder.kv_dtype)},
+                     {"expert_activations", FloatFormatName(plan.decoder.expert_activations)},
                      {"threads", num_threads},
                      {"max_context_tokens", plan.decoder.max_context_tokens},
                      {"max_sequences", plan.max_sequences},
@@ -405,6 +407,7 @@ class LoadedTrunk::Impl {
     info.set_has_tokenizer(codec_ != nullptr);
     info.set_has_chat_template(codec_ != nullptr && codec_->has_chat_template());
     info.set_backend(BackendKind());
+    info.set_expert_activations(std::string(FloatFormatName(decoder_options_.expert_activations)));
     metrics_
         ->Gauge("banyan_trunk_model_info", "1; the labels say which model runs and how.",
                 {{"model_type", config_.model_type},

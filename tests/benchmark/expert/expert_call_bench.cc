@@ -112,6 +112,18 @@ class EchoExecutor final : public expert::ExpertExecutor {
   while (true) pause();
 }
 
+// Of the rows there and back; `lent`: rows lie in memory that is sent from, as a decoder's do.
+struct Types {
+  const char* name;
+  DType activations;
+  bool reply_f32;
+  bool lent = false;
+};
+constexpr Types kTypes[] = {{"gRPC, bf16", DType::kBF16, false},
+                            {"gRPC, bf16 there", DType::kBF16, true},
+                            {"the same, lent", DType::kBF16, true, true},
+                            {"gRPC, f32", DType::kF32, true}};
+
 struct Figures {
   double p50_us, p99_us, min_us, token_ms;  // token: 48 calls in sequence, median
   size_t calls;
@@ -174,12 +186,12 @@ struct Report {
   }
 
   void Print() {
-    std::printf("%-12s %-5s %6s %5s %8s %15s %8s %8s %10s %13s\n", "kind", "", "shards", "rows",
+    std::printf("%-16s %-5s %6s %5s %8s %15s %8s %8s %10s %13s\n", "kind", "", "shards", "rows",
                 "p50 us", "(rounds)", "p99 us", "min us", "above raw", "48 calls ms");
     for (Row& row : rows) {
       const auto [low, high] = std::minmax_element(row.p50_us.begin(), row.p50_us.end());
       const std::string range = fmt::format("({:.1f}-{:.1f})", *low, *high);
-      std::printf("%-12s %-5s %6d %5d %8.1f %15s %8.1f %8.1f %10.1f %13.3f\n", row.key.kind.c_str(),
+      std::printf("%-16s %-5s %6d %5d %8.1f %15s %8.1f %8.1f %10.1f %13.3f\n", row.key.kind.c_str(),
                   row.key.transport.c_str(), row.key.shards, row.key.rows,
                   Quantile(row.p50_us, 0.5), range.c_str(), Quantile(row.p99_us, 0.5),
                   Quantile(row.min_us, 0.0), Quantile(row.above_raw_us, 0.5),
@@ -240,8 +252,7 @@ class Bench {
       for (int round = 0; round < settings_.rounds; ++round) {
         RunRaw(transport);
         for (int32_t shards : settings_.shards) {
-          RunGrpc(transport, shards, false);
-          RunGrpc(transport, shards, true);
+          for (const Types& types : kTypes) RunGrpc(transport, shards, types);
         }
       }
     }
@@ -264,7 +275,7 @@ class Bench {
     }
   }
 
-  void RunGrpc(const std::string& transport, int32_t shards, bool f32) {
+  void RunGrpc(const std::string& transport, int32_t shards, const Types& types) {
     std::vector<std::unique_ptr<SelfProcess>> servers;
     trunk::ExpertDirectory::Options options;
     for (int32_t s = 0; s < shards; ++s) {
@@ -284,11 +295,11 @@ class Bench {
                      .max_rows = kMaxRows};
     for (int32_t i = 0; i < kSequence; ++i) options.model.moe_layers.push_back(i);
     options.spin = absl::Microseconds(settings_.spin_us);
-    RunGrpc(transport, options, f32);
+    RunGrpc(transport, options, types);
   }
 
   void RunGrpc(const std::string& transport, const trunk::ExpertDirectory::Options& options,
-               bool f32) {
+               const Types& types) {
     const auto shards = static_cast<int32_t>(options.cluster.shards.size());
     MetricsRegistry metrics;
     auto directory = trunk::ExpertDirectory::Create(options, &metrics);
@@ -298,21 +309,34 @@ class Bench {
       std::fprintf(stderr, "%s\n", std::string(ready.message()).c_str());
       std::exit(1);
     }
-    trunk::GrpcTransport calls({.activations_f32 = f32, .reply_f32 = f32}, directory->get(),
-                               &metrics);
-    std::vector<float> activations(static_cast<size_t>(kMaxRows) * kHidden, 0.5f);
-    std::vector<float> out(activations.size());
+    trunk::GrpcTransport calls({.reply_f32 = types.reply_f32}, directory->get(), &metrics);
+    const std::vector<float> wide(static_cast<size_t>(kMaxRows) * kHidden, 0.5f);
+    const std::vector<BF16> narrow(wide.size(), ToBF16(0.5f));
+    const void* const own =
+        types.activations == DType::kF32 ? static_cast<const void*>(wide.data()) : narrow.data();
+    if (types.lent) {
+      std::vector<std::shared_ptr<std::byte>> blocks(2);
+      const size_t bytes = narrow.size() * sizeof(BF16);
+      for (auto& block : blocks) {
+        block.reset(new std::byte[bytes], std::default_delete<std::byte[]>());
+        std::memcpy(block.get(), narrow.data(), bytes);
+      }
+      calls.LendRowsMemory(std::move(blocks), bytes);
+    }
+    std::vector<float> out(wide.size());
     std::vector<uint16_t> ids(static_cast<size_t>(kMaxRows) * kTopK);
     std::vector<float> weights(ids.size(), 0.1f);
     for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<uint16_t>(i * 7 % kNumExperts);
     int64_t step = 0;
     for (int32_t rows : settings_.rows) {
       const Figures figures = Measure(settings_, [&] {
+        const void* const sent = types.lent ? calls.TakeRowsMemory() : nullptr;
         absl::Status status = calls.Dispatch({.step_id = step / kSequence,
                                               .layer = static_cast<int32_t>(step % kSequence),
                                               .num_rows = rows,
                                               .top_k = kTopK,
-                                              .activations = activations.data(),
+                                              .activations = sent != nullptr ? sent : own,
+                                              .activations_dtype = types.activations,
                                               .expert_ids = ids.data(),
                                               .weights = weights.data()});
         if (status.ok()) status = calls.Combine(out.data());
@@ -323,7 +347,7 @@ class Bench {
         ++step;
       });
       CHECK(out[0] == 0.5f * static_cast<float>(shards));
-      report_->Add(f32 ? "gRPC, f32" : "gRPC, bf16", transport, shards, rows, figures);
+      report_->Add(types.name, transport, shards, rows, figures);
     }
   }
 

@@ -378,7 +378,8 @@ class Ops {
                                .top_k = 10,
                                .hidden_size = 2048,
                                .logits = a,
-                               .input = shared,
+                               .input = reinterpret_cast<const float*>(shared.device),
+                               .rows = shared,
                                .ids = ids_shared,
                                .weights = weights_shared};
       const CombineArgs combine = {.hidden_size = 2048,
@@ -389,7 +390,11 @@ class Ops {
                                    .eps = 1e-6f,
                                    .norm_weight = a,
                                    .normed = c};
+      RouteArgs rounded = route;
+      rounded.rows = ValueOf(backend_->AllocateShared(kRows * 2048 * 2));
+      rounded.rows_dtype = DType::kBF16;
       run("route_to_host", n, [&] { backend_->RouteToHost(rows, route); });
+      run("route_to_host, bf16", n / 2, [&] { backend_->RouteToHost(rows, rounded); });
       run("combine_from_host", n, [&] {
         backend_->ReleaseToDevice();
         backend_->CombineFromHost(rows, combine);
@@ -601,7 +606,8 @@ class StepRun {
             .max_logits_rows = c.num_slots,
             .max_context_tokens = 32768,
             .trunk_format = c.format,
-            .kv_dtype = c.kv_dtype};
+            .kv_dtype = c.kv_dtype,
+            .expert_activations = DType::kBF16};
   }
 
   const StepCase case_;

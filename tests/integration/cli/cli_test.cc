@@ -347,6 +347,8 @@ TEST_F(CliWithServer, ShowsItsStatus) {
   EXPECT_EQ(status["serving"], true);
   EXPECT_EQ(status["load"]["phase"], "ready");
   EXPECT_EQ(status["model"]["num_experts"], 32);
+  EXPECT_EQ(status["model"]["expert_activations"],
+            status["model"]["backend"] == "cuda" ? "bf16" : "f32");
   ASSERT_EQ(status["shards"].size(), 2u);
   for (const json& shard : status["shards"]) {
     EXPECT_EQ(shard["split"], "width");

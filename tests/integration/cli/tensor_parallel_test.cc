@@ -1,5 +1,5 @@
-// A trunk in two parts behind `banyan serve`: it answers the demo model's questions as one part
-// does.
+// A trunk in two parts behind `banyan serve`, of which one sends rows to the experts, in bf16: it
+// answers the demo model's questions as one part does.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -17,9 +17,10 @@ using nlohmann::json;
 using ::testing::HasSubstr;
 
 TEST(TensorParallelTest, TwoPartsAnswerAllQuestionsExactly) {
-  Served served({"--backend", "cpu", "--tensor_parallel", "2"});
+  Served served({"--backend", "cpu", "--tensor_parallel", "2", "--expert_activations", "bf16"});
   ASSERT_TRUE(served.AwaitReady().ok()) << FileText(served.log_path());
   EXPECT_THAT(FileText(served.log_path()), HasSubstr("tensor_parallel=2"));
+  EXPECT_THAT(FileText(served.log_path()), HasSubstr("expert_activations=bf16"));
   const Result bench =
       Banyan(fmt::format("bench{} --eval {}/eval.json --concurrency 8 "
                          "--output json",

@@ -1,7 +1,9 @@
 #include "services/trunk/ops/cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -44,6 +46,16 @@ class CpuBackend : public Backend {
   absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) override {
     ASSIGN_OR_RETURN(std::byte * memory, memory_.Allocate(bytes));
     return SharedBuffer{memory, memory};
+  }
+
+  absl::StatusOr<std::shared_ptr<std::byte>> AllocateHost(size_t bytes) override {
+    constexpr size_t kAlignment = 64;
+    void* const memory =
+        std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+    if (memory == nullptr) {
+      return StatusF(absl::StatusCode::kResourceExhausted, "cannot allocate {} bytes", bytes);
+    }
+    return std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), std::free);
   }
 
   absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) override {
@@ -193,6 +205,12 @@ class CpuBackend : public Backend {
     ForRows(num_rows, n * 4, [&](int64_t row, int) {
       kernels_.combine_row(routed + row * n, shared + row * n, gate_logit[row], n,
                            hidden + row * n);
+    });
+  }
+
+  void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) override {
+    ForRows(num_rows, n * 4, [&](int64_t row, int) {
+      for (int64_t i = row * n; i < (row + 1) * n; ++i) out[i] = ToBF16(x[i]);
     });
   }
 

@@ -201,6 +201,10 @@ class CudaBackend : public Backend {
     return buffer;
   }
 
+  absl::StatusOr<std::shared_ptr<std::byte>> AllocateHost(size_t bytes) override {
+    return NewPinned(bytes);
+  }
+
   absl::StatusOr<Matrix> PlaceMatrix(const TensorView& view) override {
     RETURN_IF_ERROR(CheckMatrix(view));
     ASSIGN_OR_RETURN(std::byte * data, memory_.Allocate(view.size_bytes()));
@@ -549,10 +553,11 @@ class CudaBackend : public Backend {
                        .renormalize = a.renormalize,
                        .hidden_size = a.hidden_size,
                        .logits = a.logits,
-                       .input = As<float>(a.input.device),
+                       .input = a.input,
                        .ids = As<uint16_t>(a.ids.device),
                        .weights = As<float>(a.weights.device),
-                       .host_input = As<float>(a.input.host),
+                       .bf16_rows = a.rows_dtype == DType::kBF16,
+                       .host_rows = a.rows.host,
                        .host_ids = As<uint16_t>(a.ids.host),
                        .host_weights = As<float>(a.weights.host),
                        .state = handover_state_,
@@ -609,6 +614,12 @@ class CudaBackend : public Backend {
     if (!status_.ok()) return;
     Done(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy_within", 1,
          static_cast<int32_t>(bytes));
+  }
+
+  void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) override {
+    if (!status_.ok()) return;
+    Done(cuda::RoundToBf16(int64_t{num_rows} * n, x, reinterpret_cast<uint16_t*>(out), stream_),
+         "round_rows", num_rows, n);
   }
 
   void AddRows(int32_t num_rows, int32_t n, const float* addend, float* hidden) override {

@@ -29,6 +29,14 @@ __device__ __forceinline__ uint32_t PackBf16(float a, float b) {
   return packed;
 }
 
+// The same, but every NaN as common/quant/bf16.h has it: what leaves the device.
+__device__ __forceinline__ uint32_t RoundToBf16(float a, float b) {
+  uint32_t packed = PackBf16(a, b);
+  if (a != a) packed = (packed & 0xffff0000u) | 0x7fc0u;
+  if (b != b) packed = (packed & 0xffffu) | 0x7fc00000u;
+  return packed;
+}
+
 __device__ __forceinline__ Split2 Split(float a, float b) {
   const uint32_t hi = PackBf16(a, b);
   const float ah = __uint_as_float(hi << 16);

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
+#include <utility>
 
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
@@ -18,9 +19,18 @@ size_t Rounded(size_t bytes) {
 
 }  // namespace
 
+absl::StatusOr<std::shared_ptr<std::byte>> NewPinned(size_t bytes) {
+  bytes = Rounded(bytes);
+  void* block = nullptr;
+  RETURN_IF_ERROR(
+      CudaStatus(cudaHostAlloc(&block, bytes, cudaHostAllocMapped | cudaHostAllocPortable),
+                 fmt::format("pinned host memory: {} bytes wanted", bytes)));
+  return std::shared_ptr<std::byte>(static_cast<std::byte*>(block),
+                                    [](std::byte* memory) { cudaFreeHost(memory); });
+}
+
 DeviceMemory::~DeviceMemory() {
   for (void* block : blocks_) cudaFree(block);
-  for (void* block : pinned_) cudaFreeHost(block);
 }
 
 void DeviceMemory::Abandon() {
@@ -64,14 +74,10 @@ absl::StatusOr<std::byte*> DeviceMemory::Allocate(size_t bytes) {
 }
 
 absl::StatusOr<std::byte*> DeviceMemory::AllocatePinned(size_t bytes, bool cleared) {
-  bytes = Rounded(bytes);
-  void* block = nullptr;
-  RETURN_IF_ERROR(
-      CudaStatus(cudaHostAlloc(&block, bytes, cudaHostAllocMapped | cudaHostAllocPortable),
-                 fmt::format("pinned host memory: {} bytes wanted", bytes)));
-  pinned_.push_back(block);
-  if (cleared) std::memset(block, 0, bytes);
-  return static_cast<std::byte*>(block);
+  ASSIGN_OR_RETURN(std::shared_ptr<std::byte> block, NewPinned(bytes));
+  if (cleared) std::memset(block.get(), 0, bytes);
+  pinned_.push_back(std::move(block));
+  return pinned_.back().get();
 }
 
 }  // namespace banyan::trunk::cuda

@@ -3,11 +3,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
 
 namespace banyan::trunk::cuda {
+
+// Host memory that every device maps at the same address, contents undefined; freed when nobody
+// holds it, which waits for what the devices are doing. kResourceExhausted.
+absl::StatusOr<std::shared_ptr<std::byte>> NewPinned(size_t bytes);
 
 // Small pieces are cut from blocks, since the driver hands out whole megabytes. Thread-compatible.
 class DeviceMemory {
@@ -34,7 +39,7 @@ class DeviceMemory {
   const uint64_t budget_bytes_;
   uint64_t allocated_bytes_ = 0;  // of the device
   std::vector<void*> blocks_;
-  std::vector<void*> pinned_;
+  std::vector<std::shared_ptr<std::byte>> pinned_;
   std::byte* next_ = nullptr;  // in the last small block
   size_t left_ = 0;
 };

@@ -74,6 +74,21 @@ __global__ void __launch_bounds__(kThreads)
   BANYAN_GRID_STRIDE(i, count) { hidden[i] += addend[i]; }
 }
 
+// Two values at a time; the last one alone where they are odd in number.
+__global__ void __launch_bounds__(kThreads)
+    RoundKernel(int64_t count, const float* x, uint16_t* out) {
+  BeginKernel();
+  BANYAN_GRID_STRIDE(i, (count + 1) / 2) {
+    const int64_t at = 2 * i;
+    if (at + 1 < count) {
+      const float2 pair = *reinterpret_cast<const float2*>(x + at);
+      *reinterpret_cast<uint32_t*>(out + at) = RoundToBf16(pair.x, pair.y);
+    } else {
+      out[at] = static_cast<uint16_t>(RoundToBf16(x[at], 0));
+    }
+  }
+}
+
 __global__ void __launch_bounds__(kThreads)
     SumPartsKernel(const float* parts, int32_t num_parts, int64_t count, float* out) {
   BeginKernel();
@@ -133,6 +148,12 @@ cudaError_t MoeCombine(int32_t num_rows, int32_t n, const float* routed, const f
   if (count == 0) return cudaSuccess;
   Launch(CombineKernel, Ctas(count), kThreads, 0, stream, count, n, routed, shared, gate_logit,
          hidden);
+  return cudaPeekAtLastError();
+}
+
+cudaError_t RoundToBf16(int64_t count, const float* x, uint16_t* out, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  Launch(RoundKernel, Ctas((count + 1) / 2), kThreads, 0, stream, count, x, out);
   return cudaPeekAtLastError();
 }
 

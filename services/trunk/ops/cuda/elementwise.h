@@ -30,6 +30,10 @@ cudaError_t Swiglu(int64_t count, const float* gate, const float* up, float* out
 cudaError_t MoeCombine(int32_t num_rows, int32_t n, const float* routed, const float* shared,
                        const float* gate_logit, float* hidden, cudaStream_t stream);
 
+// out [count] = x in bf16, to nearest, ties to even; every NaN becomes 0x7fc0, as in
+// common/quant/bf16.h.
+cudaError_t RoundToBf16(int64_t count, const float* x, uint16_t* out, cudaStream_t stream);
+
 cudaError_t AddRows(int64_t count, const float* addend, float* hidden, cudaStream_t stream);
 
 // out [num_rows, n] = rows of x; `rows` is a host array.

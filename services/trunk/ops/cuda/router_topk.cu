@@ -124,8 +124,16 @@ __global__ void __launch_bounds__(kHandThreads) RouteAndHandKernel(const RouteLa
   } else {
     const int64_t pieces = args.hidden_size / 4;
     const auto* from = reinterpret_cast<const float4*>(args.input) + row * pieces;
-    auto* to = reinterpret_cast<float4*>(args.host_input) + row * pieces;
-    for (int64_t i = thread - kWarp; i < pieces; i += kHandThreads - kWarp) to[i] = from[i];
+    if (args.bf16_rows) {
+      auto* to = static_cast<uint2*>(args.host_rows) + row * pieces;
+      for (int64_t i = thread - kWarp; i < pieces; i += kHandThreads - kWarp) {
+        const float4 v = from[i];
+        to[i] = {RoundToBf16(v.x, v.y), RoundToBf16(v.z, v.w)};
+      }
+    } else {
+      auto* to = static_cast<float4*>(args.host_rows) + row * pieces;
+      for (int64_t i = thread - kWarp; i < pieces; i += kHandThreads - kWarp) to[i] = from[i];
+    }
   }
   RaiseToHost(args.state, args.flags, gridDim.x);
 }

@@ -26,7 +26,8 @@ struct RouteLaunch {
   const float* input = nullptr;  // [num_rows, hidden_size]
   uint16_t* ids = nullptr;
   float* weights = nullptr;
-  float* host_input = nullptr;
+  bool bf16_rows = false;     // round the rows on their way
+  void* host_rows = nullptr;  // [num_rows, hidden_size] of bf16 or f32
   uint16_t* host_ids = nullptr;
   float* host_weights = nullptr;
   HandoverState* state = nullptr;

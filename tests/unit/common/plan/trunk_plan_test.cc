@@ -254,8 +254,9 @@ TEST(TrunkPlanTest, AGpuTrunkTakesHostMemoryBesides) {
   const auto rows = static_cast<uint64_t>(plan->max_batch_tokens);
   EXPECT_EQ(bytes("embedding table"), 12345678u);
   EXPECT_EQ(bytes("staging"), uint64_t{32} << 20);
+  // Inputs of a step, twice more for those on their way, and results.
   EXPECT_EQ(bytes("shared buffers"),
-            rows * (2 * 4 * static_cast<uint64_t>(config.hidden_size) +
+            rows * ((3 + 1) * 4 * static_cast<uint64_t>(config.hidden_size) +
                     6 * static_cast<uint64_t>(config.num_experts_per_tok)));
   EXPECT_GT(bytes("step tables"), 0u);
 
@@ -281,6 +282,19 @@ TEST(TrunkPlanTest, AGpuTrunkTakesHostMemoryBesides) {
   EXPECT_GT(of_two("step tables"), bytes("step tables"));
   for (const char* name : {"tensor index", "process"}) EXPECT_EQ(of_two(name), bytes(name)) << name;
   EXPECT_THAT(two->gpu_host->Table(), HasSubstr("for 2 GPUs"));
+
+  // Rows that the experts get in bf16 lie there in bf16, and on the GPU beside the f32 ones.
+  input.expert_activations = DType::kBF16;
+  const auto rounded = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(rounded.ok()) << rounded.status();
+  ASSERT_EQ(rounded->max_batch_tokens, plan->max_batch_tokens);
+  const uint64_t row_bytes = 2 * static_cast<uint64_t>(config.hidden_size);
+  for (const MemoryPlan::Item& item : rounded->gpu_host->items()) {
+    if (item.name == "shared buffers") {
+      EXPECT_EQ(item.bytes, bytes("shared buffers") - 3 * rows * row_bytes);
+    }
+  }
+  EXPECT_EQ(ItemOf(*rounded, "workspace"), ItemOf(*plan, "workspace") + rows * row_bytes);
 }
 
 }  // namespace

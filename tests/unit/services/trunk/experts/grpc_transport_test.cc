@@ -4,11 +4,15 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "common/quant/bf16.h"
 #include "tests/fakes/expert_host.h"
 #include "tests/fakes/temp_dir.h"
 #include "tests/unit/services/trunk/experts/scalar_executor.h"
@@ -59,12 +63,19 @@ struct Trunk {
     transport = std::make_unique<GrpcTransport>(options, directory.get(), &metrics);
   }
 
-  absl::StatusOr<std::vector<float>> Call(const Rows& rows, int32_t layer) {
+  // `dtype` of the activations; kBF16: rounded. `sent`: where they lie already.
+  absl::StatusOr<std::vector<float>> Call(const Rows& rows, int32_t layer,
+                                          DType dtype = DType::kF32, const void* sent = nullptr) {
+    std::vector<BF16> rounded;
+    for (const float value : rows.activations) rounded.push_back(ToBF16(value));
+    if (sent == nullptr && dtype == DType::kF32) sent = rows.activations.data();
+    if (sent == nullptr) sent = rounded.data();
     absl::Status status = transport->Dispatch({.step_id = 1,
                                                .layer = layer,
                                                .num_rows = rows.num_rows,
                                                .top_k = kTopK,
-                                               .activations = rows.activations.data(),
+                                               .activations = sent,
+                                               .activations_dtype = dtype,
                                                .expert_ids = rows.ids.data(),
                                                .weights = rows.weights.data()});
     std::vector<float> out(rows.activations.size(), NAN);
@@ -109,6 +120,24 @@ TEST_P(EveryClusterTest, DeliversTheSumInShardOrderBitForBit) {
   }
 }
 
+// Rows that bf16 holds give the same bits whichever way they travel; others those of their
+// rounding.
+TEST_P(EveryClusterTest, SendsRowsInBf16AsTheyAre) {
+  const Case& param = GetParam();
+  LocalCluster cluster(param.by_experts, param.num_shards, param.unix_socket);
+  Trunk trunk(cluster.config());
+  ASSERT_EQ(trunk.transport->WaitReady(absl::Now() + kPatience), absl::OkStatus());
+  for (const int32_t num_rows : {1, 5, kRowLimit}) {
+    const Rows rows = RandomRows(static_cast<uint32_t>(num_rows), num_rows);
+    Rows rounded = rows;
+    for (float& value : rounded.activations) value = ToFloat(ToBF16(value));
+    const auto sums = trunk.Call(rows, 1, DType::kBF16);
+    ASSERT_TRUE(sums.ok()) << sums.status();
+    EXPECT_EQ(*sums, ExpectedSums(rounded, 1, param.by_experts, param.num_shards));
+    EXPECT_NE(*sums, ExpectedSums(rows, 1, param.by_experts, param.num_shards));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Shards, EveryClusterTest,
                          testing::Values(Case{false, false, 1}, Case{false, true, 2},
                                          Case{false, false, 3}, Case{false, true, 8},
@@ -122,12 +151,13 @@ INSTANTIATE_TEST_SUITE_P(Shards, EveryClusterTest,
                          });
 
 TEST(GrpcTransportTest, ARowsBitsDoNotDependOnTheRowsBesideIt) {
-  for (const bool f32 : {true, false}) {
+  for (const auto& [dtype, reply_f32] :
+       {std::pair(DType::kF32, true), {DType::kBF16, true}, {DType::kBF16, false}}) {
     LocalCluster cluster(true, 2, true);
-    Trunk trunk(cluster.config(), {.activations_f32 = f32, .reply_f32 = f32});
+    Trunk trunk(cluster.config(), {.reply_f32 = reply_f32});
     ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
     const Rows rows = RandomRows(11, kRowLimit);
-    const auto together = trunk.Call(rows, 1);
+    const auto together = trunk.Call(rows, 1, dtype);
     ASSERT_TRUE(together.ok()) << together.status();
     for (int32_t r = 0; r < rows.num_rows; ++r) {
       Rows one{.num_rows = 1, .activations = {}, .ids = {}, .weights = {}};
@@ -135,7 +165,7 @@ TEST(GrpcTransportTest, ARowsBitsDoNotDependOnTheRowsBesideIt) {
                              rows.activations.begin() + (r + 1) * kHidden);
       one.ids.assign(rows.ids.begin() + r * kTopK, rows.ids.begin() + (r + 1) * kTopK);
       one.weights.assign(rows.weights.begin() + r * kTopK, rows.weights.begin() + (r + 1) * kTopK);
-      const auto alone = trunk.Call(one, 1);
+      const auto alone = trunk.Call(one, 1, dtype);
       ASSERT_TRUE(alone.ok()) << alone.status();
       const std::vector<float> expected(together->begin() + r * kHidden,
                                         together->begin() + (r + 1) * kHidden);
@@ -144,11 +174,44 @@ TEST(GrpcTransportTest, ARowsBitsDoNotDependOnTheRowsBesideIt) {
   }
 }
 
-TEST(GrpcTransportTest, CountsWhatItSends) {
+// Memory lent for rows is sent from, block after block, while rows from elsewhere go as ever.
+TEST(GrpcTransportTest, SendsFromMemoryItWasLent) {
+  for (const bool by_experts : {false, true}) {
+    LocalCluster cluster(by_experts, 2, true);
+    Trunk trunk(cluster.config());
+    ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
+    EXPECT_EQ(trunk.transport->TakeRowsMemory(), nullptr);
+    constexpr size_t kBlockBytes = sizeof(float) * kRowLimit * kHidden;
+    std::vector<std::shared_ptr<std::byte>> blocks;
+    for (int i = 0; i < 2; ++i) {
+      blocks.emplace_back(new std::byte[kBlockBytes], std::default_delete<std::byte[]>());
+    }
+    std::set<const void*> known = {blocks[0].get(), blocks[1].get()};
+    trunk.transport->LendRowsMemory(std::move(blocks), kBlockBytes);
+    for (uint32_t seed = 0; seed < 50; ++seed) {
+      const Rows rows = RandomRows(seed, seed % 2 == 0 ? kRowLimit : 3);
+      std::byte* const memory = trunk.transport->TakeRowsMemory();
+      const size_t bytes = rows.activations.size() * sizeof(float);
+      if (memory != nullptr) {
+        EXPECT_TRUE(known.count(memory) == 1);
+        std::memcpy(memory, rows.activations.data(), bytes);
+      }
+      const bool elsewhere = memory == nullptr || seed % 5 == 0;
+      const auto sums = trunk.Call(rows, 0, DType::kF32, elsewhere ? nullptr : memory);
+      ASSERT_TRUE(sums.ok()) << sums.status();
+      EXPECT_EQ(*sums, ExpectedSums(rows, 0, by_experts, 2)) << seed;
+    }
+  }
+}
+
+class CountsTest : public testing::TestWithParam<DType> {};
+
+TEST_P(CountsTest, WhatItSends) {
+  const auto item = static_cast<int>(DTypeSizeBytes(GetParam()));
   LocalCluster cluster(false, 2, false);
   Trunk trunk(cluster.config());
   ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
-  for (int i = 0; i < 3; ++i) ASSERT_TRUE(trunk.Call(RandomRows(1, 4), 0).ok());
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(trunk.Call(RandomRows(1, 4), 0, GetParam()).ok());
   for (const char* shard : {"0", "1"}) {
     const MetricLabels labels = {{"shard", shard}};
     EXPECT_EQ(
@@ -159,8 +222,8 @@ TEST(GrpcTransportTest, CountsWhatItSends) {
                             .HotCounter("banyan_trunk_expert_sent_bytes_total",
                                         "Bytes of expert calls sent.", labels)
                             .Value();
-    EXPECT_GT(sent, 3 * 4 * kHidden * 4);
-    EXPECT_LT(sent, 3 * (4 * (kHidden * 4 + kTopK * 6) + 128));
+    EXPECT_GT(sent, 3 * 4 * kHidden * item);
+    EXPECT_LT(sent, 3 * (4 * (kHidden * item + kTopK * 6) + 90));
   }
   EXPECT_EQ(cluster.host(0)
                 .metrics()
@@ -168,6 +231,9 @@ TEST(GrpcTransportTest, CountsWhatItSends) {
                 .Value(),
             3);
 }
+
+INSTANTIATE_TEST_SUITE_P(Types, CountsTest, testing::Values(DType::kF32, DType::kBF16),
+                         [](const auto& test) { return std::string(DTypeName(test.param)); });
 
 TEST(ExpertDirectoryTest, TellsWhatItKnowsOfEveryShard) {
   LocalCluster cluster(true, 2, false);

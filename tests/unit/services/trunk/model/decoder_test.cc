@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "common/quant/bf16.h"
 #include "services/trunk/ops/cpu/cpu_backend.h"
+#include "tests/fakes/backends.h"
 #include "tests/fakes/model_harness.h"
 #include "tests/fakes/safetensors_writer.h"
 #include "tests/fakes/temp_dir.h"
@@ -137,6 +139,117 @@ TEST(DecoderTest, F32TensorsGiveWhatBf16TensorsOfTheSameValuesGive) {
   TestSequence a = bf16.NewSequence();
   TestSequence b = f32.NewSequence();
   EXPECT_EQ(bf16.Run({{&a, kPrompt, true}}), f32.Run({{&b, kPrompt, true}}));
+}
+
+// Experts that keep what they are given, in memory that they were lent or in the decoder's own.
+class RecordingExperts : public ExpertTransport {
+ public:
+  struct Call {
+    DType dtype;
+    std::vector<std::byte> rows;
+    std::vector<uint16_t> ids;
+    std::vector<float> weights;
+  };
+  RecordingExperts(size_t hidden_size, bool takes_memory)
+      : hidden_size_(hidden_size), takes_memory_(takes_memory) {}
+
+  void LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks, size_t bytes) override {
+    EXPECT_EQ(blocks.size(), static_cast<size_t>(kExpertRowBlocks));
+    EXPECT_GE(bytes, 40 * hidden_size_ * sizeof(BF16));
+    lent_ = std::move(blocks);
+  }
+  std::byte* TakeRowsMemory() override {
+    taken_ = nullptr;
+    if (takes_memory_ && !lent_.empty()) taken_ = lent_[calls.size() % lent_.size()].get();
+    return taken_;
+  }
+  absl::Status Dispatch(const Batch& batch) override {
+    const auto rows = static_cast<size_t>(batch.num_rows);
+    const auto chosen = rows * static_cast<size_t>(batch.top_k);
+    const auto* const bytes = static_cast<const std::byte*>(batch.activations);
+    if (bytes == taken_) ++num_in_lent_memory;
+    calls.push_back({batch.activations_dtype,
+                     {bytes, bytes + rows * hidden_size_ * DTypeSizeBytes(batch.activations_dtype)},
+                     {batch.expert_ids, batch.expert_ids + chosen},
+                     {batch.weights, batch.weights + chosen}});
+    sums_ = rows * hidden_size_;
+    return absl::OkStatus();
+  }
+  absl::Status Combine(float* out) override {
+    std::fill_n(out, sums_, 0.0f);
+    return absl::OkStatus();
+  }
+  absl::Status Ready() const override { return absl::OkStatus(); }
+  absl::Status WaitReady(absl::Time) override { return absl::OkStatus(); }
+
+  std::vector<Call> calls;
+  int num_in_lent_memory = 0;
+
+ private:
+  const size_t hidden_size_;
+  const bool takes_memory_;
+  std::vector<std::shared_ptr<std::byte>> lent_;
+  std::byte* taken_ = nullptr;
+  size_t sums_ = 0;
+};
+
+// To experts that answer nothing the rows of all layers are the same but for the rounding.
+TEST(DecoderTest, RowsReachTheExpertsInTheTypeAskedFor) {
+  const ModelConfig config = *LoadModelConfig(TinyDirectory());
+  const auto checkpoint = *Checkpoint::Open(TinyDirectory());
+  const auto hidden = static_cast<size_t>(config.hidden_size);
+  const bool on_cpu = test::IsCpu(ModelHarness::DefaultBackend());
+  const auto run = [&](DType dtype, bool takes_memory) {
+    WorkerPool pool({.num_threads = 1});
+    const auto backend = test::MakeBackend(ModelHarness::DefaultBackend(), &pool);
+    RecordingExperts experts(hidden, takes_memory);
+    const auto decoder = Decoder::Create(config, {.num_pages = 4, .expert_activations = dtype},
+                                         *checkpoint, backend.get(), &experts);
+    EXPECT_TRUE(decoder.ok()) << decoder.status();
+    const std::vector<int32_t> pages = {2};
+    // A prompt, a row that decodes, the same shape again (which a GPU has recorded), another
+    // prompt.
+    int32_t position = 0;
+    for (const int32_t rows : {40, 1, 1, 7}) {
+      const std::vector<int32_t> tokens(kPrompt.begin(), kPrompt.begin() + std::min(rows, 8));
+      std::vector<int32_t> ids;
+      while (ids.size() < static_cast<size_t>(rows)) {
+        ids.push_back(tokens[ids.size() % tokens.size()]);
+      }
+      const StepSegment segments[] = {{.first_row = 0,
+                                       .num_rows = rows,
+                                       .first_position = position,
+                                       .slot = 0,
+                                       .pages = pages,
+                                       .chunked = false}};
+      EXPECT_TRUE((*decoder)->Forward({.token_ids = ids, .segments = segments}).ok());
+      position += rows;
+    }
+    // All rows, but for what a GPU records; none where the trunk itself computes on what it sends.
+    const int layers = CountMlps(config, MlpKind::kMoe);
+    const bool lent = takes_memory && !(on_cpu && dtype == DType::kF32);
+    EXPECT_EQ(experts.num_in_lent_memory, lent ? layers * (on_cpu ? 4 : 2) : 0);
+    return experts.calls;
+  };
+  const auto f32 = run(DType::kF32, true);
+  const auto bf16 = run(DType::kBF16, true);
+  const auto own = run(DType::kBF16, false);
+  ASSERT_EQ(own.size(), bf16.size());
+  for (size_t i = 0; i < own.size(); ++i) EXPECT_EQ(own[i].rows, bf16[i].rows) << i;
+  ASSERT_EQ(f32.size(), 4u * static_cast<size_t>(CountMlps(config, MlpKind::kMoe)));
+  ASSERT_EQ(bf16.size(), f32.size());
+  for (size_t i = 0; i < f32.size(); ++i) {
+    EXPECT_EQ(f32[i].dtype, DType::kF32);
+    ASSERT_EQ(bf16[i].dtype, DType::kBF16);
+    EXPECT_EQ(bf16[i].ids, f32[i].ids);
+    EXPECT_EQ(bf16[i].weights, f32[i].weights);
+    ASSERT_EQ(bf16[i].rows.size() * 2, f32[i].rows.size());
+    std::vector<float> values(f32[i].rows.size() / sizeof(float));
+    std::memcpy(values.data(), f32[i].rows.data(), f32[i].rows.size());
+    std::vector<BF16> rounded;
+    for (const float value : values) rounded.push_back(ToBF16(value));
+    EXPECT_EQ(std::memcmp(bf16[i].rows.data(), rounded.data(), bf16[i].rows.size()), 0) << i;
+  }
 }
 
 class CreateTest : public testing::Test {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "common/quant/bf16.h"
@@ -78,6 +79,30 @@ TEST_P(ElementwiseTest, MoeCombineWeighsTheSharedExpert) {
     const double term = routed[i] + sigmoid * shared[i];
     const double magnitude = std::abs(before[i]) + std::abs(routed[i]) + std::abs(shared[i]);
     EXPECT_NEAR(hidden[i], before[i] + term, 8 * kEps * magnitude);
+  }
+}
+
+// The roundings of common/quant/bf16.h on every device: ties, what overflows, what is tiny, and
+// what is no number.
+TEST_P(ElementwiseTest, RoundRowsAsTheHostDoes) {
+  std::vector<float> values = Random(4000, 100);
+  for (const uint32_t upper : {0x0000u, 0x0001u, 0x3f80u, 0x3f81u, 0x7f7fu, 0x7f80u, 0x7fc0u}) {
+    for (const uint32_t sign : {0u, 0x8000u}) {
+      for (const uint32_t lower : {0x0000u, 0x0001u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) {
+        values.push_back(std::bit_cast<float>((upper | sign) << 16 | lower));
+      }
+    }
+  }
+  const auto count = static_cast<int32_t>(values.size());
+  for (const int32_t n : {count, count - 1, 1}) {
+    const int32_t rows = n == 1 ? 9 : 1;
+    std::vector<BF16> out(values.size() + 1, BF16{0x1234});
+    backend_->RoundRows(rows, n, values.data(), out.data());
+    const auto rounded = static_cast<size_t>(rows * n);
+    for (size_t i = 0; i < rounded; ++i) {
+      ASSERT_EQ(out[i].bits, ToBF16(values[i]).bits) << values[i] << " at " << i << " of " << n;
+    }
+    EXPECT_EQ(out[rounded].bits, 0x1234);
   }
 }
 

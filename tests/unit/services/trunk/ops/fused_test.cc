@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "common/quant/bf16.h"
 #include "tests/unit/services/trunk/ops/ops_fixture.h"
 
 namespace banyan::trunk {
@@ -49,6 +50,7 @@ class FusedTest : public OpsFixture {
   std::unique_ptr<Backend> device_;
 };
 
+// Rows as they are and rounded to bf16.
 TEST_P(FusedTest, RoutesToTheHost) {
   for (const auto& [experts, top_k, width] :
        {std::tuple(512, 10, 2048), {16, 4, 96}, {130, 8, 33}}) {
@@ -57,27 +59,42 @@ TEST_P(FusedTest, RoutesToTheHost) {
       const size_t chosen = r * static_cast<size_t>(top_k);
       const size_t inputs = r * static_cast<size_t>(width);
       const float* logits = Place(Random(r * static_cast<size_t>(experts), 2));
-      const std::vector<float> input = Random(inputs);
+      std::vector<float> input = Random(inputs);
+      input[inputs / 2] = -NAN;
+      std::vector<uint16_t> rounded;
+      for (const float value : input) rounded.push_back(ToBF16(value).bits);
       RouteArgs args = {.num_experts = experts,
                         .top_k = top_k,
                         .hidden_size = width,
                         .logits = logits,
-                        .input = NewShared(inputs * sizeof(float)),
+                        .rows = NewShared(inputs * sizeof(float)),
                         .ids = NewShared(chosen * sizeof(uint16_t)),
                         .weights = NewShared(chosen * sizeof(float))};
-      ASSERT_TRUE(device_->Upload(input.data(), inputs * sizeof(float), args.input.device).ok());
+      ASSERT_TRUE(device_->Upload(input.data(), inputs * sizeof(float), args.rows.device).ok());
+      args.input = reinterpret_cast<const float*>(args.rows.device);
       auto* const ids = Place(std::vector<uint16_t>(chosen));
       auto* const weights = Place(std::vector<float>(chosen));
       device_->RouterTopK(rows, experts, top_k, true, logits, ids, weights);
       device_->RouteToHost(rows, args);
       ASSERT_TRUE(device_->AwaitHost().ok());
-      EXPECT_EQ(std::memcmp(args.input.host, input.data(), inputs * sizeof(float)), 0);
+      EXPECT_EQ(std::memcmp(args.rows.host, input.data(), inputs * sizeof(float)), 0);
       const auto expected_ids = Fetch<uint16_t>(ids, chosen);
       const auto expected_weights = Fetch<float>(weights, chosen);
       EXPECT_EQ(std::memcmp(args.ids.host, expected_ids.data(), chosen * sizeof(uint16_t)), 0);
       EXPECT_EQ(std::memcmp(args.weights.host, expected_weights.data(), chosen * sizeof(float)), 0);
       EXPECT_EQ(Fetch<uint16_t>(args.ids.device, chosen), expected_ids);
       EXPECT_TRUE(SameBits(Fetch<float>(args.weights.device, chosen), expected_weights));
+
+      args.rows = NewShared(inputs * sizeof(uint16_t));
+      args.rows_dtype = DType::kBF16;
+      std::memset(args.ids.host, 0, chosen * sizeof(uint16_t));
+      std::memset(args.weights.host, 0, chosen * sizeof(float));
+      device_->RouteToHost(rows, args);
+      ASSERT_TRUE(device_->AwaitHost().ok());
+      EXPECT_EQ(std::memcmp(args.rows.host, rounded.data(), inputs * sizeof(uint16_t)), 0)
+          << rows << " x " << width;
+      EXPECT_EQ(std::memcmp(args.ids.host, expected_ids.data(), chosen * sizeof(uint16_t)), 0);
+      EXPECT_EQ(std::memcmp(args.weights.host, expected_weights.data(), chosen * sizeof(float)), 0);
     }
   }
 }

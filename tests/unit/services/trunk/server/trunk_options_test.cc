@@ -39,6 +39,21 @@ TEST(TrunkOptionsTest, DefaultsAndShorthandForExperts) {
   EXPECT_EQ(options->drain_timeout, absl::Seconds(30));
 }
 
+// What a trunk in f32 sends stays f32 unless it is told otherwise.
+TEST(TrunkOptionsTest, RowsToTheExperts) {
+  const auto of = [](const char* value) {
+    const auto options =
+        Parse({"--model=m", "--experts=a:1", "--backend=cpu", "--expert_activations", value});
+    EXPECT_TRUE(options.ok()) << options.status();
+    return options->expert_activations;
+  };
+  EXPECT_EQ(of("auto"), DType::kF32);
+  EXPECT_EQ(of("f32"), DType::kF32);
+  EXPECT_EQ(of("bf16"), DType::kBF16);
+  EXPECT_EQ(ParseExpertActivations("auto", /*on_gpu=*/true).value(), DType::kBF16);
+  EXPECT_EQ(ParseExpertActivations("f32", /*on_gpu=*/true).value(), DType::kF32);
+}
+
 TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
 #ifndef BANYAN_CUDA
   EXPECT_THAT(Error("--backend=cuda"), HasSubstr("built without CUDA"));
@@ -46,6 +61,8 @@ TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
   EXPECT_THAT(Error("--vram_budget=much"), HasSubstr("--vram_budget"));
   EXPECT_THAT(Error("--trunk_format=fp8"), HasSubstr("--trunk_format 'fp8'"));
   EXPECT_THAT(Error("--kv_format=fp8"), HasSubstr("--kv_format 'fp8'"));
+  EXPECT_THAT(Error("--expert_activations=f16"),
+              HasSubstr("--expert_activations 'f16': expected auto, f32 or bf16"));
   EXPECT_THAT(Error("--tensor_parallel=3"), HasSubstr("--tensor_parallel 3: expected 1, 2, 4"));
   EXPECT_THAT(Error("--backend=tpu"), HasSubstr("--backend 'tpu': expected auto, cuda or cpu"));
   EXPECT_THAT(Error("--load_format=gguf"), HasSubstr("expected auto or dummy"));
