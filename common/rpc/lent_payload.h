@@ -26,8 +26,6 @@ class LentPayload {
   // again.
   grpc::Slice Share(size_t size);
 
-  size_t block_bytes() const { return block_bytes_; }
-
  private:
   struct Block;
   static void Release(void* owner);

@@ -70,6 +70,7 @@ class Combination {
     }
     input.index_bytes = random_() % (64 << 20);
     input.on_gpu = random_() % 2 == 0;
+    input.expert_activations = random_() % 2 == 0 ? DType::kF32 : DType::kBF16;
     input.weights_generated = random_() % 4 == 0;
     input.num_threads = Pick({1, 2, 16, 64});
     if (random_() % 2 == 0) {
