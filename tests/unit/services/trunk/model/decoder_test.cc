@@ -14,6 +14,7 @@
 #include "tests/fakes/backends.h"
 #include "tests/fakes/model_harness.h"
 #include "tests/fakes/safetensors_writer.h"
+#include "tests/fakes/source_dir.h"
 #include "tests/fakes/temp_dir.h"
 
 namespace banyan::trunk {
@@ -24,7 +25,7 @@ using test::TestCheckpoint;
 using test::TestSequence;
 using test::TestTensor;
 
-std::string TinyDirectory() { return std::string(BANYAN_SOURCE_DIR) + "/tests/data/tiny"; }
+std::string TinyDirectory() { return test::SourceDir() + "/tests/data/tiny"; }
 
 void Replace(std::string* text, const std::string& from, const std::string& to) {
   const size_t at = text->find(from);
