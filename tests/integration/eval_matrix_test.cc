@@ -122,13 +122,8 @@ std::string ConfigName(const ::testing::TestParamInfo<Config>& param_info) {
                      pool_format, activations);
 }
 
-// With one shard both splits are the same.
-INSTANTIATE_TEST_SUITE_P(OneShard, EvalMatrixTest,
-                         ::testing::Values(Config{1, "width", false, "auto", "f32"},
-                                           Config{1, "width", true, "auto", "f32"}),
-                         ConfigName);
 INSTANTIATE_TEST_SUITE_P(Clusters, EvalMatrixTest,
-                         ::testing::Combine(::testing::Range(2, 5),
+                         ::testing::Combine(::testing::Range(1, 5),
                                             ::testing::Values("width", "experts"),
                                             ::testing::Bool(), ::testing::Values("auto"),
                                             ::testing::Values("f32")),

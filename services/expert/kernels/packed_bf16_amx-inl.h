@@ -102,22 +102,28 @@ struct Amx {
   }
   static void EndRows() { Tiles::Release(); }
 
-  // The weights of up to two panels, as tiles: step s of panel p at data[p] + s * step_bytes, its
-  // outputs row_bytes apart.
+  // The weights of up to two panels, as tiles: step s of panel p at data[p] + (s & step_mask) *
+  // step_bytes, its outputs row_bytes apart.
   struct TiledWeights {
     const std::byte* data[2];
     int64_t row_bytes;
     int64_t step_bytes;
+    int64_t step_mask = -1;
+    const std::byte* At(int panel, int64_t step) const {
+      return data[panel] + (step & step_mask) * step_bytes;
+    }
   };
+  // Steps that stay when one tile of rows is all there is: in the first cache level.
+  static constexpr int64_t kFewSteps = 8;
 
   template <int kNumPanels>
   static inline __attribute__((always_inline)) void Step(const TiledWeights& w, const TiledRows& x,
                                                          int32_t row_tile, int64_t step) {
     Tiles::template Load<kB>(x.At(row_tile, step), 4 * x.columns);
-    Tiles::template Load<kA>(w.data[0] + step * w.step_bytes, w.row_bytes);
+    Tiles::template Load<kA>(w.At(0, step), w.row_bytes);
     Tiles::template DotBF16<kC, kA, kB>();
     if constexpr (kNumPanels == 2) {
-      Tiles::template Load<kA>(w.data[1] + step * w.step_bytes, w.row_bytes);
+      Tiles::template Load<kA>(w.At(1, step), w.row_bytes);
       Tiles::template DotBF16<kC + 1, kA, kB>();
     }
   }
@@ -191,8 +197,11 @@ struct Amx {
   template <int kNumPanels>
   static void NF4Panels(const PanelArgs& a) {
     const int64_t steps = Steps(a);
+    const bool few = RowTilesIn(a.num_rows) == 1;
+    const int64_t kept = few ? kFewSteps : steps;
+    const int64_t mask = few ? kFewSteps - 1 : -1;
     std::byte* const decoded = WeightsOf(a);
-    const TiledWeights w = {{decoded, decoded + steps * kTileBytes}, 64, kTileBytes};
+    const TiledWeights w = {{decoded, decoded + kept * kTileBytes}, 64, kTileBytes, mask};
     const __m512 table = _mm512_loadu_ps(kNF4Table);
     AllRows<kNumPanels>(a, w, steps, [&](int64_t chunk) {
       for (int p = 0; p < kNumPanels; ++p) {
@@ -201,7 +210,7 @@ struct Amx {
           AskFor(reinterpret_cast<uintptr_t>(codes) + static_cast<uintptr_t>(line) + kColdBytes);
         }
         DecodeNF4Chunk(table, codes, 64, kTileBytes,
-                       decoded + (p * steps + 2 * chunk) * kTileBytes);
+                       decoded + (p * kept + ((2 * chunk) & mask)) * kTileBytes);
       }
     });
   }
