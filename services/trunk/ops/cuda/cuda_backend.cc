@@ -156,8 +156,7 @@ class CudaBackend : public Backend {
 
   ~CudaBackend() override {
     if (stream_ != nullptr && WaitForStream() == cudaErrorNotReady) {
-      // Whatever frees its memory would wait for it.
-      memory_.Abandon();
+      AbandonDevices();
       step_.Abandon();
       return;
     }

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstring>
 #include <utility>
 
@@ -17,6 +18,9 @@ size_t Rounded(size_t bytes) {
   return (bytes + kDevicePieceAlignment - 1) / kDevicePieceAlignment * kDevicePieceAlignment;
 }
 
+// A device of this process is given up.
+std::atomic<bool> abandoned{false};
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<std::byte>> NewPinned(size_t bytes) {
@@ -25,18 +29,17 @@ absl::StatusOr<std::shared_ptr<std::byte>> NewPinned(size_t bytes) {
   RETURN_IF_ERROR(
       CudaStatus(cudaHostAlloc(&block, bytes, cudaHostAllocMapped | cudaHostAllocPortable),
                  fmt::format("pinned host memory: {} bytes wanted", bytes)));
-  return std::shared_ptr<std::byte>(static_cast<std::byte*>(block),
-                                    [](std::byte* memory) { cudaFreeHost(memory); });
+  return std::shared_ptr<std::byte>(static_cast<std::byte*>(block), [](std::byte* memory) {
+    if (!abandoned) cudaFreeHost(memory);
+  });
 }
 
 DeviceMemory::~DeviceMemory() {
+  if (abandoned) return;
   for (void* block : blocks_) cudaFree(block);
 }
 
-void DeviceMemory::Abandon() {
-  blocks_.clear();
-  pinned_.clear();
-}
+void AbandonDevices() { abandoned = true; }
 
 absl::StatusOr<std::byte*> DeviceMemory::NewBlock(size_t bytes) {
   if (budget_bytes_ != 0 && allocated_bytes_ + bytes > budget_bytes_) {

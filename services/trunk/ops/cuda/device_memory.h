@@ -14,6 +14,10 @@ namespace banyan::trunk::cuda {
 // holds it, which waits for what the devices are doing. kResourceExhausted.
 absl::StatusOr<std::shared_ptr<std::byte>> NewPinned(size_t bytes);
 
+// Something on a device will never end. No memory of any device, nor pinned, is freed from now on,
+// since that would wait for it: the process ends.
+void AbandonDevices();
+
 // Small pieces are cut from blocks, since the driver hands out whole megabytes. Thread-compatible.
 class DeviceMemory {
  public:
@@ -27,9 +31,6 @@ class DeviceMemory {
   absl::StatusOr<std::byte*> Allocate(size_t bytes);
   // Host memory that the device maps at the same address; zeroed unless that is not asked for.
   absl::StatusOr<std::byte*> AllocatePinned(size_t bytes, bool cleared = true);
-
-  // Nothing is freed any more: something on the device may still use it, and freeing would wait.
-  void Abandon();
 
   uint64_t allocated_bytes() const { return allocated_bytes_; }
 

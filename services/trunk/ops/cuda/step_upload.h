@@ -30,7 +30,7 @@ class StepUpload {
   // Fills tables() and queues the copy. The plan's arrays may go after that.
   cudaError_t Begin(const StepPlan& plan, cudaStream_t stream);
 
-  // The events are not destroyed: see DeviceMemory::Abandon.
+  // The events are not destroyed: see AbandonDevices.
   void Abandon() {
     for (cudaEvent_t& event : copied_) event = nullptr;
   }
