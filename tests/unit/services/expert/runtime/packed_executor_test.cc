@@ -289,7 +289,7 @@ class StoppedThread {
     // Nobody else begins, and so ends all tiles, before the one to be stopped has one.
     EXPECT_TRUE(taken_.WaitForNotificationWithTimeout(kForever));
     kernel();
-    if (std::this_thread::get_id() != stopped_id_ && others_left_.fetch_sub(1) == 1) {
+    if (std::this_thread::get_id() != stopped_id_.load() && others_left_.fetch_sub(1) == 1) {
       others_done_.Notify();
     }
   }
@@ -301,7 +301,7 @@ class StoppedThread {
   Half half_ = Half::kNeither;
   bool caller_ = false;
   const std::thread::id caller_id_ = std::this_thread::get_id();
-  std::thread::id stopped_id_;
+  std::atomic<std::thread::id> stopped_id_{};
   std::atomic<bool> one_stops_{false};
   std::atomic<int> others_left_{0};
   absl::Notification taken_, others_done_;
