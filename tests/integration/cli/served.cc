@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -9,6 +10,15 @@
 #include "common/base/strings.h"
 
 namespace banyan::test {
+namespace {
+
+// Of a program that ends by itself, the demo model's 214 questions at the longest.
+absl::Duration TimeLimit() {
+  const char* const slowdown = std::getenv("BANYAN_TEST_SLOWDOWN");  // with sanitizers
+  return absl::Minutes(5) * (slowdown == nullptr ? 1 : std::atoi(slowdown));
+}
+
+}  // namespace
 
 std::string FileText(const std::string& path) {
   std::stringstream text;
@@ -22,7 +32,7 @@ Result Banyan(const std::string& args) {
   Process process({"/bin/sh", "-c",
                    fmt::format("exec >{} 2>{} '{}' {}", temp.File("out"), temp.File("error"),
                                BinaryPath("banyan"), args)});
-  const auto exit_code = process.WaitExit(absl::Minutes(5));
+  const auto exit_code = process.WaitExit(TimeLimit());
   EXPECT_TRUE(exit_code.ok()) << exit_code.status();
   return {exit_code.value_or(-1), FileText(temp.File("out")), FileText(temp.File("error"))};
 }
