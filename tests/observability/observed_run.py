@@ -22,7 +22,8 @@ sys.path.insert(0, os.path.join(ROOT, "tests", "integration", "python"))
 from with_cluster import Process  # noqa: E402
 
 SCRAPE_S = 1
-TIMEOUT_S = 60 * int(os.environ.get("BANYAN_TEST_SLOWDOWN", "1"))
+SLOWDOWN = int(os.environ.get("BANYAN_TEST_SLOWDOWN", "1"))  # with sanitizers
+TIMEOUT_S = 60 * SLOWDOWN
 BENCH_TIMEOUT_S = 5 * TIMEOUT_S
 
 
