@@ -87,15 +87,20 @@ absl::Status OutputFile::Allocate(int64_t bytes, std::string_view what) const {
                               known ? fmt::format("{}", info.f_bavail * info.f_frsize) : "?"));
 }
 
-absl::Status OutputFile::Write(std::span<const std::byte> bytes, int64_t offset) const {
+int WriteAll(int fd, std::span<const std::byte> bytes, int64_t offset) {
   while (!bytes.empty()) {
-    const ssize_t n = ::pwrite(fd_, bytes.data(), bytes.size(), offset);
+    const ssize_t n = ::pwrite(fd, bytes.data(), bytes.size(), offset);
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return FileError(path_, "write", n < 0 ? errno : ENOSPC);
+    if (n <= 0) return n < 0 ? errno : ENOSPC;
     bytes = bytes.subspan(static_cast<size_t>(n));
     offset += n;
   }
-  return absl::OkStatus();
+  return 0;
+}
+
+absl::Status OutputFile::Write(std::span<const std::byte> bytes, int64_t offset) const {
+  const int error = WriteAll(fd_, bytes, offset);
+  return error == 0 ? absl::OkStatus() : FileError(path_, "write", error);
 }
 
 void OutputFile::StartWriteback(int64_t offset, int64_t bytes) const {

@@ -38,6 +38,9 @@ class FileLock {
   int fd_;
 };
 
+// Writes all of `bytes` at `offset`: 0 or an errno.
+int WriteAll(int fd, std::span<const std::byte> bytes, int64_t offset);
+
 // A new file that vanishes with this object unless it is committed or kept. Writes of different
 // ranges may come from several threads.
 class OutputFile {

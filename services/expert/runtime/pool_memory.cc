@@ -22,6 +22,7 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/io/output_file.h"
 #include "common/pool/shard.h"
 #include "services/expert/runtime/huge_pages.h"
 
@@ -178,19 +179,6 @@ absl::Status Lock(const void* data, size_t bytes) {
 std::string SegmentName(std::string_view fingerprint, std::string_view format,
                         const ShardSpec& shard) {
   return fmt::format("banyan-{}-{}-{}", fingerprint.substr(0, 16), format, ShardText(shard));
-}
-
-int WriteAll(int fd, const void* data, int64_t size, int64_t offset) {
-  const auto* from = static_cast<const std::byte*>(data);
-  while (size > 0) {
-    const ssize_t n = ::pwrite(fd, from, static_cast<size_t>(size), offset);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return errno;
-    from += n;
-    offset += n;
-    size -= n;
-  }
-  return 0;
 }
 
 // `what`: "has 1.00 MiB free".
@@ -469,9 +457,9 @@ absl::Status PoolMemory::LoadShm(const ExpertPack& pack, const PoolMemoryOptions
       }
       const std::vector<std::byte> header = EncodeExpertPackHeader(header_);
       const SegmentTrailer trailer = TrailerOf(pack, header);
-      int error = WriteAll(fd.get(), header.data(), static_cast<int64_t>(header.size()), 0);
+      int error = WriteAll(fd.get(), header, 0);
       if (error == 0) {
-        error = WriteAll(fd.get(), &trailer, sizeof(trailer), bytes - kPageBytes);
+        error = WriteAll(fd.get(), std::as_bytes(std::span(&trailer, 1)), bytes - kPageBytes);
       }
       if (error == ENOSPC) {
         return NoRoomForSegment(bytes, options.shm_dir, "ran full before it was there");
