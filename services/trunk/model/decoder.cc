@@ -99,8 +99,9 @@ class Decoder::Impl {
                                options.num_slots + options.num_state_copies, backend_));
     state_history_.emplace(&recurrent_state_, options.num_slots, options.num_state_copies,
                            backend_);
-    RETURN_IF_ERROR(PlaceActivations(ActivationSizesOf(config_, options), backend_, &activations_));
-    RETURN_IF_ERROR(LendRowsMemory(ActivationSizesOf(config_, options)));
+    const ActivationSizes activations = ActivationSizesOf(config_, options);
+    RETURN_IF_ERROR(PlaceActivations(activations, backend_, &activations_));
+    RETURN_IF_ERROR(LendRowsMemory(activations));
     if (observer_ != nullptr) {
       observed_.resize(static_cast<size_t>(options.max_rows) *
                        static_cast<size_t>(config_.hidden_size));

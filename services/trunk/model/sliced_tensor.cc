@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/plan/trunk_format.h"
+
 namespace banyan::trunk {
 
 SlicedTensor SliceTensor(const TensorView& tensor, const TensorSlice& slice, bool copy) {
@@ -36,10 +38,9 @@ SlicedTensor SliceTensor(const TensorView& tensor, const TensorSlice& slice, boo
 std::optional<SlicedCodes> SliceCodes(const TrunkPack::Matrix& matrix, const TensorSlice& slice) {
   const IndexRange& cols = slice.cols;
   const IndexRange groups = {cols.begin / kTrunkPackGroupColumns,
-                             (cols.end + kTrunkPackGroupColumns - 1) / kTrunkPackGroupColumns};
+                             Int8Groups(static_cast<int32_t>(cols.end))};
   if (cols.begin % kTrunkPackGroupColumns != 0 && groups.size() > 1) return std::nullopt;
-  const int64_t row_groups =
-      (matrix.values.shape.dim(1) + kTrunkPackGroupColumns - 1) / kTrunkPackGroupColumns;
+  const int64_t row_groups = Int8Groups(static_cast<int32_t>(matrix.values.shape.dim(1)));
   const TensorView scales = {DType::kF32, Shape{matrix.values.shape.dim(0), row_groups},
                              reinterpret_cast<const std::byte*>(matrix.scales)};
   return SlicedCodes{SliceTensor(matrix.values, slice),
