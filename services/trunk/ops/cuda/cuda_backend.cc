@@ -62,7 +62,8 @@ constexpr int64_t kEarlyRows = 32;
 constexpr int32_t kMostPrefetchRows = 16;
 // Looks at a flag before the driver is asked whether the device is well.
 constexpr int kLooksPerQuery = 1 << 16;
-constexpr int kLooksOfAQuery = 1 << 8;  // that take as long as one
+// Queries of the stream before the group is asked.
+constexpr int kQueriesPerLook = 1 << 8;
 // How long a device that has lost its group goes on with what is queued. A step takes less.
 constexpr absl::Duration kLastSums = absl::Seconds(2);
 
@@ -726,7 +727,7 @@ class CudaBackend : public Backend {
     if (collective_ == nullptr) return cudaStreamSynchronize(stream_);
     absl::Time give_up = absl::InfiniteFuture();
     while (true) {
-      for (int looks = 0; looks < kLooksPerQuery; looks += kLooksOfAQuery) {
+      for (int query = 0; query < kQueriesPerLook; ++query) {
         const cudaError_t error = cudaStreamQuery(stream_);
         if (error != cudaErrorNotReady) return error;
       }
