@@ -4,11 +4,11 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "services/expert/runtime/output_tiles.h"
 
 namespace banyan::expert {
 namespace {
@@ -17,35 +17,8 @@ namespace {
 constexpr int64_t kMinParallelMacs = 200'000;
 // Activations worth converting on several threads.
 constexpr int64_t kMinParallelFloats = 64 << 10;
-// Tiles per thread and loop: enough that the last ones end at about the same time.
-constexpr int64_t kTilesPerThread = 16;
-
-int32_t NumTiles(int32_t outputs, int32_t tile) { return (outputs + tile - 1) / tile; }
-
-// Outputs per tile, so that `outputs` in all make enough tiles for the threads.
-int32_t TileSize(int64_t outputs, int num_threads, int32_t unit, int32_t max_tile) {
-  const int64_t wanted = outputs / (kTilesPerThread * num_threads);
-  return static_cast<int32_t>(std::clamp<int64_t>(wanted / unit * unit, unit, max_tile));
-}
-
-// The same for the tiles of down, each of which reads all hidden rows: of the sizes that make eight
-// tiles a thread, or two where that is at most 64 outputs, four streams of weights, the one whose
-// busiest thread has fewest outputs, since tiles take equally long; among equals the widest. (Xeon,
-// 16 threads, 2,048 rows: 128 outputs, one tile a thread, were no faster than 64, and 32 as fast.)
-int32_t DownTileSize(int32_t outputs, int num_threads, int32_t unit, int32_t max_tile) {
-  int32_t best = unit;
-  int64_t best_outputs = std::numeric_limits<int64_t>::max();
-  for (int32_t size = max_tile / unit * unit; size >= unit; size -= unit) {
-    const int64_t tiles = NumTiles(outputs, size);
-    if (tiles < (size > 64 ? 8 : 2) * num_threads) continue;
-    const int64_t of_a_thread = (tiles + num_threads - 1) / num_threads * size;
-    if (of_a_thread < best_outputs) {
-      best_outputs = of_a_thread;
-      best = size;
-    }
-  }
-  return best;
-}
+// Fewer end at about the same time with any tiles, and share less of a cache.
+constexpr int kLeastThreadsByExpert = 4;
 
 // Reads of the clock between the phases of a call.
 class Stopwatch {
@@ -80,6 +53,8 @@ GroupedExecutor::GroupedExecutor(const Options& options, const ShardGeometry& ge
       elementwise_(elementwise),
       pool_(pool),
       max_scratch_bytes_(options.max_scratch_bytes),
+      min_pairs_by_expert_(options.min_pairs_by_expert),
+      max_product_bytes_(options.max_product_bytes),
       grouping_(geometry.first_expert, geometry.num_shard_experts),
       sums_(static_cast<size_t>(pool.num_threads())) {}
 
@@ -207,9 +182,12 @@ void GroupedExecutor::GateUpAll(const RowLayout& layout, bool small) {
 void GroupedExecutor::DownAll(const ExpertCall& call, const RowLayout& layout, int32_t first_row,
                               int32_t num_rows, bool small) {
   const int32_t hidden_size = geometry_.hidden_size;
-  const bool reply_f32 = call.reply_type == ActivationType::kF32;
+  const auto num_pairs = static_cast<int64_t>(grouping_.rows().size());
+  if (pool_.num_threads() >= kLeastThreadsByExpert && num_pairs >= min_pairs_by_expert_) {
+    return DownByExpert(call, layout, first_row, num_rows);
+  }
   const int32_t tile = small ? hidden_size
-                             : DownTileSize(hidden_size, pool_.num_threads(), layout.down.unit,
+                             : WideTileSize(hidden_size, pool_.num_threads(), layout.down.unit,
                                             layout.down.max_tile);
   for (ScratchBuffer& sums : sums_) {
     sums.Reserve(int64_t{num_rows} * tile * static_cast<int64_t>(sizeof(float)));
@@ -232,13 +210,7 @@ void GroupedExecutor::DownAll(const ExpertCall& call, const RowLayout& layout, i
       Down(part, sums - first, tile);
     }
     for (int64_t row = 0; row < num_rows; ++row) {
-      const int64_t at = (first_row + row) * hidden_size + first;
-      if (reply_f32) {
-        std::memcpy(reinterpret_cast<float*>(call.out) + at, sums + row * tile,
-                    static_cast<size_t>(end - first) * sizeof(float));
-      } else {
-        elementwise_.narrow(sums + row * tile, end - first, reinterpret_cast<BF16*>(call.out) + at);
-      }
+      Reply(call, first_row + row, first, end, sums + row * tile);
     }
   };
   const int32_t tiles = NumTiles(hidden_size, tile);
@@ -246,6 +218,17 @@ void GroupedExecutor::DownAll(const ExpertCall& call, const RowLayout& layout, i
     for (int64_t t = 0; t < tiles; ++t) run(t, 0);
   } else {
     pool_.ParallelFor(tiles, run);
+  }
+}
+
+void GroupedExecutor::Reply(const ExpertCall& call, int64_t row, int32_t first, int32_t end,
+                            const float* sums) const {
+  const int64_t at = row * geometry_.hidden_size + first;
+  if (call.reply_type == ActivationType::kF32) {
+    std::memcpy(reinterpret_cast<float*>(call.out) + at, sums,
+                static_cast<size_t>(end - first) * sizeof(float));
+  } else {
+    elementwise_.narrow(sums, end - first, reinterpret_cast<BF16*>(call.out) + at);
   }
 }
 

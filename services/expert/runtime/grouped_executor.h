@@ -30,13 +30,18 @@ class ScratchBuffer {
 };
 
 // A call's work list is all (expert, tile of width) pairs of gate and up, one barrier, then tiles
-// of the output, each over all experts in ascending order. Rows beyond what the scratch holds form
-// further blocks, one after the other; that changes no bit of a row.
+// of the output, each over all experts in ascending order; for many rows tiles of (expert, output)
+// again, another barrier, and the sum of each row's experts in that order. Rows beyond what the
+// scratch holds form further blocks, one after the other; none of that changes a bit of a row.
 class GroupedExecutor : public ExpertExecutor {
  public:
   struct Options {
     // Activations and hidden vectors of a block of rows; grows to this with the largest call.
     size_t max_scratch_bytes = 64 << 20;
+    // From so many (row, expert) pairs on down is cut by expert, with four threads or more.
+    int64_t min_pairs_by_expert = 512;
+    // Of what that gives before it is summed: a slice that the outer cache holds.
+    size_t max_product_bytes = 48 << 20;
   };
 
   // What a successful call did; for metrics.
@@ -113,6 +118,12 @@ class GroupedExecutor : public ExpertExecutor {
   void GateUpAll(const RowLayout& layout, bool small);
   void DownAll(const ExpertCall& call, const RowLayout& layout, int32_t first_row, int32_t num_rows,
                bool small);
+  // down_by_expert.cc
+  void DownByExpert(const ExpertCall& call, const RowLayout& layout, int32_t first_row,
+                    int32_t num_rows);
+  // Outputs [first, end) of a row of the call.
+  void Reply(const ExpertCall& call, int64_t row, int32_t first, int32_t end,
+             const float* sums) const;
   Tile TileOf(const ExpertGroup& group, const RowLayout& layout, int32_t first, int32_t end,
               int thread) const;
   // Fills in what comes after `tile`: output `first` of `next`.
@@ -122,12 +133,17 @@ class GroupedExecutor : public ExpertExecutor {
   const FfnKernels& elementwise_;
   WorkerPool& pool_;
   const size_t max_scratch_bytes_;
+  const int64_t min_pairs_by_expert_;
+  const size_t max_product_bytes_;
   RowGrouping grouping_;
   ScratchBuffer x_;       // [rows of a block, x_bytes]
   ScratchBuffer hidden_;  // [pairs of a block, hidden_bytes]
   // Of each thread: f32 [rows of a block, outputs of a tile]. Not in place: rows of the reply lie 8
   // KiB apart, and so many of them share few sets of a cache.
   std::vector<ScratchBuffer> sums_;
+  // Of DownByExpert: f32 [pairs of a block, outputs of a slice], and 0, 1, ... to the most pairs.
+  ScratchBuffer products_;
+  std::vector<int32_t> numbers_;
   CallStats last_call_;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "common/base/strings.h"
 
@@ -81,6 +82,21 @@ void RowGrouping::Group(const ExpertCall& call, int32_t first_row, int32_t num_r
       rows_[pair] = row;
       weights_[pair] = ReadAt<float>(call.weights, place);
     }
+  }
+}
+
+void RowGrouping::IndexByRow(int32_t num_rows) {
+  // first_of_row_[r + 1] counts row r, then says where its next pair goes, and so ends as it must.
+  first_of_row_.assign(static_cast<size_t>(num_rows) + 1, 0);
+  for (const int32_t row : rows_) ++first_of_row_[static_cast<size_t>(row) + 1];
+  int32_t before = 0;
+  for (size_t row = 1; row < first_of_row_.size(); ++row) {
+    before += std::exchange(first_of_row_[row], before);
+  }
+  pairs_by_row_.resize(rows_.size());
+  for (size_t pair = 0; pair < rows_.size(); ++pair) {
+    const auto at = static_cast<size_t>(first_of_row_[static_cast<size_t>(rows_[pair]) + 1]++);
+    pairs_by_row_[at] = static_cast<int32_t>(pair);
   }
 }
 

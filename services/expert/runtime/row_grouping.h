@@ -32,6 +32,15 @@ class RowGrouping {
   // ascending expert, pairs of a group with ascending row.
   void Group(const ExpertCall& call, int32_t first_row, int32_t num_rows);
 
+  // The pairs of each of the rows that Group has had, for PairsOf.
+  void IndexByRow(int32_t num_rows);
+  // Experts ascending.
+  std::span<const int32_t> PairsOf(int32_t row) const {
+    const auto begin = static_cast<size_t>(first_of_row_[static_cast<size_t>(row)]);
+    const auto end = static_cast<size_t>(first_of_row_[static_cast<size_t>(row) + 1]);
+    return std::span(pairs_by_row_).subspan(begin, end - begin);
+  }
+
   std::span<const ExpertGroup> groups() const { return groups_; }
   std::span<const int32_t> rows() const { return rows_; }      // of each pair, less first_row
   std::span<const float> weights() const { return weights_; }  // of each pair
@@ -43,6 +52,8 @@ class RowGrouping {
   std::vector<ExpertGroup> groups_;
   std::vector<int32_t> rows_;
   std::vector<float> weights_;
+  std::vector<int32_t> first_of_row_;  // [num_rows + 1], in pairs_by_row_
+  std::vector<int32_t> pairs_by_row_;
 };
 
 }  // namespace banyan::expert

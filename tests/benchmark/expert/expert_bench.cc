@@ -4,6 +4,7 @@
 //
 //   expert_bench [--threads=N] [--memory=GiB] [--format=NAME,...] [--tier=NAME,...]
 //                [--precision=exact|fast] [--rows=N,...] [--small_pages] [--one_expert]
+//                [--min_pairs_by_expert=N]
 //                [--benchmark_...]
 //
 // Around each case the read bandwidth of the same threads over the same pages: four streams a
@@ -62,6 +63,7 @@ struct Settings {
   double memory_gib = 4;
   bool small_pages = false;
   bool one_expert = false;
+  GroupedExecutor::Options executor;
   std::vector<std::string> formats = {"bf16", "int8", "nf4", "int4"};
   std::vector<std::string> tiers;
   std::vector<std::string> precisions = {"exact", "fast"};
@@ -203,8 +205,8 @@ class Runner {
         type_(kernels.precision == Precision::kExact ? ActivationType::kF32
                                                      : ActivationType::kBF16),
         table_(TableOf(pool, num_rows)),
-        executor_({}, table_, PairOf(kernels), *ChooseKernels("auto", ReadCpuFeatures()).kernels,
-                  SharedThreads()),
+        executor_(settings.executor, table_, PairOf(kernels),
+                  *ChooseKernels("auto", ReadCpuFeatures()).kernels, SharedThreads()),
         activations_(int64_t{num_rows} * kHiddenSize * 4),
         out_(int64_t{num_rows} * kHiddenSize * 4),
         order_(kNumExperts),
@@ -415,6 +417,8 @@ int Main(int argc, char** argv) {
       settings.precisions = Split(value);
     } else if (is("--rows=")) {
       settings.rows = Split(value);
+    } else if (is("--min_pairs_by_expert=")) {
+      settings.executor.min_pairs_by_expert = std::atoll(std::string(value).c_str());
     } else if (arg == "--small_pages") {
       settings.small_pages = true;
     } else if (arg == "--one_expert") {

@@ -164,9 +164,8 @@ class PackedExecutorTest : public ::testing::TestWithParam<Case> {
     ASSERT_TRUE(kernels_.exact != nullptr && kernels_.fast != nullptr) << PoolFormatName(format);
   }
   std::unique_ptr<PackedExecutor> Make(const PackedModel& model, WorkerPool& pool,
-                                       size_t scratch = 64 << 20) const {
-    return std::make_unique<PackedExecutor>(GroupedExecutor::Options{.max_scratch_bytes = scratch},
-                                            model.table, kernels_, kScalarKernels, pool);
+                                       GroupedExecutor::Options options = {}) const {
+    return std::make_unique<PackedExecutor>(options, model.table, kernels_, kScalarKernels, pool);
   }
   PackedKernelPair kernels_;
 };
@@ -225,8 +224,16 @@ TEST_P(PackedExecutorTest, ARowsBitsDependOnNothingElse) {
   EXPECT_EQ(rows.Run(*alone, 0, rows.num_rows), expected);
   const auto threaded = Make(model, four);
   for (int i = 0; i < 5; ++i) EXPECT_EQ(rows.Run(*threaded, 0, rows.num_rows), expected);
-  const auto in_blocks = Make(model, four, 20'000);
+  const auto in_blocks = Make(model, four, {.max_scratch_bytes = 20'000});
   EXPECT_EQ(rows.Run(*in_blocks, 0, rows.num_rows), expected);
+  const auto by_expert = Make(model, four, {.min_pairs_by_expert = 1});
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(rows.Run(*by_expert, 0, rows.num_rows), expected);
+  EXPECT_EQ(rows.Run(*by_expert, 7, 1),
+            std::vector<float>(expected.begin() + 7 * kHidden, expected.begin() + 8 * kHidden));
+  const auto both = Make(model, four, {.max_scratch_bytes = 20'000, .min_pairs_by_expert = 1});
+  const auto in_slices = Make(model, four, {.min_pairs_by_expert = 1, .max_product_bytes = 40'000});
+  EXPECT_EQ(rows.Run(*in_slices, 0, rows.num_rows), expected);
+  EXPECT_EQ(rows.Run(*both, 0, rows.num_rows), expected);
 }
 
 TEST_P(PackedExecutorTest, CountsWhatItReads) {
