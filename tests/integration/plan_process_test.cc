@@ -14,6 +14,7 @@
 #include <sstream>
 
 #include "common/base/strings.h"
+#include "tests/fakes/sanitized.h"
 #include "tests/fakes/temp_dir.h"
 #include "tests/integration/cluster.h"
 
@@ -127,12 +128,12 @@ TEST_P(PlanProcessTest, IsWhatTheServicesLog) {
     for (const char* key : {"pool_format", "num_experts", "width"}) {
       EXPECT_EQ(expert["plan"][key], shard[key]) << key;
     }
-    if (!BANYAN_SANITIZED) {
+    if (!kSanitized) {
       EXPECT_LE(cluster.expert(i)->ResidentBytes(),
                 shard["total_bytes"].get<int64_t>() + kSlackBytes);
     }
   }
-  if (!BANYAN_SANITIZED) {
+  if (!kSanitized) {
     EXPECT_LE(cluster.trunk()->ResidentBytes(),
               plan["trunk"]["total_bytes"].get<int64_t>() + kSlackBytes);
   }
@@ -274,7 +275,7 @@ TEST(PlanLimitsTest, ServesOrIsRefusedWithAChangeThatWorks) {
     EXPECT_EQ(answer.WaitExit(kLong).value_or(-1), 0) << answer.Log();
     const nlohmann::json plan = LoggedPlan(*trunk);
     EXPECT_LE(plan["total_bytes"], plan["budget_bytes"]);
-    if (!BANYAN_SANITIZED) {
+    if (!kSanitized) {
       EXPECT_LE(trunk->ResidentBytes(), plan["total_bytes"].get<int64_t>() + kSlackBytes);
     }
   }

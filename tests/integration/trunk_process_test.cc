@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "common/base/strings.h"
 #include "proto/health/v1/health.grpc.pb.h"
+#include "tests/fakes/sanitized.h"
 #include "tests/integration/cluster.h"
 
 namespace banyan::test {
@@ -228,7 +229,7 @@ TEST_F(TrunkProcessTest, TenThousandRequestsAgainstAQueueOf64) {
   EXPECT_GE(refused, 10000 - 66 - 200);
   EXPECT_EQ(refused + started, 10000);
   const int64_t grown = cluster_->trunk()->ResidentBytes() - before;
-  if (!BANYAN_SANITIZED) {  // address: freed memory is kept for a while
+  if (!kSanitized) {  // address: freed memory is kept for a while
     EXPECT_LT(grown, int64_t{16} << 20) << "bytes for 10,000 refused requests";
   }
   const auto answer = Generate(*stub_, Question("What is the capital of France?"));

@@ -10,6 +10,7 @@
 
 #include "tests/fakes/backends.h"
 #include "tests/fakes/model_harness.h"
+#include "tests/fakes/sanitized.h"
 #include "tests/fakes/source_dir.h"
 
 namespace banyan::test {
@@ -52,6 +53,7 @@ TEST_P(DemoModelTest, AnswersTwoHundredAndFourteenQuestionsExactly) {
     if (question.single_answer) waiting.push_back(&question);
   }
   ASSERT_EQ(waiting.size(), 214u);
+  size_t asked = 0;
 
   struct Running {
     const Question* question;
@@ -60,11 +62,13 @@ TEST_P(DemoModelTest, AnswersTwoHundredAndFourteenQuestionsExactly) {
   };
   constexpr size_t kAtOnce = 16;
   std::vector<Running> running;
-  int32_t exact = 0;
+  size_t exact = 0;
   size_t next = 0;
   while (next < waiting.size() || !running.empty()) {
     if (next < waiting.size() && running.size() < kAtOnce) {
-      Running started{waiting[next++], model_.NewSequence(), {}};
+      Running started{waiting[next], model_.NewSequence(), {}};
+      next += kInputStep;
+      ++asked;
       const std::vector<float> logits = model_.Run(
           {{&started.sequence, started.question->prompt, true}}, ModelHarness::Rows::kLast);
       started.answer.push_back(ArgMax(logits.data(), vocab));
@@ -87,14 +91,15 @@ TEST_P(DemoModelTest, AnswersTwoHundredAndFourteenQuestionsExactly) {
     }
     running = std::move(still);
   }
-  EXPECT_EQ(exact, 214);
+  EXPECT_EQ(exact, asked) << "all 214 where all are asked";
 }
 
 TEST_P(DemoModelTest, PerplexityOfTheAnswers) {
   const int32_t vocab = model_.config().vocab_size;
   double sum = 0;
   int64_t count = 0;
-  for (const Question& question : questions_) {
+  for (size_t asked = 0; asked < questions_.size(); asked += kInputStep) {
+    const Question& question = questions_[asked];
     std::vector<int32_t> tokens = question.prompt;
     tokens.insert(tokens.end(), question.answer.begin(), question.answer.end());
     TestSequence sequence = model_.NewSequence();
@@ -109,8 +114,13 @@ TEST_P(DemoModelTest, PerplexityOfTheAnswers) {
       ++count;
     }
   }
+  const double perplexity = std::exp(sum / static_cast<double>(count));
+  if (kSanitized) {
+    EXPECT_LT(perplexity, 1.3) << "of every eighth question";
+    return;
+  }
   EXPECT_EQ(count, answer_tokens_);
-  EXPECT_NEAR(std::exp(sum / static_cast<double>(count)), expected_perplexity_, 0.0005);
+  EXPECT_NEAR(perplexity, expected_perplexity_, 0.0005);
 }
 
 // Two heads: two devices at the most, and two GPUs where the backend is CUDA's.

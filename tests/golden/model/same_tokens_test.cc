@@ -12,6 +12,7 @@
 #include "services/trunk/engine/engine.h"
 #include "tests/fakes/model_harness.h"
 #include "tests/fakes/recording_listener.h"
+#include "tests/fakes/sanitized.h"
 #include "tests/fakes/source_dir.h"
 
 namespace banyan::test {
@@ -21,7 +22,7 @@ using trunk::Engine;
 using trunk::RecordingListener;
 using trunk::Request;
 
-constexpr int32_t kNumRequests = 32;
+constexpr int32_t kNumRequests = kSanitized ? 8 : 32;
 constexpr uint64_t kSeed = 20240917;
 
 // Prompts of 1 to 200 tokens, every kind of sampling.
