@@ -40,7 +40,7 @@ EXPERT = {
 }
 _TRUNK_PARTS = {"ops", "routing", "sampling", "scheduler", "state", "experts", "model"}
 TRUNK = {
-    "ops": set(),
+    "ops": {"sampling/row_math.h"},
     "routing": {"ops"},
     "sampling": set(),
     "experts": {"routing"},

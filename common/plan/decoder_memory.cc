@@ -49,6 +49,8 @@ OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
           .num_experts = config.num_experts,
           .attention = AttentionShapeOf(config, options),
           .delta_net = DeltaNetShapeOf(config),
+          .max_logits_rows = options.max_logits_rows,
+          .vocab_size = config.vocab_size,
           .tensor_parallel = options.tensor_parallel,
           .max_reduced = int64_t{options.max_rows} * config.hidden_size};
 }
@@ -85,6 +87,9 @@ ActivationSizes ActivationSizesOf(const ModelConfig& c, const DecoderOptions& op
           .final_out = rows * hidden,
           .logits_rows = options.max_logits_rows * hidden,
           .logits = int64_t{options.max_logits_rows} * c.vocab_size,
+          .top_scores = int64_t{options.max_logits_rows} * kMaxTopLogits,
+          .top_ids = int64_t{options.max_logits_rows} * kMaxTopLogits,
+          .top_bounded = options.max_logits_rows,
           .qkvz = linear * (c.linear_conv_dim() + c.linear_value_dim()),
           .ba = linear * 2 * c.linear_num_value_heads,
           .qkv = linear * c.linear_conv_dim(),
@@ -116,7 +121,8 @@ size_t ActivationBytes(const ActivationSizes& sizes) {
 
 size_t SharedActivationBytes(const ActivationSizes& s) {
   const int64_t halves = s.expert_ids + s.expert_rows;
-  const int64_t floats = (s.expert_rows > 0 ? 0 : s.normed) + s.expert_weights + s.routed;
+  const int64_t floats = (s.expert_rows > 0 ? 0 : s.normed) + s.expert_weights + s.routed +
+                         s.top_scores + s.top_ids + s.top_bounded;
   return static_cast<size_t>(halves) * sizeof(uint16_t) +
          static_cast<size_t>(floats) * sizeof(float);
 }

@@ -17,7 +17,7 @@ struct DecoderOptions {
   int32_t num_slots = 32;          // recurrent-state slots: sequences alive at once
   int32_t num_state_copies = 0;    // of slots, to go back to: StateHistory
   int32_t num_pages = 0;           // KV pages of kKvPageTokens tokens
-  int32_t max_logits_rows = 32;    // of one ComputeLogits call
+  int32_t max_logits_rows = 32;    // of one RunHead call
   int32_t max_context_tokens = 0;  // of one sequence; 0: the model's max_position_embeddings
   TrunkFormat trunk_format = TrunkFormat::kBf16;
   DType kv_dtype = DType::kF32;  // of keys and values in the cache: AttentionShape::cache_dtype
@@ -44,9 +44,10 @@ size_t KvCacheBytes(const AttentionShape& shape, int32_t num_layers, int32_t num
 size_t RecurrentStateBytes(const DeltaNetShape& shape, int32_t num_layers, int32_t num_slots);
 
 // Elements of each buffer that a step works in (services/trunk/model/activations.h); f32 but for
-// expert_ids, u16, and expert_rows, bf16.
+// top_ids and top_bounded, i32, expert_ids, u16, and expert_rows, bf16.
 struct ActivationSizes {
   int64_t hidden = 0, mixer_out = 0, final_out = 0, logits_rows = 0, logits = 0;
+  int64_t top_scores = 0, top_ids = 0, top_bounded = 0;
   int64_t qkvz = 0, ba = 0, qkv = 0, log_decay = 0, beta = 0, delta_out = 0;
   int64_t q_gate = 0, k = 0, v = 0, attention_out = 0;
   // expert_rows: none where the experts get `normed` as it is.
@@ -61,6 +62,9 @@ struct ActivationSizes {
                                    final_out,
                                    logits_rows,
                                    logits,
+                                   top_scores,
+                                   top_ids,
+                                   top_bounded,
                                    qkvz,
                                    ba,
                                    qkv,

@@ -8,6 +8,7 @@
 namespace banyan {
 
 inline constexpr int32_t kKvPageTokens = 64;  // tokens of one KV page
+inline constexpr int32_t kMaxTopLogits = 64;  // of a row that come from the device in their order
 
 struct AttentionShape {
   int32_t num_heads = 0;
@@ -43,6 +44,9 @@ struct OpLimits {
   int32_t num_experts = 0;
   AttentionShape attention;  // num_heads 0: no such layer
   DeltaNetShape delta_net;   // num_value_heads 0: no such layer
+  // Rows of logits, and logits of one on this device. 0: TopLogits is not called.
+  int32_t max_logits_rows = 0;
+  int32_t vocab_size = 0;
   // Devices that share the model, and the most values of an AllReduce.
   int32_t tensor_parallel = 1;
   int64_t max_reduced = 0;

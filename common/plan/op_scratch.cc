@@ -18,6 +18,9 @@ constexpr size_t kCudaTableAlignment = 16;
 constexpr size_t kCudaSegmentBytes = 20;
 constexpr size_t kCudaTileBytes = 20;
 constexpr int64_t kCudaMostPartialBytes = int64_t{64} << 20;
+constexpr int64_t kCudaTopTile = 4096;
+constexpr int64_t kCudaMostTopLists = 64;
+constexpr int64_t kCudaTopListBytes = kMaxTopLogits * 8 + 4;
 
 int64_t SumsFloats(int64_t vectors, int64_t head_dim) { return vectors * (head_dim + 2); }
 int64_t ScoresFloats(int64_t vectors, int64_t head_dim) {
@@ -72,7 +75,8 @@ int64_t CpuThreadFloats(const OpLimits& limits) {
 size_t CpuScratchBytes(const OpLimits& limits, int num_threads) {
   return static_cast<size_t>(CpuThreadFloats(limits)) * sizeof(float) *
              static_cast<size_t>(num_threads) +
-         CpuAttentionBytes(limits, num_threads);
+         CpuAttentionBytes(limits, num_threads) +
+         static_cast<size_t>(num_threads) * kCpuTopLogits * kCpuTopLogitBytes;
 }
 
 size_t CudaMaxAttentionTiles(const OpLimits& limits) {
@@ -107,9 +111,14 @@ int64_t CudaPartialBytes(const OpLimits& limits) {
   return std::max(one, std::min(kCudaMostPartialBytes, one * limits.max_segments));
 }
 
+int64_t CudaTopLogitsBytes(const OpLimits& limits) {
+  const int64_t tiles = (limits.vocab_size + kCudaTopTile - 1) / kCudaTopTile;
+  return limits.max_logits_rows * std::min(tiles, kCudaMostTopLists) * kCudaTopListBytes;
+}
+
 size_t CudaScratchBytes(const OpLimits& limits) {
   return CudaStepTableBytes(limits) + static_cast<size_t>(CudaPartialBytes(limits)) +
-         CudaReduceBytes(limits);
+         static_cast<size_t>(CudaTopLogitsBytes(limits)) + CudaReduceBytes(limits);
 }
 
 }  // namespace banyan

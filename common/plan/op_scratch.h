@@ -24,6 +24,10 @@ size_t CpuAttentionBytes(const OpLimits& limits, int num_threads);
 // Of one thread: DeltaNet in chunks, or the router's probabilities. Whole cache lines.
 int64_t CpuThreadFloats(const OpLimits& limits);
 
+// Of one thread, to find the highest logits of a row in (services/trunk/sampling/row_math.h).
+inline constexpr size_t kCpuTopLogits = 2 * kMaxTopLogits + 128;
+inline constexpr size_t kCpuTopLogitBytes = 8;
+
 size_t CpuScratchBytes(const OpLimits& limits, int num_threads);
 
 // The tables of a step on the GPU (ops/cuda/step_tables.h), and how many attention tiles they hold.
@@ -38,6 +42,9 @@ constexpr int64_t CudaPartialFloats(int32_t head_dim) {
 // Of one page, all KV heads; and of what a step keeps: one tile of the longest context at least.
 int64_t CudaPartialPageBytes(const AttentionShape& shape);
 int64_t CudaPartialBytes(const OpLimits& limits);
+
+// Lists of the highest logits of pieces of a row, before they are one (ops/cuda/top_logits.h).
+int64_t CudaTopLogitsBytes(const OpLimits& limits);
 
 // What other devices leave of a sum that all of them get. Two devices need nothing: a + b is b + a,
 // whoever adds.

@@ -261,6 +261,7 @@ class Planner {
     if (CodeStagingBytes() > 0) blocks.Add(kCudaCodeStagingBytes, 2);
     blocks.Add(CudaStepTableBytes(limits));
     blocks.Add(static_cast<uint64_t>(CudaPartialBytes(limits)));
+    blocks.Add(static_cast<uint64_t>(CudaTopLogitsBytes(limits)));
     blocks.Add(CudaReduceBytes(limits));
     blocks.Add(kDevicePieceAlignment);  // counters of hand-overs
     return blocks.block_bytes();
@@ -306,7 +307,7 @@ class Planner {
     add("shared buffers",
         SharedActivationBytes(sizes) +
             kExpertRowBlocks * ExpertRowBlockBytes(sizes, /*on_host=*/false),
-        "pinned; the experts' inputs and results");
+        "pinned; the experts' inputs and results, the highest logits");
     add("step tables", memory.step_table_bytes + kUploadTables * CudaStepTableBytes(limits),
         "the host's, and pinned ones in turn");
     out.Add("tensor index", input_.index_bytes, "names and places in the checkpoint");

@@ -118,22 +118,44 @@ void FakeForwardPass::CheckContinues(const StepSegment& segment) {
   }
 }
 
-absl::Status FakeForwardPass::ComputeLogits(std::span<const int32_t> rows,
-                                            std::span<float> logits) {
-  CHECK(!rows.empty() && rows.size() <= Idx(limits_.max_logits_rows));
+absl::Status FakeForwardPass::LogitsOfRow(int32_t row, std::span<float> logits) const {
+  CHECK(row >= 0 && Idx(row) < row_slots_.size());
+  const SlotState& slot = slots_[Idx(row_slots_[Idx(row)])];
+  const size_t position = Idx(row_positions_[Idx(row)]);
+  LogitsOf(slot.hashes[position], logits);
+  if (!on_logits) return absl::OkStatus();
+  return on_logits(std::span(slot.tokens).first(position + 1), logits);
+}
+
+absl::Status FakeForwardPass::RunHead(const HeadQuery& query) {
+  const size_t num_rows = query.full_rows.size() + query.top_rows.size();
+  CHECK(num_rows > 0 && num_rows <= Idx(limits_.max_logits_rows));
+  most_logits_rows_ = std::max(most_logits_rows_, static_cast<int32_t>(num_rows));
+  ++num_head_runs_;
+  num_full_rows_ += static_cast<int64_t>(query.full_rows.size());
+  num_top_rows_ += static_cast<int64_t>(query.top_rows.size());
   const size_t vocab = Idx(limits_.vocab_size);
-  CHECK(logits.size() == rows.size() * vocab);
-  most_logits_rows_ = std::max(most_logits_rows_, static_cast<int32_t>(rows.size()));
-  for (size_t i = 0; i < rows.size(); ++i) {
-    CHECK(rows[i] >= 0 && Idx(rows[i]) < row_slots_.size());
-    const SlotState& slot = slots_[Idx(row_slots_[Idx(rows[i])])];
-    const size_t position = Idx(row_positions_[Idx(rows[i])]);
-    const std::span<float> row = logits.subspan(i * vocab, vocab);
-    LogitsOf(slot.hashes[position], row);
-    if (on_logits) {
-      absl::Status status = on_logits(std::span(slot.tokens).first(position + 1), row);
-      if (!status.ok()) return status;
-    }
+  for (size_t i = 0; i < query.full_rows.size(); ++i) {
+    CHECK(query.stride >= limits_.vocab_size);
+    absl::Status status = LogitsOfRow(
+        query.full_rows[i], {query.logits + i * static_cast<size_t>(query.stride), vocab});
+    if (!status.ok()) return status;
+  }
+  if (query.top_rows.empty()) return absl::OkStatus();
+  CHECK(query.num_ids >= 1 && query.num_ids <= limits_.vocab_size);
+  CHECK(query.k >= 1 && query.k <= std::min(limits_.max_top_logits, query.num_ids));
+  CHECK(query.top.size() == query.top_rows.size() * Idx(query.k));
+  CHECK(query.bounded.size() == query.top_rows.size());
+  std::vector<float> logits(vocab);
+  std::vector<ScoredId> top;
+  for (size_t i = 0; i < query.top_rows.size(); ++i) {
+    absl::Status status = LogitsOfRow(query.top_rows[i], logits);
+    if (!status.ok()) return status;
+    const std::span<const float> counting(logits.data(), Idx(query.num_ids));
+    query.bounded[i] = WithinBound(counting) ? 1 : 0;
+    if (query.bounded[i] == 0) continue;
+    SelectTop(counting, query.k, &top);
+    std::copy(top.begin(), top.end(), query.top.begin() + static_cast<ptrdiff_t>(i * top.size()));
   }
   return absl::OkStatus();
 }

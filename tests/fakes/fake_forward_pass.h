@@ -21,7 +21,7 @@ class FakeForwardPass final : public ForwardPass {
 
   const Limits& limits() const override { return limits_; }
   absl::Status Forward(const Step& step) override;
-  absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
+  absl::Status RunHead(const HeadQuery& query) override;
   absl::Status Fault() override { return fault; }
   // As if each step read one byte.
   uint64_t weight_bytes_read() const override { return static_cast<uint64_t>(num_steps_); }
@@ -40,7 +40,11 @@ class FakeForwardPass final : public ForwardPass {
   absl::Status fault;
 
   int64_t num_steps() const { return num_steps_; }
-  int32_t most_logits_rows() const { return most_logits_rows_; }
+  int32_t most_logits_rows() const { return most_logits_rows_; }  // of one call
+  // Of all calls so far.
+  int64_t num_full_rows() const { return num_full_rows_; }
+  int64_t num_top_rows() const { return num_top_rows_; }
+  int64_t num_head_runs() const { return num_head_runs_; }
 
  private:
   struct SlotState {
@@ -50,6 +54,7 @@ class FakeForwardPass final : public ForwardPass {
     bool prompt_over = false;  // nothing chunked may follow
   };
 
+  absl::Status LogitsOfRow(int32_t row, std::span<float> logits) const;
   void CheckStep(const Step& step);
   void CheckContinues(const StepSegment& segment);
 
@@ -59,6 +64,9 @@ class FakeForwardPass final : public ForwardPass {
   int64_t last_step_id_ = -1;
   int64_t num_steps_ = 0;
   int32_t most_logits_rows_ = 0;
+  int64_t num_full_rows_ = 0;
+  int64_t num_top_rows_ = 0;
+  int64_t num_head_runs_ = 0;
   // Of the last step, by row.
   std::vector<int32_t> row_slots_;
   std::vector<int32_t> row_positions_;

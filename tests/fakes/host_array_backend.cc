@@ -204,6 +204,16 @@ class HostArrayBackend : public Backend {
     Finish();
   }
 
+  void TopLogits(int32_t num_rows, const TopLogitsArgs& args) override {
+    TopLogitsArgs p = args;
+    p.logits = In(args.logits, int64_t{num_rows} * args.vocab_size);
+    p.scores = Out(args.scores, int64_t{num_rows} * args.k);
+    p.ids = Out(args.ids, int64_t{num_rows} * args.k);
+    p.bounded = Out(args.bounded, num_rows);
+    inner_->TopLogits(num_rows, p);
+    Finish();
+  }
+
   void GatherRows(std::span<const int32_t> rows, int32_t n, const float* x, float* out) override {
     int64_t most = 0;
     for (int32_t row : rows) most = std::max<int64_t>(most, row + 1);

@@ -28,6 +28,8 @@ struct Generation {
 
   bool in_queue = true;   // counts against max_queued_requests
   bool reported = false;  // OnStarted has been called
+  // The highest logits have not been enough: tokens before this position take all logits.
+  int32_t all_logits_until = 0;
   std::vector<TokenLogprobs> prompt_logprobs;
   int32_t prompt_logprobs_done = 0;  // not computed again after a preemption
 

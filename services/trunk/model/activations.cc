@@ -55,6 +55,9 @@ absl::Status PlaceActivations(const ActivationSizes& sizes, Backend* backend, Ac
   placer.Place(&out->final_out, sizes.final_out);
   placer.Place(&out->logits_rows, sizes.logits_rows);
   placer.Place(&out->logits, sizes.logits);
+  placer.Place(&out->top_scores, sizes.top_scores);
+  placer.Place(&out->top_ids, sizes.top_ids);
+  placer.Place(&out->top_bounded, sizes.top_bounded);
   placer.Place(&out->qkvz, sizes.qkvz);
   placer.Place(&out->ba, sizes.ba);
   placer.Place(&out->qkv, sizes.qkv);

@@ -29,6 +29,9 @@ struct Activations {
   float* final_out = nullptr;    // [hidden_size], after the final norm
   float* logits_rows = nullptr;  // [max_logits_rows, hidden_size]
   float* logits = nullptr;       // [max_logits_rows, vocab_size]
+  Shared<float> top_scores;      // [max_logits_rows, kMaxTopLogits], as top_ids
+  Shared<int32_t> top_ids;
+  Shared<int32_t> top_bounded;  // [max_logits_rows]
 
   // Gated DeltaNet.
   float* qkvz = nullptr;

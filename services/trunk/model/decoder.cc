@@ -74,6 +74,7 @@ class Decoder::Impl {
                .num_slots = options.num_slots,
                .num_pages = options.num_pages,
                .max_logits_rows = options.max_logits_rows,
+               .max_top_logits = kMaxTopLogits,
                .vocab_size = config_.vocab_size,
                .max_position = MaxPositionOf(config, options)};
   }
@@ -141,23 +142,69 @@ class Decoder::Impl {
     return backend_->Synchronize();
   }
 
-  absl::Status ComputeLogits(std::span<const int32_t> rows, int64_t stride, float* logits) {
-    const auto num_rows = static_cast<int32_t>(rows.size());
-    CHECK(num_rows <= limits_.max_logits_rows);
-    for (int32_t row : rows) CHECK(row >= 0 && row < num_rows_);
-    if (num_rows == 0) return absl::OkStatus();
+  // One product for all rows: the full ones first.
+  absl::Status RunHead(const HeadQuery& query) {
+    const auto num_full = static_cast<int32_t>(query.full_rows.size());
+    const auto num_top = static_cast<int32_t>(query.top_rows.size());
+    CHECK(num_full + num_top <= limits_.max_logits_rows);
+    if (num_full + num_top == 0) return absl::OkStatus();
     const Activations& a = activations_;
-    backend_->GatherRows(rows, config_.hidden_size, a.final_out, a.logits_rows);
+    GatherHeadRows(query.full_rows, 0);
+    GatherHeadRows(query.top_rows, num_full);
     const LinearArgs head[] = {{.x = a.logits_rows, .w = &weights_.lm_head, .y = a.logits}};
-    backend_->Linear(num_rows, head);
+    backend_->Linear(num_full + num_top, head);
     weight_bytes_read_ += RowBytes(weights_.lm_head) * static_cast<uint64_t>(weights_.lm_head.rows);
-    constexpr size_t kSize = sizeof(float);
-    return backend_->ReadBackRows(a.logits, static_cast<size_t>(limits_.vocab_size) * kSize,
-                                  num_rows, static_cast<size_t>(stride) * kSize, logits);
+    if (num_top > 0) QueueTopLogits(query, a.logits + int64_t{num_full} * limits_.vocab_size);
+    if (num_full > 0) {
+      constexpr size_t kSize = sizeof(float);
+      RETURN_IF_ERROR(backend_->ReadBackRows(
+          a.logits, static_cast<size_t>(limits_.vocab_size) * kSize, num_full,
+          static_cast<size_t>(query.stride) * kSize, query.logits));
+    }
+    return num_top > 0 ? TakeTopLogits(query) : absl::OkStatus();
   }
 
  private:
   bool asks() const { return rank_.tensor.rank == 0; }
+
+  // Final hidden states of rows of the step, from row `to` of the head's input on.
+  void GatherHeadRows(std::span<const int32_t> rows, int32_t to) {
+    for (int32_t row : rows) CHECK(row >= 0 && row < num_rows_);
+    if (rows.empty()) return;
+    backend_->GatherRows(rows, config_.hidden_size, activations_.final_out,
+                         activations_.logits_rows + int64_t{to} * config_.hidden_size);
+  }
+
+  void QueueTopLogits(const HeadQuery& query, const float* logits) {
+    const auto num_rows = static_cast<int32_t>(query.top_rows.size());
+    CHECK(query.k <= limits_.max_top_logits);
+    const size_t found = query.top_rows.size() * static_cast<size_t>(query.k);
+    CHECK(query.top.size() == found && query.bounded.size() == query.top_rows.size());
+    const Activations& a = activations_;
+    backend_->TopLogits(num_rows, {.vocab_size = limits_.vocab_size,
+                                   .num_ids = query.num_ids,
+                                   .k = query.k,
+                                   .logits = logits,
+                                   .scores = a.top_scores,
+                                   .ids = a.top_ids,
+                                   .bounded = a.top_bounded});
+    const SharedCopy copies[] = {{a.top_scores.buffer(), found * sizeof(float)},
+                                 {a.top_ids.buffer(), found * sizeof(int32_t)},
+                                 {a.top_bounded.buffer(), query.bounded.size() * sizeof(int32_t)}};
+    backend_->CopyToHost(copies);
+  }
+
+  absl::Status TakeTopLogits(const HeadQuery& query) {
+    RETURN_IF_ERROR(backend_->AwaitHost());
+    const Activations& a = activations_;
+    for (size_t i = 0; i < query.top.size(); ++i) {
+      query.top[i] = {a.top_scores.host[i], a.top_ids.host[i]};
+    }
+    for (size_t i = 0; i < query.bounded.size(); ++i) {
+      query.bounded[i] = a.top_bounded.host[i] != 0 ? 1 : 0;
+    }
+    return absl::OkStatus();
+  }
 
   void QueueEmbedding() {
     backend_->Embed(weights_.embed_tokens, activations_.hidden);
@@ -397,14 +444,7 @@ const ForwardPass::Limits& Decoder::limits() const { return impl_->limits(); }
 
 absl::Status Decoder::Forward(const Step& step) { return impl_->Forward(step); }
 
-absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) {
-  CHECK(logits.size() == rows.size() * static_cast<size_t>(limits().vocab_size));
-  return impl_->ComputeLogits(rows, limits().vocab_size, logits.data());
-}
-
-absl::Status Decoder::ComputeLogits(std::span<const int32_t> rows, int64_t stride, float* logits) {
-  return impl_->ComputeLogits(rows, stride, logits);
-}
+absl::Status Decoder::RunHead(const HeadQuery& query) { return impl_->RunHead(query); }
 
 void Decoder::ReadAnswersOf(const Decoder& asker) { impl_->ReadAnswersOf(*asker.impl_); }
 

@@ -72,9 +72,7 @@ class Decoder : public ForwardPass {
   // vocab_size: of this rank.
   const Limits& limits() const override;
   absl::Status Forward(const Step& step) override;
-  absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
-  // The same to rows that begin `stride` values after each other.
-  absl::Status ComputeLogits(std::span<const int32_t> rows, int64_t stride, float* logits);
+  absl::Status RunHead(const HeadQuery& query) override;
   // Of a rank that does not ask the experts, before the first step: their answers are where `asker`
   // has them.
   void ReadAnswersOf(const Decoder& asker);

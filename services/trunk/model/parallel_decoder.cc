@@ -1,5 +1,6 @@
 #include "services/trunk/model/parallel_decoder.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "common/base/check.h"
@@ -40,6 +41,15 @@ absl::StatusOr<std::unique_ptr<ParallelDecoder>> ParallelDecoder::Create(
   }
   out->limits_ = out->decoders_[0]->limits();
   out->limits_.vocab_size = config.vocab_size;
+  const auto rows = static_cast<size_t>(out->limits_.max_logits_rows);
+  const auto most = static_cast<size_t>(out->limits_.max_top_logits);
+  for (const auto& decoder : out->decoders_) {
+    const auto part = static_cast<int32_t>(out->tops_.size());
+    out->tops_.push_back({.first_id = part * decoder->limits().vocab_size,
+                          .top = std::vector<ScoredId>(rows * most),
+                          .bounded = std::vector<uint8_t>(rows)});
+  }
+  out->merged_.reserve(out->decoders_.size() * most);
   return out;
 }
 
@@ -58,15 +68,48 @@ absl::Status ParallelDecoder::Forward(const Step& step) {
   return FirstFailure();
 }
 
-absl::Status ParallelDecoder::ComputeLogits(std::span<const int32_t> rows,
-                                            std::span<float> logits) {
-  CHECK(logits.size() == rows.size() * static_cast<size_t>(limits_.vocab_size));
+absl::Status ParallelDecoder::RunHead(const HeadQuery& query) {
   threads_->Run([&](int32_t rank) {
     const auto i = static_cast<size_t>(rank);
-    float* const own = logits.data() + rank * int64_t{decoders_[i]->limits().vocab_size};
-    statuses_[i] = decoders_[i]->ComputeLogits(rows, limits_.vocab_size, own);
+    statuses_[i] = decoders_[i]->RunHead(RankQuery(query, i));
   });
-  return FirstFailure();
+  RETURN_IF_ERROR(FirstFailure());
+  MergeTops(query);
+  return absl::OkStatus();
+}
+
+HeadQuery ParallelDecoder::RankQuery(const HeadQuery& query, size_t rank) {
+  RankTop& own = tops_[rank];
+  HeadQuery out = query;
+  if (out.logits != nullptr) out.logits += own.first_id;
+  // A part may lie beyond the ids that count, or have fewer than are wanted.
+  out.num_ids = std::clamp(query.num_ids - own.first_id, 0, decoders_[rank]->limits().vocab_size);
+  own.k = out.k = std::min(query.k, out.num_ids);
+  if (own.k == 0) out.top_rows = {};
+  out.top = std::span(own.top).first(out.top_rows.size() * static_cast<size_t>(own.k));
+  out.bounded = std::span(own.bounded).first(out.top_rows.size());
+  return out;
+}
+
+void ParallelDecoder::MergeTops(const HeadQuery& query) {
+  const auto k = static_cast<size_t>(query.k);
+  for (size_t row = 0; row < query.top_rows.size(); ++row) {
+    merged_.clear();
+    query.bounded[row] = 1;
+    for (const RankTop& own : tops_) {
+      if (own.k == 0) continue;
+      if (own.bounded[row] == 0) query.bounded[row] = 0;
+      const auto count = static_cast<size_t>(own.k);
+      for (const ScoredId& found : std::span(own.top).subspan(row * count, count)) {
+        merged_.push_back({found.score, own.first_id + found.id});
+      }
+    }
+    if (query.bounded[row] == 0) continue;
+    CHECK(merged_.size() >= k);
+    std::partial_sort(merged_.begin(), merged_.begin() + static_cast<ptrdiff_t>(k), merged_.end(),
+                      ScoresHigher);
+    std::copy_n(merged_.begin(), k, query.top.begin() + static_cast<ptrdiff_t>(row * k));
+  }
 }
 
 absl::Status ParallelDecoder::Fault() {

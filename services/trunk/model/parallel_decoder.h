@@ -2,7 +2,8 @@
 // vocabulary are divided (common/plan/tensor_parallel.h). Every rank runs the whole forward pass
 // over its slices, on a thread of its own, and the backends add up what the slices give. Rank 0
 // alone asks the experts; the others read their answer where it has it (expert_answers.h). Each
-// rank computes the logits of its part of the vocabulary, straight to their place in host memory.
+// rank computes the logits of its part of the vocabulary, straight to their place in host memory;
+// of the highest ones each has its own, from which those of all are taken.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +42,7 @@ class ParallelDecoder : public ForwardPass {
   // An error of the experts is every rank's, and the next step may run. A rank that fails alone
   // ends the step of all ranks, and all steps after it, with its status.
   absl::Status Forward(const Step& step) override;
-  absl::Status ComputeLogits(std::span<const int32_t> rows, std::span<float> logits) override;
+  absl::Status RunHead(const HeadQuery& query) override;
   absl::Status Fault() override;
   uint64_t weight_bytes_read() const override;
 
@@ -50,10 +51,22 @@ class ParallelDecoder : public ForwardPass {
   // Status of the first rank that failed.
   absl::Status FirstFailure() const;
 
+  // The highest logits of a rank's part of the vocabulary.
+  struct RankTop {
+    int32_t first_id = 0;
+    int32_t k = 0;                 // of each row
+    std::vector<ScoredId> top;     // [max_logits_rows, max_top_logits]
+    std::vector<uint8_t> bounded;  // [max_logits_rows]
+  };
+  HeadQuery RankQuery(const HeadQuery& query, size_t rank);
+  void MergeTops(const HeadQuery& query);
+
   RankThreads* const threads_;
   ExpertAnswers answers_;
   std::vector<std::unique_ptr<Decoder>> decoders_;
   std::vector<absl::Status> statuses_;  // of each rank in the last call
+  std::vector<RankTop> tops_;
+  std::vector<ScoredId> merged_;  // of one row
   Limits limits_;
 };
 

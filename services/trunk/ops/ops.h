@@ -72,6 +72,7 @@ using banyan::AttentionShape;     // NOLINT(misc-unused-using-decls): part of th
 using banyan::DeltaNetShape;      // NOLINT(misc-unused-using-decls)
 using banyan::Int8Groups;         // NOLINT(misc-unused-using-decls): part of this interface
 using banyan::kInt8GroupColumns;  // NOLINT(misc-unused-using-decls)
+using banyan::kMaxTopLogits;      // NOLINT(misc-unused-using-decls)
 using banyan::OpLimits;           // NOLINT(misc-unused-using-decls)
 
 // Memory with a side for the device and one for the host: the same bytes on the CPU.
@@ -165,6 +166,16 @@ struct CombineArgs {
   float eps = 0;
   const float* norm_weight = nullptr;  // [hidden_size]
   float* normed = nullptr;             // out [num_rows, hidden_size]
+};
+
+struct TopLogitsArgs {
+  int32_t vocab_size = 0;         // logits of a row
+  int32_t num_ids = 0;            // those of ids below it count, 1 to vocab_size
+  int32_t k = 0;                  // 1 to kMaxTopLogits, at most num_ids
+  const float* logits = nullptr;  // [num_rows, vocab_size]
+  float* scores = nullptr;        // out [num_rows, k]
+  int32_t* ids = nullptr;         // out [num_rows, k]
+  int32_t* bounded = nullptr;     // out [num_rows]
 };
 
 // Owned by one thread, the engine's.
@@ -296,6 +307,12 @@ class Backend {
   // the same order with the same counts, and have the same bits afterwards. A value's bits depend
   // on nothing but the values added. Nothing to do for a device that has the model alone.
   virtual void AllReduce(float* /*x*/, int64_t /*count*/) {}
+
+  // The k highest logits of each row and their ids: descending, the lower id first among equals, 0
+  // equal to -0. bounded: 1 if each logit that counts is between -2^100 and 2^100, hence none NaN
+  // or infinite; else 0, and scores and ids mean nothing. At most max_logits_rows rows of at most
+  // vocab_size logits, as reserved.
+  virtual void TopLogits(int32_t num_rows, const TopLogitsArgs& args) = 0;
 
   // Looks whether the device is well, or a device that it shares the model with has failed, without
   // waiting for what is queued. Its failure then reaches all of them.

@@ -86,6 +86,27 @@ RowSummary SummarizeRow(std::span<const float> row) {
   return summary;
 }
 
+bool WithinBound(std::span<const float> row) {
+  // Without their sign, bits of floats are ordered as the floats, NaN above all.
+  constexpr int32_t kMost = std::bit_cast<int32_t>(kLogitBound);
+  constexpr int32_t kSignless = 0x7fffffff;
+  I4 beyond[kChains] = {};
+  const size_t whole = row.size() / kLanes * kLanes;
+  for (size_t i = 0; i < whole; i += kLanes) {
+    for (size_t j = 0; j < kChains; ++j) {
+      beyond[j] |= (std::bit_cast<I4>(Load(row.data() + i + j * kWidth)) & kSignless) >= kMost;
+    }
+  }
+  bool within = true;
+  for (size_t j = 0; j < kChains; ++j) {
+    for (size_t lane = 0; lane < kWidth; ++lane) within = within && beyond[j][lane] == 0;
+  }
+  for (size_t i = whole; i < row.size(); ++i) {
+    within = within && (std::bit_cast<int32_t>(row[i]) & kSignless) < kMost;
+  }
+  return within;
+}
+
 int32_t FirstIndexOf(std::span<const float> row, float value) {
   const auto found = std::find(row.begin(), row.end(), value);
   CHECK(found != row.end());
@@ -124,7 +145,7 @@ void SelectTop(std::span<const float> row, int32_t count, std::vector<ScoredId>*
   top->clear();
   if (count <= 0) return;
   const size_t keep = std::min(static_cast<size_t>(count), row.size());
-  const size_t capacity = 2 * keep + 64;
+  const size_t capacity = SelectTopCapacity(static_cast<int32_t>(keep)) - kSelectTopBlock;
   // Candidates must beat the worst of the best `keep` seen so far. An equal score further on has
   // the higher id and loses.
   float threshold = kLowest;
@@ -136,7 +157,8 @@ void SelectTop(std::span<const float> row, int32_t count, std::vector<ScoredId>*
     threshold = top->back().score;
     full = true;
   };
-  constexpr size_t kBlock = 4 * kLanes;
+  constexpr size_t kBlock = kSelectTopBlock;
+  static_assert(kBlock % kWidth == 0);
   const float* const data = row.data();
   for (size_t begin = 0; begin < row.size(); begin += kBlock) {
     const size_t end = std::min(begin + kBlock, row.size());

@@ -2,6 +2,7 @@
 // the bits are the same on every machine (no fused multiply-add, fixed order of sums).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -15,6 +16,12 @@ struct RowSummary {
 
 // An empty row has max -infinity and is finite.
 RowSummary SummarizeRow(std::span<const float> row);
+
+// Beyond this no penalty makes an infinity of a logit (sampling_params.h has their ranges).
+inline constexpr float kLogitBound = 0x1p100f;
+
+// Whether all of `row` is between -kLogitBound and kLogitBound, hence finite.
+bool WithinBound(std::span<const float> row);
 
 // Lowest index that holds `value`; it must be there (CHECK).
 int32_t FirstIndexOf(std::span<const float> row, float value);
@@ -36,8 +43,13 @@ inline bool ScoresHigher(const ScoredId& a, const ScoredId& b) {
   return a.score != b.score ? a.score > b.score : a.id < b.id;
 }
 
-// The `count` highest of `row` in that order (fewer if the row is shorter), overwriting `top`.
-// Skips whole blocks below the best found so far; nothing but the result is sorted.
+// The `count` highest of `row` in that order (fewer if the row is shorter), overwriting `top`,
+// which does not grow beyond SelectTopCapacity. Skips whole blocks below the best found so far;
+// nothing but the result is sorted. Undefined with a NaN in the row.
+inline constexpr size_t kSelectTopBlock = 64;
+constexpr size_t SelectTopCapacity(int32_t count) {
+  return 2 * static_cast<size_t>(count) + 64 + kSelectTopBlock;
+}
 void SelectTop(std::span<const float> row, int32_t count, std::vector<ScoredId>* top);
 
 }  // namespace banyan::trunk

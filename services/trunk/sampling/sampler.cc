@@ -13,6 +13,13 @@ namespace {
 
 constexpr float kGreedyTemperature = 1e-5f;
 
+float Penalized(const SamplingParams& params, int32_t count, float logit) {
+  logit = logit > 0.0f ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+  logit -= params.frequency_penalty * static_cast<float>(count);
+  if (count > 0) logit -= params.presence_penalty;
+  return logit;
+}
+
 void ApplyBiasAndPenalties(const SamplingParams& params, const TokenHistory& history,
                            std::span<float> logits) {
   const auto inside = [&](int32_t id) { return static_cast<size_t>(id) < logits.size(); };
@@ -23,10 +30,50 @@ void ApplyBiasAndPenalties(const SamplingParams& params, const TokenHistory& his
   for (const auto& [id, count] : history.output_counts()) {
     if (!inside(id)) continue;
     float& logit = logits[static_cast<size_t>(id)];
-    logit = logit > 0.0f ? logit / params.repetition_penalty : logit * params.repetition_penalty;
-    logit -= params.frequency_penalty * static_cast<float>(count);
-    if (count > 0) logit -= params.presence_penalty;
+    logit = Penalized(params, count, logit);
   }
+}
+
+// The same to some of a row's logits.
+void ApplyBiasAndPenalties(const SamplingParams& params, const TokenHistory& history,
+                           std::span<ScoredId> some) {
+  for (const auto& [id, bias] : params.logit_bias) {
+    for (ScoredId& candidate : some) {
+      if (candidate.id == id) candidate.score += bias;
+    }
+  }
+  if (!TokenHistory::NeededBy(params)) return;
+  for (ScoredId& candidate : some) {
+    const auto found = history.output_counts().find(candidate.id);
+    if (found == history.output_counts().end()) continue;
+    candidate.score = Penalized(params, found->second, candidate.score);
+  }
+}
+
+bool ChangesLogits(const SamplingParams& params) {
+  return !params.logit_bias.empty() || TokenHistory::NeededBy(params);
+}
+
+// Whether bias and penalties leave no logit higher than it was; rounding does not either.
+bool NeverRaises(const SamplingParams& params) {
+  return params.repetition_penalty >= 1.0f && params.frequency_penalty >= 0.0f &&
+         params.presence_penalty >= 0.0f &&
+         std::all_of(params.logit_bias.begin(), params.logit_bias.end(),
+                     [](const auto& entry) { return entry.second <= 0.0f; });
+}
+
+bool IsGreedy(const SamplingParams& params) {
+  return params.temperature < kGreedyTemperature || params.top_k == 1;
+}
+
+// Of `candidates`, logits: the weights, and their sum.
+double WeighCandidates(float max, float scale, std::vector<ScoredId>* candidates) {
+  double total = 0;
+  for (ScoredId& candidate : *candidates) {
+    candidate.score = ExpNonPositive((candidate.score - max) * scale);
+    total += static_cast<double>(candidate.score);
+  }
+  return total;
 }
 
 double MassOf(std::span<const ScoredId> candidates) {
@@ -79,9 +126,7 @@ absl::StatusOr<int32_t> Sampler::Choose(const SamplingParams& params, const Toke
   ApplyBiasAndPenalties(params, history, row);
   const RowSummary summary = SummarizeRow(row);
   if (!summary.finite) return NotFinite(row, position);
-  if (params.temperature < kGreedyTemperature || params.top_k == 1) {
-    return FirstIndexOf(row, summary.max);
-  }
+  if (IsGreedy(params)) return FirstIndexOf(row, summary.max);
   return Draw(params, UniformAt(params.seed, static_cast<uint64_t>(position)), summary.max, row);
 }
 
@@ -90,12 +135,9 @@ int32_t Sampler::Draw(const SamplingParams& params, double uniform, float max,
   const float scale = 1.0f / params.temperature;
   double total = 0;
   candidates_.clear();
-  if (params.top_k > 0 && params.top_k < sampled_vocab_size_) {
+  if (TakesTopK(params)) {
     SelectTop(logits, params.top_k, &candidates_);
-    for (ScoredId& candidate : candidates_) {
-      candidate.score = ExpNonPositive((candidate.score - max) * scale);
-      total += static_cast<double>(candidate.score);
-    }
+    total = WeighCandidates(max, scale, &candidates_);
   } else {
     weights_.resize(logits.size());
     total = ExpRow(logits, max, scale, weights_);
@@ -109,6 +151,63 @@ int32_t Sampler::Draw(const SamplingParams& params, double uniform, float max,
       if (weights_[id] >= floor) candidates_.push_back({weights_[id], static_cast<int32_t>(id)});
     }
   }
+  return DrawFromCandidates(params, uniform, total);
+}
+
+bool Sampler::TakesTopK(const SamplingParams& params) const {
+  return IsGreedy(params) || (params.top_k > 0 && params.top_k < sampled_vocab_size_);
+}
+
+int32_t Sampler::TopNeeded(const SamplingParams& params, int32_t most) const {
+  const bool changes = ChangesLogits(params);
+  if (changes && !NeverRaises(params)) return 0;
+  const int32_t as_many_as_there_are = std::min(most, sampled_vocab_size_);
+  if (!TakesTopK(params)) {
+    return params.top_p >= 1.0f && params.min_p > 0.0f ? as_many_as_there_are : 0;
+  }
+  const int32_t taken = IsGreedy(params) ? 1 : params.top_k;
+  if (!changes) return taken <= most ? taken : 0;
+  // Those that fall need others to come after them.
+  return taken <= most / 2 ? as_many_as_there_are : 0;
+}
+
+std::optional<int32_t> Sampler::ChooseFromTop(const SamplingParams& params,
+                                              const TokenHistory& history, int64_t position,
+                                              std::span<const ScoredId> top) {
+  CHECK(!top.empty());
+  // An id that is not here comes after the last one, also after penalties, which raise nothing.
+  const ScoredId last = top.back();
+  const bool others = top.size() < static_cast<size_t>(sampled_vocab_size_);
+  candidates_.assign(top.begin(), top.end());
+  if (ChangesLogits(params)) {
+    CHECK(NeverRaises(params));
+    ApplyBiasAndPenalties(params, history, candidates_);
+    std::sort(candidates_.begin(), candidates_.end(), ScoresHigher);
+  }
+  const bool takes_top_k = TakesTopK(params);
+  const auto taken = static_cast<size_t>(IsGreedy(params) || !takes_top_k ? 1 : params.top_k);
+  CHECK(taken <= candidates_.size());
+  if (others && ScoresHigher(last, candidates_[taken - 1])) return std::nullopt;
+  if (IsGreedy(params)) return candidates_[0].id;
+
+  const float scale = 1.0f / params.temperature;
+  const float max = candidates_[0].score;
+  if (takes_top_k) {
+    candidates_.resize(taken);
+  } else if (others &&
+             // Weights are within 2 ulp, so a lower logit's may be a little higher.
+             ExpNonPositive((last.score - max) * scale) >= params.min_p * 0.9999f) {
+    return std::nullopt;
+  } else {
+    // As Draw goes through the whole row.
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const ScoredId& a, const ScoredId& b) { return a.id < b.id; });
+  }
+  const double total = WeighCandidates(max, scale, &candidates_);
+  return DrawFromCandidates(params, UniformAt(params.seed, static_cast<uint64_t>(position)), total);
+}
+
+int32_t Sampler::DrawFromCandidates(const SamplingParams& params, double uniform, double total) {
   if (params.top_p < 1.0f) {
     partitioned_ = candidates_;
     const ScoredId last = LastOfNucleus(&partitioned_, static_cast<double>(params.top_p) * total);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,9 +31,24 @@ class Sampler {
   absl::StatusOr<int32_t> Choose(const SamplingParams& params, const TokenHistory& history,
                                  int64_t position, std::span<float> logits);
 
+  // How many of a row's highest logits ChooseFromTop asks for, `most` at the most; 0: Choose with
+  // all logits it must be.
+  int32_t TopNeeded(const SamplingParams& params, int32_t most) const;
+
+  // What Choose returns, the same bits throughout, from the highest logits of a row whose logits
+  // are within kLogitBound: those of ids below sampled_vocab_size, TopNeeded(params) or more, by
+  // ScoresHigher. None if an id that is not among them might be chosen, after penalties or with
+  // more than these above min-p: Choose it must be.
+  std::optional<int32_t> ChooseFromTop(const SamplingParams& params, const TokenHistory& history,
+                                       int64_t position, std::span<const ScoredId> top);
+
  private:
   int32_t Draw(const SamplingParams& params, double uniform, float max,
                std::span<const float> logits);
+  // Top-p, min-p and the draw from candidates_, which have weights; `total` is the sum of all that
+  // top-k left.
+  int32_t DrawFromCandidates(const SamplingParams& params, double uniform, double total);
+  bool TakesTopK(const SamplingParams& params) const;
   int32_t DrawFromAll(double uniform, double total) const;
 
   int32_t sampled_vocab_size_;

@@ -359,6 +359,69 @@ TEST_P(CudaOpsTest, AttentionOfRaggedSteps) {
   }
 }
 
+// Rows of Qwen3's vocabulary, as many as a step may have: the same ids and the same bits.
+TEST_P(CudaOpsTest, TopLogitsOfTheWholeVocabulary) {
+  constexpr int32_t kVocab = 151936;
+  constexpr int32_t kSampled = 151669;
+  constexpr int32_t kRows = 32;
+  Reserve({.max_rows = kRows,
+           .max_segments = 1,
+           .max_position = 1,
+           .num_experts = 1,
+           .attention = {},
+           .delta_net = {},
+           .max_logits_rows = kRows,
+           .vocab_size = kVocab});
+  std::vector<float> logits = Random(int64_t{kRows} * kVocab, 2);
+  const auto row = [&](int32_t r) { return &logits[static_cast<size_t>(r) * kVocab]; };
+  // As of a language model: a few far above the bulk, in some rows beside each other; bf16's coarse
+  // steps; broken ones.
+  for (int32_t r = 0; r < kRows; ++r) {
+    for (int32_t i = 0; i < 40; ++i) {
+      row(r)[r % 4 == 0 ? 5000 + i : static_cast<int32_t>(random_() % kSampled)] +=
+          6.0f + static_cast<float>(i % 7);
+    }
+    if (r % 3 == 0) {
+      for (int32_t id = 0; id < kVocab; ++id) row(r)[id] = ToFloat(ToBF16(row(r)[id]));
+    }
+  }
+  row(7)[kSampled - 1] = NAN;
+  row(9)[kSampled] = NAN;
+  row(20)[77] = -INFINITY;
+  struct Found {
+    std::vector<float> scores;
+    std::vector<int32_t> ids, bounded;
+  };
+  const auto run = [&](Backend* backend, int32_t rows, int32_t k) {
+    const auto count = static_cast<size_t>(rows) * static_cast<size_t>(k);
+    Found found = {std::vector<float>(count), std::vector<int32_t>(count),
+                   std::vector<int32_t>(static_cast<size_t>(rows))};
+    backend->TopLogits(rows, {.vocab_size = kVocab,
+                              .num_ids = kSampled,
+                              .k = k,
+                              .logits = logits.data(),
+                              .scores = found.scores.data(),
+                              .ids = found.ids.data(),
+                              .bounded = found.bounded.data()});
+    return found;
+  };
+  for (const int32_t rows : {1, 3, 16, kRows}) {
+    for (const int32_t k : {1, 20, kMaxTopLogits}) {
+      const Found expected = run(cpu_.get(), rows, k);
+      const Found found = run(gpu_.get(), rows, k);
+      ASSERT_EQ(found.bounded, expected.bounded);
+      for (int32_t r = 0; r < rows; ++r) {
+        if (expected.bounded[static_cast<size_t>(r)] == 0) continue;
+        for (int32_t i = r * k; i < (r + 1) * k; ++i) {
+          const auto at = static_cast<size_t>(i);
+          ASSERT_EQ(found.ids[at], expected.ids[at]) << "row " << r << ", " << i - r * k;
+          ASSERT_EQ(found.scores[at], expected.scores[at]);
+        }
+      }
+    }
+  }
+}
+
 // Enough of a device's life to see that nothing is allocated after Reserve and that faults are
 // told.
 TEST_P(CudaOpsTest, LimitsAreChecked) {

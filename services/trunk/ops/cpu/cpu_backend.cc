@@ -19,6 +19,7 @@
 #include "services/trunk/ops/cpu/paged_attention.h"
 #include "services/trunk/ops/cpu/parallel.h"
 #include "services/trunk/ops/cpu/router_topk.h"
+#include "services/trunk/ops/cpu/top_logits.h"
 #include "services/trunk/ops/int8_rows.h"
 
 namespace banyan::trunk {
@@ -29,6 +30,7 @@ namespace {
 constexpr int64_t kNormCost = 8;
 constexpr int64_t kExpCost = 24;
 constexpr int64_t kQuantizeCost = 16;
+constexpr int64_t kTopCost = 8;
 
 // Rows of one tile of element-wise work.
 constexpr int64_t kRowsPerTile = 8;
@@ -113,6 +115,8 @@ class CpuBackend : public Backend {
                                                           sizeof(float) * threads));
     scratch_ = reinterpret_cast<float*>(memory);
     attention_.Reserve(limits, parallel_.num_threads());
+    top_.resize(threads);
+    for (std::vector<ScoredId>& top : top_) top.reserve(kCpuTopLogits);
     return absl::OkStatus();
   }
 
@@ -226,6 +230,15 @@ class CpuBackend : public Backend {
     }
   }
 
+  void TopLogits(int32_t num_rows, const TopLogitsArgs& a) override {
+    CHECK(a.k >= 1 && a.k <= kMaxTopLogits && a.k <= a.num_ids && a.num_ids <= a.vocab_size);
+    parallel_.For(num_rows, num_rows * a.num_ids * kTopCost, [&](int64_t row, int thread) {
+      const int64_t at = row * a.k;
+      a.bounded[row] = TopLogitsRow(a.logits + row * a.vocab_size, a.num_ids, a.k,
+                                    &top_[static_cast<size_t>(thread)], a.scores + at, a.ids + at);
+    });
+  }
+
   // The first failure is kept; what is computed after it means nothing.
   void AllReduce(float* x, int64_t count) override {
     if (collective_ == nullptr || !status_.ok()) return;
@@ -268,6 +281,7 @@ class CpuBackend : public Backend {
   StepPlan plan_;
   float* scratch_ = nullptr;  // scratch_floats_ for each thread
   int64_t scratch_floats_ = 0;
+  std::vector<std::vector<ScoredId>> top_;  // of each thread
 };
 
 }  // namespace

@@ -33,6 +33,8 @@
 #include "services/trunk/ops/cuda/rms_norm.h"
 #include "services/trunk/ops/cuda/router_topk.h"
 #include "services/trunk/ops/cuda/step_upload.h"
+#include "services/trunk/ops/cuda/top_logits.h"
+#include "services/trunk/sampling/row_math.h"
 
 namespace banyan::trunk {
 namespace cuda {
@@ -42,6 +44,7 @@ static_assert(kMaxLinearCalls <= kMaxMatrices);
 static_assert(kMaxSharedCopies <= kMaxCopies);
 static_assert(kMaxExperts == kMaxRouterExperts);
 static_assert(kGroupColumns == kInt8GroupColumns);
+static_assert(kMaxTop == kMaxTopLogits && kTopBound == kLogitBound);
 
 // Up to here a kernel that touches mapped host memory is faster than the copy engine: it writes as
 // fast as the link, and reads at 7 GB/s (H200).
@@ -287,6 +290,11 @@ class CudaBackend : public Backend {
     partials_ = reinterpret_cast<float*>(partials);
     if (partial_bytes > 0)
       partial_capacity_ = partial_bytes / CudaPartialPageBytes(limits.attention);
+    top_scratch_bytes_ = CudaTopLogitsBytes(limits);
+    CHECK(top_scratch_bytes_ == TopScratchBytes(limits.max_logits_rows, limits.vocab_size));
+    if (top_scratch_bytes_ > 0) {
+      ASSIGN_OR_RETURN(top_scratch_, memory_.Allocate(static_cast<size_t>(top_scratch_bytes_)));
+    }
     if (const size_t bytes = CudaReduceBytes(limits); bytes > 0) {
       ASSIGN_OR_RETURN(std::byte * gathered, memory_.Allocate(bytes));
       gathered_ = reinterpret_cast<float*>(gathered);
@@ -627,6 +635,23 @@ class CudaBackend : public Backend {
     Done(cuda::AddRows(int64_t{num_rows} * n, addend, hidden, stream_), "add_rows", num_rows, n);
   }
 
+  void TopLogits(int32_t num_rows, const TopLogitsArgs& a) override {
+    CHECK(a.k >= 1 && a.k <= kMaxTopLogits && a.k <= a.num_ids && a.num_ids <= a.vocab_size);
+    CHECK(TopScratchBytes(num_rows, a.num_ids) <= top_scratch_bytes_);
+    if (!status_.ok()) return;
+    Done(cuda::TopLogits(num_rows,
+                         {.vocab_size = a.vocab_size,
+                          .num_ids = a.num_ids,
+                          .k = a.k,
+                          .logits = a.logits,
+                          .scores = a.scores,
+                          .ids = a.ids,
+                          .bounded = a.bounded,
+                          .scratch = top_scratch_},
+                         stream_),
+         "top_logits", num_rows, a.num_ids);
+  }
+
   void GatherRows(std::span<const int32_t> rows, int32_t n, const float* x, float* out) override {
     if (!status_.ok()) return;
     const auto count = static_cast<int32_t>(rows.size());
@@ -825,6 +850,8 @@ class CudaBackend : public Backend {
   Prefetch prefetch_;
   StepUpload step_;
   float* gathered_ = nullptr;  // of AllReduce
+  std::byte* top_scratch_ = nullptr;
+  int64_t top_scratch_bytes_ = 0;
   float* partials_ = nullptr;
   int64_t partial_capacity_ = 0;             // pages
   HandoverState* handover_state_ = nullptr;  // device

@@ -254,10 +254,12 @@ TEST(TrunkPlanTest, AGpuTrunkTakesHostMemoryBesides) {
   const auto rows = static_cast<uint64_t>(plan->max_batch_tokens);
   EXPECT_EQ(bytes("embedding table"), 12345678u);
   EXPECT_EQ(bytes("staging"), uint64_t{32} << 20);
-  // Inputs of a step, twice more for those on their way, and results.
+  // Inputs of a step, twice more for those on their way, and results; the highest logits.
+  const uint64_t top = static_cast<uint64_t>(plan->decoder.max_logits_rows) * (64 * 8 + 4);
   EXPECT_EQ(bytes("shared buffers"),
             rows * ((3 + 1) * 4 * static_cast<uint64_t>(config.hidden_size) +
-                    6 * static_cast<uint64_t>(config.num_experts_per_tok)));
+                    6 * static_cast<uint64_t>(config.num_experts_per_tok)) +
+                top);
   EXPECT_GT(bytes("step tables"), 0u);
 
   // Every GPU has a backend, which pins its own; the process is one.

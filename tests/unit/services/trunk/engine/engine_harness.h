@@ -27,6 +27,7 @@ struct Harness {
                                                         .num_slots = 32,
                                                         .num_pages = 400,
                                                         .max_logits_rows = 7,
+                                                        .max_top_logits = 20,
                                                         .vocab_size = kVocab,
                                                         .max_position = 4096})
       : forward(limits) {

@@ -52,6 +52,9 @@ void RunWorkload(const Workload& workload, uint32_t seed, double* preemptions) {
                    .num_slots = workload.slots,
                    .num_pages = workload.pages,
                    .max_logits_rows = 1 + static_cast<int32_t>(random() % 9),
+                   .max_top_logits = seed % 3 == 0   ? 0
+                                     : seed % 3 == 1 ? 8
+                                                     : kSampledVocab,
                    .vocab_size = kVocab,
                    .max_position = 4096});
   harness.options.max_queued_requests = workload.requests;
@@ -162,6 +165,7 @@ TEST(EnginePropertyTest, ManyThreadsSubmitAndCancel) {
                    .num_slots = 6,
                    .num_pages = 20,
                    .max_logits_rows = 3,
+                   .max_top_logits = 8,
                    .vocab_size = kVocab,
                    .max_position = 4096});
   harness.options.max_queued_requests = 16;

@@ -58,6 +58,109 @@ TEST(EngineTest, SampledAndPenalisedTokensAreTheDefinitionsToo) {
   }
 }
 
+// A forward pass that sorts and one that does not; top_k below, at and beyond what it sorts.
+TEST(EngineTest, TheHighestLogitsAloneGiveTheSameTokens) {
+  std::vector<Request> requests;
+  for (const int32_t top_k : {0, 1, 2, 19, 20, 21, kSampledVocab - 1, kSampledVocab, 1000}) {
+    for (const float temperature : {0.0f, 0.8f}) {
+      const SamplingParams sampling{.temperature = temperature,
+                                    .top_k = top_k,
+                                    .top_p = top_k % 2 == 0 ? 1.0f : 0.9f,
+                                    .seed = static_cast<uint64_t>(7 + top_k)};
+      requests.push_back(
+          MakeRequest(MakePrompt(20, static_cast<uint32_t>(requests.size())), 30, sampling));
+    }
+  }
+  std::vector<std::vector<int32_t>> tokens[2];
+  for (const int32_t max_top_logits : {0, 20}) {
+    Harness harness({.max_rows = 512,
+                     .num_slots = 32,
+                     .num_pages = 400,
+                     .max_logits_rows = 7,
+                     .max_top_logits = max_top_logits,
+                     .vocab_size = kVocab,
+                     .max_position = 4096});
+    harness.Start();
+    std::vector<std::shared_ptr<RecordingListener>> listeners;
+    for (const Request& request : requests) listeners.push_back(harness.Submit(request));
+    for (size_t i = 0; i < requests.size(); ++i) {
+      listeners[i]->Wait();
+      EXPECT_EQ(listeners[i]->tokens(), ExpectedTokens(requests[i])) << i;
+      tokens[max_top_logits > 0 ? 1 : 0].push_back(listeners[i]->tokens());
+    }
+    harness.engine->Drain(absl::InfiniteFuture());
+    if (max_top_logits == 0) {
+      EXPECT_EQ(harness.forward.num_top_rows(), 0);
+    } else {
+      // Greedy always; of the others top_k 1, 2, 19 and 20.
+      EXPECT_EQ(harness.forward.num_top_rows(), 30 * (9 + 4));
+      EXPECT_EQ(harness.forward.num_full_rows(), 30 * 5);
+    }
+  }
+  EXPECT_EQ(tokens[0], tokens[1]);
+}
+
+// With penalties that lower logits as long as the highest of them are enough, then without trying.
+TEST(EngineTest, PenaltiesOnTheHighestLogitsGiveTheSameTokens) {
+  Harness harness;
+  harness.Start();
+  std::vector<Request> requests;
+  for (uint32_t i = 0; i < 24; ++i) {
+    SamplingParams sampling{.temperature = i % 3 == 0 ? 0.0f : 0.8f,
+                            .top_k = 1 + static_cast<int32_t>(i % 10),
+                            .repetition_penalty = i % 2 == 0 ? 1.1f : 1.0f,
+                            .presence_penalty = i % 4 == 1 ? 6.0f : 0.0f,
+                            .frequency_penalty = i % 4 == 3 ? 0.2f : 0.0f,
+                            .seed = i};
+    if (i % 6 == 5) {
+      sampling.top_k = 0;
+      sampling.min_p = 0.2f;
+    }
+    if (i % 5 == 0) sampling.logit_bias = {{static_cast<int32_t>(i), -20.0f}};
+    requests.push_back(MakeRequest(MakePrompt(1 + static_cast<int32_t>(i), i), 60, sampling));
+  }
+  std::vector<std::shared_ptr<RecordingListener>> listeners;
+  for (const Request& request : requests) listeners.push_back(harness.Submit(request));
+  for (size_t i = 0; i < requests.size(); ++i) {
+    listeners[i]->Wait();
+    EXPECT_EQ(listeners[i]->tokens(), ExpectedTokens(requests[i])) << i;
+  }
+  harness.engine->Drain(absl::InfiniteFuture());
+  EXPECT_GT(harness.forward.num_top_rows(), 24 * 60 / 4) << "tried";
+  EXPECT_GT(harness.forward.num_full_rows(), 0) << "not always enough";
+  EXPECT_LT(harness.forward.num_top_rows() + harness.forward.num_full_rows(),
+            24 * 60 + 24 * (60 / 16 + 1))
+      << "one in 17 in vain at the most";
+}
+
+TEST(EngineTest, OneProductForAllRowsOfAStep) {
+  Harness harness;
+  absl::Notification all;
+  harness.forward.on_forward = [&](const Step&) {
+    all.WaitForNotification();
+    return absl::OkStatus();
+  };
+  harness.Start();
+  Request with_logprobs = MakeRequest(MakePrompt(9, 1), 5);
+  with_logprobs.num_logprobs = 2;
+  const std::vector<Request> requests = {
+      MakeRequest(MakePrompt(9), 5), with_logprobs,
+      MakeRequest(MakePrompt(9, 2), 5, {.temperature = 0.5f, .top_k = 12, .seed = 5}),
+      MakeRequest(MakePrompt(9, 3), 5, {.temperature = 0.5f, .seed = 5})};
+  // The first step may have any of them.
+  std::vector<std::shared_ptr<RecordingListener>> listeners;
+  for (const Request& request : requests) listeners.push_back(harness.Submit(request));
+  all.Notify();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    listeners[i]->Wait();
+    EXPECT_EQ(listeners[i]->tokens(), ExpectedTokens(requests[i])) << i;
+  }
+  harness.engine->Drain(absl::InfiniteFuture());
+  EXPECT_EQ(harness.forward.num_full_rows(), 10);
+  EXPECT_EQ(harness.forward.num_top_rows(), 10);
+  EXPECT_EQ(harness.forward.num_head_runs(), harness.forward.num_steps());
+}
+
 TEST(EngineTest, PromptOnly) {
   Harness harness;
   harness.Start();
@@ -232,6 +335,7 @@ TEST(EngineTest, FewPagesLimitTheContext) {
                    .num_slots = 2,
                    .num_pages = 3,
                    .max_logits_rows = 4,
+                   .max_top_logits = 0,
                    .vocab_size = kVocab,
                    .max_position = 4096});
   Engine& engine = harness.Start();

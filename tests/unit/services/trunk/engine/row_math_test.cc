@@ -75,6 +75,24 @@ TEST(RowMathTest, SummaryAtAwkwardSizes) {
   EXPECT_EQ(SummarizeRow({}).max, -kInf);
 }
 
+TEST(RowMathTest, BoundAtAwkwardSizes) {
+  std::mt19937 random(14);
+  for (const size_t size : {1u, 3u, 15u, 16u, 17u, 64u, 255u, 1187u}) {
+    std::vector<float> row = RandomRow(size, &random);
+    row[size / 3] = std::nextafter(kLogitBound, 0.0f);
+    row[size / 2] = -row[size / 3];
+    EXPECT_TRUE(WithinBound(row)) << size;
+    for (const float bad : {kNan, -kNan, kInf, -kInf, kLogitBound, -kLogitBound}) {
+      for (const size_t at : {size_t{0}, size / 2, size - 1}) {
+        std::vector<float> broken = row;
+        broken[at] = bad;
+        EXPECT_FALSE(WithinBound(broken)) << size << " at " << at << " " << bad;
+      }
+    }
+  }
+  EXPECT_TRUE(WithinBound({}));
+}
+
 TEST(RowMathTest, ExponentialWithinTwoUlp) {
   for (float x = 0.0f; x > -87.0f; x = x * 1.0001f - 1e-4f) {
     const double exact = std::exp(static_cast<double>(x));

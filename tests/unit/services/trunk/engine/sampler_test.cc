@@ -8,6 +8,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -168,6 +169,135 @@ TEST(SamplerTest, KeepsExactlyTheIdsOfTheDefinition) {
       ASSERT_EQ(seen.size(), 1u);
     }
   }
+}
+
+TEST(SamplerTest, SaysHowMuchOfARowItNeeds) {
+  const Sampler sampler(100);
+  const auto needed = [&](SamplingParams params) { return sampler.TopNeeded(params, 64); };
+  EXPECT_EQ(needed({.temperature = 0.0f}), 1);
+  EXPECT_EQ(needed({.temperature = 0.0f, .top_k = 80}), 1);
+  EXPECT_EQ(needed({.temperature = 1.0f, .top_k = 1}), 1);
+  EXPECT_EQ(needed({.temperature = 1.0f, .top_k = 20, .top_p = 0.5f, .min_p = 0.1f}), 20);
+  EXPECT_EQ(needed({.temperature = 1.0f, .top_k = 64}), 64);
+  for (const int32_t all : {0, 65, 99, 100, 5000}) {
+    EXPECT_EQ(needed({.temperature = 1.0f, .top_k = all}), 0) << all;
+  }
+  EXPECT_EQ(sampler.TopNeeded({.temperature = 0.0f}, 0), 0);
+  EXPECT_EQ(Sampler(1).TopNeeded({.temperature = 0.0f}, 64), 1);
+  EXPECT_EQ(Sampler(20).TopNeeded({.temperature = 1.0f, .top_k = 20}, 64), 0);
+  // Min-p alone cuts the row by itself; with top-p it does so too late.
+  EXPECT_EQ(needed({.temperature = 1.0f, .min_p = 0.1f}), 64);
+  EXPECT_EQ(needed({.temperature = 1.0f, .top_k = 100, .min_p = 0.1f}), 64);
+  EXPECT_EQ(needed({.temperature = 1.0f, .min_p = 0.1f, .presence_penalty = 1.0f}), 64);
+  EXPECT_EQ(needed({.temperature = 1.0f, .top_p = 0.9f, .min_p = 0.1f}), 0);
+  EXPECT_EQ(needed({.temperature = 1.0f, .top_p = 0.9f}), 0);
+  // What lowers logits takes more of them, what raises some takes all.
+  EXPECT_EQ(needed({.temperature = 0.0f, .repetition_penalty = 1.1f}), 64);
+  EXPECT_EQ(needed({.temperature = 1.0f, .top_k = 32, .presence_penalty = 1.0f}), 64);
+  EXPECT_EQ(needed({.temperature = 1.0f, .top_k = 33, .presence_penalty = 1.0f}), 0);
+  EXPECT_EQ(needed({.temperature = 1.0f, .top_k = 0, .presence_penalty = 1.0f}), 0);
+  EXPECT_EQ(needed({.temperature = 0.0f, .frequency_penalty = 1.0f}), 64);
+  EXPECT_EQ(needed({.temperature = 0.0f, .logit_bias = {{3, -1.0f}}}), 64);
+  EXPECT_EQ(needed({.temperature = 0.0f, .repetition_penalty = 0.9f}), 0);
+  EXPECT_EQ(needed({.temperature = 0.0f, .presence_penalty = -1.0f}), 0);
+  EXPECT_EQ(needed({.temperature = 0.0f, .frequency_penalty = -1.0f}), 0);
+  EXPECT_EQ(needed({.temperature = 0.0f, .logit_bias = {{3, -1.0f}, {4, 1.0f}}}), 0);
+  EXPECT_EQ(Sampler(20).TopNeeded({.temperature = 0.0f, .frequency_penalty = 1.0f}, 64), 20);
+}
+
+TEST(SamplerTest, TheHighestLogitsChooseWhatAllOfThemDo) {
+  constexpr uint32_t kSeed = 78;
+  SCOPED_TRACE(::testing::Message() << "seed " << kSeed);
+  std::mt19937 random(kSeed);
+  const float kTopP[] = {0.0f, 0.1f, 0.5f, 0.8f, 0.95f, 1.0f};
+  const float kMinP[] = {0.0f, 0.0f, 0.05f, 0.5f, 1.0f};
+  constexpr int32_t kMost = 64;
+  int changed = 0;
+  int not_enough = 0;
+  for (int trial = 0; trial < 4000; ++trial) {
+    const size_t size = 2 + random() % 300;
+    std::vector<float> logits = RandomRow(size, &random, trial % 2 == 0 ? 3.0f : 0.2f);
+    if (trial % 4 == 0) {
+      for (float& x : logits) x = std::round(x);  // many ties, zeros of both signs
+    }
+    if (trial % 7 == 0) {
+      for (float& x : logits) x = std::min(x, 0.5f);  // the highest among them
+    }
+    SamplingParams params{
+        .temperature = trial % 5 == 0 ? 0.0f : 0.05f + static_cast<float>(random() % 40) / 10.0f,
+        .top_k = trial % 6 == 1
+                     ? 0
+                     : 1 + static_cast<int32_t>(random() % std::min<size_t>(kMost, size - 1)),
+        .top_p = kTopP[random() % 6],
+        .min_p = kMinP[random() % 5],
+        .seed = random()};
+    if (params.top_k == 0) {
+      params.top_p = 1.0f;
+      params.min_p = std::max(params.min_p, 0.001f);
+    }
+    TokenHistory history;
+    if (trial % 3 == 0) {
+      std::vector<int32_t> prompt;
+      for (size_t i = random() % size; i > 0; --i) prompt.push_back(random() % (size + 9));
+      history = TokenHistory(prompt);
+      for (size_t i = random() % 50; i > 0; --i) history.AddOutput(random() % size);
+      const auto strength = static_cast<float>(random() % 4);
+      params.repetition_penalty = 1.0f + strength * 0.1f * static_cast<float>(random() % 2);
+      params.presence_penalty = strength * static_cast<float>(random() % 2);
+      params.frequency_penalty = strength * 0.3f * static_cast<float>(random() % 2);
+      for (size_t i = random() % 4; i > 0; --i) {
+        params.logit_bias.emplace_back(random() % (size + 9),
+                                       -static_cast<float>(random() % 5) * 0.5f);
+      }
+    }
+    Sampler sampler(static_cast<int32_t>(size));
+    const int32_t needed = sampler.TopNeeded(params, kMost);
+    if (needed == 0) {
+      ASSERT_TRUE(params.top_k > kMost / 2) << trial;
+      continue;
+    }
+    // As many as asked for, or some more.
+    std::vector<ScoredId> top;
+    SelectTop(logits, needed + static_cast<int32_t>(random() % 2) * 10, &top);
+    for (int64_t position = 0; position < 10; ++position) {
+      const std::optional<int32_t> found = sampler.ChooseFromTop(params, history, position, top);
+      if (needed == kMost) ++changed;
+      if (!found.has_value()) {
+        ASSERT_TRUE(trial % 3 == 0 || params.top_k == 0) << "always, without penalties";
+        ++not_enough;
+        continue;
+      }
+      std::vector<float> row = logits;
+      ASSERT_EQ(*found, sampler.Choose(params, history, position, row).value())
+          << "trial " << trial << " top_k " << params.top_k << " of " << size;
+    }
+  }
+  EXPECT_GT(not_enough, 200);
+  EXPECT_GT(changed, 2 * not_enough);
+}
+
+// Where an id that is not among the highest would have come in.
+TEST(SamplerTest, TheHighestLogitsMayNotBeEnough) {
+  Sampler sampler(6);
+  SamplingParams params{.temperature = 0.0f, .presence_penalty = 2.0f};
+  TokenHistory history;
+  for (const int32_t id : {0, 1}) history.AddOutput(id);
+  // 8 and 7 fall to 6 and 5; of the others 6.5 is the highest, and may be unknown.
+  const std::vector<ScoredId> top = {{8, 0}, {7, 1}, {6.5f, 4}, {1, 2}};
+  EXPECT_EQ(sampler.ChooseFromTop(params, history, 0, top), 4);
+  EXPECT_EQ(sampler.ChooseFromTop(params, history, 0, std::span(top).first(3)), 4);
+  EXPECT_EQ(sampler.ChooseFromTop(params, history, 0, std::span(top).first(2)), std::nullopt);
+  // An equal one that is not known has the higher id.
+  const std::vector<ScoredId> equal = {{8, 0}, {6, 3}};
+  EXPECT_EQ(sampler.ChooseFromTop(params, history, 0, equal), 0);
+  // Min-p: the last one known is still above it, or no longer, or nobody is unknown.
+  params = {.temperature = 1.0f, .min_p = 0.5f};
+  const std::vector<ScoredId> close = {{8, 3}, {7.9f, 1}, {7.8f, 2}, {1, 0}, {0, 4}, {0, 5}};
+  EXPECT_EQ(sampler.ChooseFromTop(params, history, 0, std::span(close).first(3)), std::nullopt);
+  EXPECT_NE(sampler.ChooseFromTop(params, history, 0, std::span(close).first(4)), std::nullopt);
+  params.min_p = 1e-6f;
+  EXPECT_EQ(sampler.ChooseFromTop(params, history, 0, std::span(close).first(4)), std::nullopt);
+  EXPECT_NE(sampler.ChooseFromTop(params, history, 0, close), std::nullopt);
 }
 
 TEST(SamplerTest, DrawsWithTheProbabilitiesOfTheDefinition) {

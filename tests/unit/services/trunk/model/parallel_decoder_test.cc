@@ -204,6 +204,58 @@ TEST(ParallelDecoderTest, TheSameBitsAloneAndInABatch) {
   EXPECT_EQ(std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)), 0);
 }
 
+// The highest logits of all ranks, beside all logits of other rows, against all logits alone.
+TEST(ParallelDecoderTest, TheHighestLogitsAreThoseOfAllRanks) {
+  const bool on_cpu = test::IsCpu(ModelHarness::DefaultBackend());
+  for (int32_t count = 1; count <= (on_cpu ? 4 : std::min(test::AvailableGpus(), 2)); count *= 2) {
+    ModelHarness model({.directory = TinyDirectory(), .tensor_parallel = count});
+    TestSequence sequence = model.NewSequence();
+    const std::vector<float> all = model.Run({{&sequence, Tokens(12), true}});
+    const auto vocab = static_cast<size_t>(model.config().vocab_size);
+    ForwardPass& forward = model.forward_pass();
+    const int32_t most = forward.limits().max_top_logits;
+    ASSERT_EQ(most, kMaxTopLogits);
+    const auto part = static_cast<int32_t>(vocab) / count;
+    // The last: of some ranks none or few count.
+    for (const int32_t num_ids :
+         {static_cast<int32_t>(vocab), std::min(part + 3, static_cast<int32_t>(vocab)), most}) {
+      for (const int32_t k : {1, 20, most}) {
+        SCOPED_TRACE(testing::Message() << count << " ranks, " << k << " of " << num_ids);
+        const std::vector<int32_t> full = {3, 11};
+        const std::vector<int32_t> top = {0, 11, 7};
+        std::vector<float> logits(full.size() * vocab, NAN);
+        std::vector<ScoredId> found(top.size() * static_cast<size_t>(k));
+        std::vector<uint8_t> bounded(top.size());
+        const absl::Status ran = forward.RunHead({.full_rows = full,
+                                                  .logits = logits.data(),
+                                                  .stride = static_cast<int64_t>(vocab),
+                                                  .top_rows = top,
+                                                  .num_ids = num_ids,
+                                                  .k = k,
+                                                  .top = found,
+                                                  .bounded = bounded});
+        ASSERT_TRUE(ran.ok()) << ran;
+        for (size_t i = 0; i < full.size(); ++i) {
+          EXPECT_EQ(std::memcmp(&logits[i * vocab], &all[static_cast<size_t>(full[i]) * vocab],
+                                vocab * sizeof(float)),
+                    0);
+        }
+        std::vector<ScoredId> expected;
+        for (size_t i = 0; i < top.size(); ++i) {
+          SelectTop(std::span(all).subspan(static_cast<size_t>(top[i]) * vocab,
+                                           static_cast<size_t>(num_ids)),
+                    k, &expected);
+          EXPECT_EQ(bounded[i], 1);
+          for (size_t j = 0; j < expected.size(); ++j) {
+            EXPECT_EQ(found[i * expected.size() + j].id, expected[j].id);
+            EXPECT_EQ(found[i * expected.size() + j].score, expected[j].score);
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(ParallelDecoderTest, LostExpertsAreEverybodysErrorAndTheNextStepRuns) {
   ModelHarness model({.directory = TinyDirectory(), .tensor_parallel = 2});
   const Outcome expected = Decode(&model, 20, 3);
