@@ -59,6 +59,8 @@ cat >"$work/model/config.json" <<END
  "decoder_sparse_step": 1, "mlp_only_layers": [], "tie_word_embeddings": false,
  "eos_token_id": 151645}
 END
+# How that model is sampled where a request does not say.
+printf '{"do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": 0.8}\n' >"$work/model/generation_config.json"
 
 begin=$SECONDS
 "$bin/banyan-expert" --model "$work/model" --load_format dummy --pool_format "$pool_format" \

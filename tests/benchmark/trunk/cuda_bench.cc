@@ -1,12 +1,14 @@
 // The CUDA backend at the full model's geometry beside what this card can do at best: bytes per
 // second of a device-to-device copy (read and written), measured at start.
 //
-//   cuda_bench [ops] [step] [short] [parallel] [--directory=DIR]
+//   cuda_bench [ops] [top] [step] [short] [parallel] [--directory=DIR]
 //     ops    each operation: microseconds, GB/s of what must be read and written, share of the
-//     copy's step   the whole trunk with experts that answer at once with zeros: milliseconds a
-//     decode step by
-//            batch and context, and prefill. Writes 4.7 GB of random weights to DIR (/dev/shm) and
-//            removes them.
+//            copy's
+//     top    of these, what becomes of a row of logits
+//     step   the whole trunk with experts that answer at once with zeros: milliseconds a decode
+//            step by batch and context, and prefill, choices included. Writes 4.7 GB of random
+//            weights to DIR (/dev/shm) and removes them.
+//     short  few of these steps
 //     parallel  a few of these steps on one GPU, on two, four and eight, as many as there are.
 // Times are medians of repetitions, each many calls queued together; weights go round a set larger
 // than the second-level cache.
@@ -42,6 +44,7 @@
 #include "services/trunk/ops/collective/nccl.h"
 #include "services/trunk/ops/cuda/cuda_backend.h"
 #include "services/trunk/ops/cuda/device.h"
+#include "services/trunk/sampling/sampler.h"
 
 namespace banyan::trunk {
 namespace {
@@ -111,7 +114,9 @@ class Ops {
                                .max_position = 40000,
                                .num_experts = 512,
                                .attention = kAttention,
-                               .delta_net = kDeltaNet}));
+                               .delta_net = kDeltaNet,
+                               .max_logits_rows = kLogitsRows,
+                               .vocab_size = kVocab}));
   }
 
   void Run() {
@@ -119,9 +124,56 @@ class Ops {
     DeltaNets();
     Attentions();
     Small();
+    Tops();
+  }
+
+  // What becomes of a row of logits: the highest found on the device, or all of them copied.
+  void Tops() {
+    float* const logits = Floats(int64_t{kLogitsRows} * kVocab, 2);
+    const SharedBuffer scores = ValueOf(backend_->AllocateShared(kLogitsRows * kMaxTopLogits * 4));
+    const SharedBuffer ids = ValueOf(backend_->AllocateShared(kLogitsRows * kMaxTopLogits * 4));
+    const SharedBuffer bounded = ValueOf(backend_->AllocateShared(kLogitsRows * 4));
+    std::vector<float> host(static_cast<size_t>(kLogitsRows) * kVocab);
+    for (const int32_t rows : {1, 4, 16, 32}) {
+      const double bytes = 4.0 * rows * kSampled;
+      for (const int32_t k : {1, 20, kMaxTopLogits}) {
+        const std::string shape = std::to_string(rows) + " rows, " + std::to_string(k);
+        const TopLogitsArgs args = {.vocab_size = kVocab,
+                                    .num_ids = kSampled,
+                                    .k = k,
+                                    .logits = logits,
+                                    .scores = reinterpret_cast<float*>(scores.device),
+                                    .ids = reinterpret_cast<int32_t*>(ids.device),
+                                    .bounded = reinterpret_cast<int32_t*>(bounded.device)};
+        Report("top_logits", shape,
+               MedianSeconds(backend_.get(), 60, [&](int) { backend_->TopLogits(rows, args); }),
+               bytes, 0);
+        const auto count = static_cast<size_t>(rows * k) * 4;
+        const SharedCopy copies[] = {
+            {scores, count}, {ids, count}, {bounded, static_cast<size_t>(rows) * 4}};
+        Report("top_logits + wait", shape,
+               MedianSeconds(backend_.get(), 60,
+                             [&](int) {
+                               backend_->TopLogits(rows, args);
+                               backend_->CopyToHost(copies);
+                               CheckOk(backend_->AwaitHost());
+                             }),
+               bytes, 0);
+      }
+      Report("all logits to the host", std::to_string(rows) + " rows",
+             MedianSeconds(backend_.get(), 10,
+                           [&](int) {
+                             CheckOk(backend_->ReadBack(
+                                 logits, static_cast<size_t>(rows) * kVocab * 4, host.data()));
+                           }),
+             4.0 * rows * kVocab, 0);
+    }
   }
 
  private:
+  static constexpr int32_t kLogitsRows = 32;
+  static constexpr int32_t kVocab = 151936;
+  static constexpr int32_t kSampled = 151669;
   static constexpr AttentionShape kAttention = {
       .num_heads = 16, .num_kv_heads = 2, .head_dim = 256, .rotary_dim = 64, .eps = 1e-6f};
   static constexpr DeltaNetShape kDeltaNet = {.num_key_heads = 16,
@@ -417,6 +469,61 @@ class Ops {
   std::mt19937 random_{1};
 };
 
+double Median(std::vector<double> times) {
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+// The next tokens of some rows of a step, both ways; they must be the same.
+struct Choices {
+  static constexpr int32_t kVocab = 151936;
+  static constexpr int32_t kSampled = 151669;
+
+  explicit Choices(size_t rows)
+      : top(rows * static_cast<size_t>(params.top_k)),
+        bounded(rows),
+        logits(rows * kVocab),
+        tokens(rows) {}
+
+  void Highest(ForwardPass* forward, std::span<const int32_t> rows) {
+    const double begin = Now();
+    CheckOk(forward->RunHead({.full_rows = {},
+                              .top_rows = rows,
+                              .num_ids = kSampled,
+                              .k = params.top_k,
+                              .top = top,
+                              .bounded = bounded}));
+    const double middle = Now();
+    const auto k = static_cast<size_t>(params.top_k);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      CHECK(bounded[i] == 1);
+      tokens[i] = *sampler.ChooseFromTop(params, {}, 1, std::span(top).subspan(i * k, k));
+    }
+    times[0].push_back(middle - begin);
+    times[1].push_back(Now() - middle);
+  }
+
+  void All(ForwardPass* forward, std::span<const int32_t> rows) {
+    const double begin = Now();
+    CheckOk(forward->ComputeLogits(rows, logits));
+    const double middle = Now();
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const std::span<float> row = std::span(logits).subspan(i * kVocab, kVocab);
+      CHECK(ValueOf(sampler.Choose(params, {}, 1, row)) == tokens[i]);
+    }
+    times[2].push_back(middle - begin);
+    times[3].push_back(Now() - middle);
+  }
+
+  const SamplingParams params = {.temperature = 0.7f, .top_k = 20, .top_p = 0.8f, .seed = 1};
+  Sampler sampler{kSampled};
+  std::vector<ScoredId> top;
+  std::vector<uint8_t> bounded;
+  std::vector<float> logits;
+  std::vector<int32_t> tokens;
+  std::vector<double> times[4];
+};
+
 // Experts that know nothing and answer at once.
 class ZeroExperts : public ExpertTransport {
  public:
@@ -576,25 +683,22 @@ class StepRun {
                           .chunked = rows > 1});
       wanted.push_back((s + 1) * rows - 1);
     }
-    std::vector<float> logits(wanted.size() * 151936);
     std::vector<double> times;
-    std::vector<double> heads;
+    Choices choices(wanted.size());
     for (int i = 0; i < (rows > 1 ? 5 : 25); ++i) {
       const double begin = Now();
       CheckOk(decoder_->Forward({.step_id = i, .token_ids = tokens, .segments = segments}));
-      const double middle = Now();
-      CheckOk(decoder_->ComputeLogits(wanted, logits));
+      choices.Highest(decoder_.get(), wanted);
       times.push_back(Now() - begin);
-      heads.push_back(Now() - middle);
+      choices.All(decoder_.get(), wanted);
     }
-    std::sort(times.begin(), times.end());
-    std::sort(heads.begin(), heads.end());
-    const double seconds = times[times.size() / 2];
+    const double seconds = Median(times);
     std::printf(
-        "%-8s %2d x %4d at %5d: %8.3f ms a step (%.3f of it logits), %8.0f tokens/s, "
-        "weights %5.0f GB/s\n",
-        name, sequences, rows, context, seconds * 1e3, heads[heads.size() / 2] * 1e3,
-        sequences * rows / seconds, read_ / seconds * 1e-9);
+        "%-8s %2d x %4d at %5d: %8.3f ms a step, %8.0f tokens/s, weights %5.0f GB/s; of it logits "
+        "and choice %.3f and %.3f, from all logits %.3f and %.3f\n",
+        name, sequences, rows, context, seconds * 1e3, sequences * rows / seconds,
+        read_ / seconds * 1e-9, Median(choices.times[0]) * 1e3, Median(choices.times[1]) * 1e3,
+        Median(choices.times[2]) * 1e3, Median(choices.times[3]) * 1e3);
     std::fflush(stdout);
   }
 
@@ -694,6 +798,7 @@ void Steps(const std::string& parent, StepKind kind) {
 
 int Main(int argc, char** argv) {
   bool ops = false;
+  bool top = false;
   bool step = false;
   bool few = false;
   bool parallel = false;
@@ -702,6 +807,8 @@ int Main(int argc, char** argv) {
     const std::string_view arg = argv[i];
     if (arg == "ops") {
       ops = true;
+    } else if (arg == "top") {
+      top = true;
     } else if (arg == "step") {
       step = true;
     } else if (arg == "short") {
@@ -724,8 +831,9 @@ int Main(int argc, char** argv) {
   std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
               facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
               copy_gbps);
-  if (ops || !(step || few || parallel)) Ops().Run();
-  if (step || !(ops || few || parallel)) Steps(directory, StepKind::kAll);
+  if (ops || !(top || step || few || parallel)) Ops().Run();
+  if (top) Ops().Tops();
+  if (step || !(ops || top || few || parallel)) Steps(directory, StepKind::kAll);
   if (few) Steps(directory, StepKind::kFew);
   if (parallel) Steps(directory, StepKind::kParallel);
   return 0;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "services/trunk/sampling/logprobs.h"
@@ -39,6 +40,32 @@ void Choose(benchmark::State& state, const SamplingParams& params, bool flat) {
   }
 }
 
+// What is left where the highest logits come sorted.
+void ChooseFromTop(benchmark::State& state, const SamplingParams& params) {
+  Sampler sampler(kSampled);
+  std::vector<ScoredId> top;
+  const std::vector<float> row = ModelLikeRow(false);
+  SelectTop(std::span(row).first(kSampled), sampler.TopNeeded(params, 64), &top);
+  std::vector<int32_t> ids(1000);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 97);
+  const TokenHistory history(ids);
+  int64_t position = 0;
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(sampler.ChooseFromTop(params, history, position++, top));
+  }
+}
+
+// On the CPU: the operation TopLogits, one row in one thread.
+void HighestLogits(benchmark::State& state) {
+  const std::vector<float> row = ModelLikeRow(false);
+  std::vector<ScoredId> top;
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(WithinBound(row));
+    SelectTop(std::span(row).first(kSampled), static_cast<int32_t>(state.range(0)), &top);
+  }
+  state.SetBytesProcessed(state.iterations() * int64_t{kSampled} * 4);
+}
+
 void Logprobs(benchmark::State& state) {
   const std::vector<float> row = ModelLikeRow(false);
   for (auto _ : state) {
@@ -69,6 +96,19 @@ BENCHMARK_CAPTURE(Choose, min_p_0_05, SamplingParams{.temperature = 1.0f, .min_p
     ->Unit(benchmark::kMicrosecond);
 BENCHMARK_CAPTURE(Choose, plain_softmax, SamplingParams{.temperature = 1.0f}, false)
     ->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(ChooseFromTop, greedy, SamplingParams{.temperature = 0.0f})
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(ChooseFromTop, default_t0_7_k20_p0_8,
+                  SamplingParams{.temperature = 0.7f, .top_k = 20, .top_p = 0.8f})
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(ChooseFromTop, default_with_penalties_of_1000_ids,
+                  SamplingParams{.temperature = 0.7f,
+                                 .top_k = 20,
+                                 .top_p = 0.8f,
+                                 .repetition_penalty = 1.1f,
+                                 .presence_penalty = 1.0f})
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK(HighestLogits)->Arg(1)->Arg(20)->Arg(64)->Unit(benchmark::kMicrosecond);
 BENCHMARK(Logprobs)->Arg(0)->Arg(20)->Unit(benchmark::kMicrosecond);
 
 }  // namespace
