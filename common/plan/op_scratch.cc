@@ -6,12 +6,14 @@ namespace banyan {
 namespace {
 
 // CPU. Query vectors of one tile: enough to make use of each key loaded, few enough to fit beside
-// them. A chunk of DeltaNet has as many tokens as a page.
+// them.
 constexpr int32_t kCpuVectorsPerTile = 64;
-constexpr int64_t kCpuChunkTokens = 64;
 // Partial sums kept when partitions run in parallel: 16 MiB at the most.
 constexpr int64_t kCpuPartialFloats = 4 * 1024 * 1024;
 constexpr size_t kCpuTileBytes = 16 + 8;  // a tile and where its sums begin
+
+// Of DeltaNet: as many as a page has.
+constexpr int32_t kChunkTokens = 64;
 
 // GPU: entries of the step's tables (step_upload.cc holds them to these).
 constexpr size_t kCudaTableAlignment = 16;
@@ -21,6 +23,8 @@ constexpr int64_t kCudaMostPartialBytes = int64_t{64} << 20;
 constexpr int64_t kCudaTopTile = 4096;
 constexpr int64_t kCudaMostTopLists = 64;
 constexpr int64_t kCudaTopListBytes = kMaxTopLogits * 8 + 4;
+// Prompts of 2,048 tokens in one go.
+constexpr int32_t kCudaMostDeltaChunks = 32;
 
 int64_t SumsFloats(int64_t vectors, int64_t head_dim) { return vectors * (head_dim + 2); }
 int64_t ScoresFloats(int64_t vectors, int64_t head_dim) {
@@ -66,8 +70,8 @@ int64_t CpuThreadFloats(const OpLimits& limits) {
   int64_t floats = limits.num_experts;
   if (shape.num_value_heads > 0) {
     floats = std::max(
-        floats, kCpuChunkTokens * (3 * int64_t{shape.key_head_dim} +
-                                   3 * int64_t{shape.value_head_dim} + 2 * kCpuChunkTokens + 2));
+        floats, int64_t{kChunkTokens} * (3 * int64_t{shape.key_head_dim} +
+                                         3 * int64_t{shape.value_head_dim} + 2 * kChunkTokens + 2));
   }
   return (floats + 15) / 16 * 16;
 }
@@ -92,7 +96,8 @@ size_t CudaStepTableBytes(const OpLimits& limits) {
   const auto segments = static_cast<size_t>(limits.max_segments);
   const auto pages =
       static_cast<size_t>((int64_t{limits.max_position} + kKvPageTokens - 1) / kKvPageTokens);
-  return Aligned(segments * kCudaSegmentBytes) + 2 * Aligned(segments * sizeof(int32_t)) +
+  return Aligned(segments * kCudaSegmentBytes) + 3 * Aligned(segments * sizeof(int32_t)) +
+         Aligned(static_cast<size_t>(CudaMaxChunks(limits)) * sizeof(int32_t)) +
          3 * Aligned(rows * sizeof(int32_t)) + Aligned(segments * pages * sizeof(int32_t)) +
          2 * Aligned(rows * static_cast<size_t>(limits.attention.rotary_dim / 2) * sizeof(float)) +
          Aligned(CudaMaxAttentionTiles(limits) * kCudaTileBytes);
@@ -116,9 +121,27 @@ int64_t CudaTopLogitsBytes(const OpLimits& limits) {
   return limits.max_logits_rows * std::min(tiles, kCudaMostTopLists) * kCudaTopListBytes;
 }
 
+int32_t CudaMaxChunks(const OpLimits& limits) {
+  // Whole ones, and one that is not full for every segment.
+  return std::min(limits.max_rows, limits.max_rows / kChunkTokens + limits.max_segments);
+}
+
+int32_t CudaDeltaChunks(const OpLimits& limits) {
+  if (limits.delta_net.num_value_heads == 0) return 0;
+  return std::min(CudaMaxChunks(limits), kCudaMostDeltaChunks);
+}
+
+size_t CudaDeltaBytes(const OpLimits& limits) {
+  const DeltaNetShape& shape = limits.delta_net;
+  return static_cast<size_t>(CudaDeltaChunks(limits)) *
+         (static_cast<size_t>(shape.num_key_heads) * kCudaChunkKeyBytes +
+          static_cast<size_t>(shape.num_value_heads) * kCudaChunkGateBytes);
+}
+
 size_t CudaScratchBytes(const OpLimits& limits) {
   return CudaStepTableBytes(limits) + static_cast<size_t>(CudaPartialBytes(limits)) +
-         static_cast<size_t>(CudaTopLogitsBytes(limits)) + CudaReduceBytes(limits);
+         static_cast<size_t>(CudaTopLogitsBytes(limits)) + CudaDeltaBytes(limits) +
+         CudaReduceBytes(limits);
 }
 
 }  // namespace banyan

@@ -46,6 +46,14 @@ int64_t CudaPartialBytes(const OpLimits& limits);
 // Lists of the highest logits of pieces of a row, before they are one (ops/cuda/top_logits.h).
 int64_t CudaTopLogitsBytes(const OpLimits& limits);
 
+// DeltaNet in chunks of 64 tokens: chunks that a step may have, how many of them are taken at once,
+// and what is prepared of these for the recurrence (ops/cuda/delta_chunks.h).
+inline constexpr size_t kCudaChunkKeyBytes = size_t{2} * 64 * 128 * 4;            // of a key head
+inline constexpr size_t kCudaChunkGateBytes = size_t{20 * 16 * 16 + 3 * 64} * 4;  // of a value head
+int32_t CudaMaxChunks(const OpLimits& limits);
+int32_t CudaDeltaChunks(const OpLimits& limits);
+size_t CudaDeltaBytes(const OpLimits& limits);
+
 // What other devices leave of a sum that all of them get. Two devices need nothing: a + b is b + a,
 // whoever adds.
 constexpr size_t CudaReduceBytes(const OpLimits& limits) {

@@ -262,6 +262,7 @@ class Planner {
     blocks.Add(CudaStepTableBytes(limits));
     blocks.Add(static_cast<uint64_t>(CudaPartialBytes(limits)));
     blocks.Add(static_cast<uint64_t>(CudaTopLogitsBytes(limits)));
+    blocks.Add(CudaDeltaBytes(limits));
     blocks.Add(CudaReduceBytes(limits));
     blocks.Add(kDevicePieceAlignment);  // counters of hand-overs
     return blocks.block_bytes();

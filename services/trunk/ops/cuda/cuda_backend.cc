@@ -278,6 +278,8 @@ class CudaBackend : public Backend {
 
   size_t ScratchBytes(const OpLimits& limits) const override {
     static_assert(PartialFloats(256) == CudaPartialFloats(256));
+    static_assert(sizeof(ChunkKeys) == kCudaChunkKeyBytes &&
+                  sizeof(ChunkGates) == kCudaChunkGateBytes);
     // Rows on their way to codes: where there are none, they are not allocated.
     return CudaScratchBytes(limits) + 2 * kStagingBytes;
   }
@@ -294,6 +296,12 @@ class CudaBackend : public Backend {
     CHECK(top_scratch_bytes_ == TopScratchBytes(limits.max_logits_rows, limits.vocab_size));
     if (top_scratch_bytes_ > 0) {
       ASSIGN_OR_RETURN(top_scratch_, memory_.Allocate(static_cast<size_t>(top_scratch_bytes_)));
+    }
+    if (const size_t bytes = CudaDeltaBytes(limits); bytes > 0) {
+      ASSIGN_OR_RETURN(std::byte * chunks, memory_.Allocate(bytes));
+      chunk_keys_ = reinterpret_cast<ChunkKeys*>(chunks);
+      chunk_gates_ = reinterpret_cast<ChunkGates*>(
+          chunk_keys_ + int64_t{CudaDeltaChunks(limits)} * limits.delta_net.num_key_heads);
     }
     if (const size_t bytes = CudaReduceBytes(limits); bytes > 0) {
       ASSIGN_OR_RETURN(std::byte * gathered, memory_.Allocate(bytes));
@@ -454,12 +462,18 @@ class CudaBackend : public Backend {
 
   void DeltaNet(const DeltaNetArgs& a) override {
     if (!status_.ok()) return;
-    const DeltaLaunch launch = ToLaunch(a);
-    const int32_t rows = step_.tables().num_rows;
-    Done(DeltaNetDecode(step_.tables(), launch, stream_), "delta_net_decode", rows,
-         a.shape.value_dim());
-    Done(DeltaNetPrefill(step_.tables(), launch, stream_), "delta_net_prefill", rows,
-         a.shape.value_dim());
+    DeltaLaunch launch = ToLaunch(a);
+    launch.chunk_keys = chunk_keys_;
+    launch.chunk_gates = chunk_gates_;
+    const StepTables& step = step_.tables();
+    const int32_t width = a.shape.value_dim();
+    Done(DeltaNetDecode(step, launch, stream_), "delta_net_decode", step.num_rows, width);
+    for (const ChunkRange& range : step_.chunk_ranges()) {
+      Done(DeltaNetChunks(step, launch, range, stream_), "delta_net_chunks", step.num_rows, width);
+      Done(DeltaNetPrefill(step, launch, range, stream_), "delta_net_prefill", step.num_rows,
+           width);
+    }
+    Done(GatedNorm(step, launch, stream_), "gated_norm", step.num_rows, width);
   }
 
   void ConvDeltaNet(const CausalConvArgs& conv, const DeltaNetArgs& delta) override {
@@ -853,7 +867,9 @@ class CudaBackend : public Backend {
   std::byte* top_scratch_ = nullptr;
   int64_t top_scratch_bytes_ = 0;
   float* partials_ = nullptr;
-  int64_t partial_capacity_ = 0;             // pages
+  int64_t partial_capacity_ = 0;     // pages
+  ChunkKeys* chunk_keys_ = nullptr;  // of as many chunks of DeltaNet as are taken at once
+  ChunkGates* chunk_gates_ = nullptr;
   HandoverState* handover_state_ = nullptr;  // device
   HandoverFlags* handover_flags_ = nullptr;  // pinned
   uint32_t handed_to_host_ = 0;              // queued CopyToHost, and those waited for

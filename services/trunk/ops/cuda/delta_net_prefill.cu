@@ -1,356 +1,438 @@
 // The recurrence in chunks of up to 64 tokens (model spec 3.4, chunked form; notation as in
-// cpu/delta_net_prefill_kernel.h), plain f32:
-//   A_ij = beta_i e^(G_i - G_j) (k_i . k_j)  for j < i      P_ij = e^(G_i - G_j) (q_i . k_j)  for j
-//   <= i N    = (I + A)^-1 (beta_i (v_i - e^(G_i) S^T k_i)) o_i  = e^(G_i) S^T q_i + sum over j <=
-//   i of P_ij N_j S    = e^(G_C) S + sum over j of e^(G_C - G_j) k_j N_j^T
-// Columns of v, N, o and S are independent of each other: a CTA takes 32 of one head's, keeps its
-// part of the state in shared memory and goes through the segment's chunks. A and P are computed by
-// each of the head's CTAs; that they share nothing lets a single prompt fill the device. The gated
-// norm, which joins a head's columns, is a second kernel. 97280 bytes of shared memory: what sm_89
-// and sm_120 have.
+// cpu/delta_net_prefill_kernel.h):
+//   A_ij = beta_i e^(G_i - G_j) (k_i . k_j)  for j < i
+//   P_ij = e^(G_i - G_j) (q_i . k_j)  for j <= i
+//   N    = (I + A)^-1 (beta_i (v_i - e^(G_i) S^T k_i))
+//   o_i  = e^(G_i) S^T q_i + sum over j <= i of P_ij N_j
+//   S    = e^(G_C) S + sum over j of e^(G_C - G_j) k_j N_j^T
+// What S has no part in is there already (delta_net_chunks.cu). Columns of v, N, o and S are
+// independent of each other: a CTA takes 32 of one head's through the chunks, a pair of warps 16 of
+// these. Everything is computed transposed, columns of v being rows of products: then results of
+// one product are the left side of the next, and state and N never leave the registers. A warp of a
+// pair has half of the state's rows; what both recall is added up through shared memory. N is
+// computed by both, o by each for half of the tokens.
+// Factors are split in two f16, within 2^-22; sums and state are f32. The left sides, whose range
+// nobody knows, are scaled column of v by column of v: the state by its largest value, all that
+// comes of the chunk by the largest right-hand side of N; no N is larger than the sum of 64 of
+// these. The state decays and is added to outside of the products, which would round it down 12
+// times a chunk.
+// 117 us for 2,048 tokens (H200), of which bringing the chunks alone would take 37. Not faster
+// there: o by four warps of its own (137), and each chunk once for two or four CTAs of a cluster
+// (154, 319).
 #include "services/trunk/ops/cuda/delta_net.h"
-#include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/f16_tiles.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
 
 namespace banyan::trunk::cuda {
 namespace {
 
-constexpr int kC = 64;     // tokens of a chunk
-constexpr int kCols = 32;  // value columns of a CTA
-constexpr int kD = kMaxDeltaHeadDim;
-constexpr int kThreads = 256;
-// Rows padded by four floats: eight lanes that read 16 bytes of eight rows touch all banks.
-constexpr int kLdK = kD + 4;
-constexpr int kLdA = kC + 4;
-constexpr int kLdN = kCols + 4;
+constexpr int kC = kChunkTokens;
+constexpr int kPairs = 2;
+constexpr int kPairCols = 16;
+constexpr int kCols = kPairs * kPairCols;  // value columns of a CTA
+constexpr int kThreads = 2 * kPairs * kWarp;
+constexpr int kTokenTiles = kC / 8;
+constexpr int kBlocks = kC / 16;
+constexpr int kUnitsOfRow = kChunkHeadDim / 16;
+constexpr int kHalf = kChunkHeadDim / 2;  // rows of the state of a warp
+constexpr int kSteps = kHalf / 16;
 
-struct Chunk {
-  float keys[kC][kLdK];
-  float state[kD][kLdN];
-  float fresh[kC][kLdN];    // N
-  float lower[kC][kLdA];    // A
-  float weights[kC][kLdA];  // P
-  float sum[kC];            // G
-  float beta[kC];
-  float decay[kC];   // e^G
-  float to_end[kC];  // e^(G_C - G)
+// What is ready of a chunk for one head.
+struct Stage {
+  ChunkKeys keys;
+  ChunkGates gates;
 };
 
-__device__ __forceinline__ float Component(const float4& v, int i) {
-  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+// Lane by lane what a warp has for the other of its pair.
+struct Exchange {
+  float4 recalled[kTokenTiles][kWarp];
+  float4 out[kTokenTiles][kWarp];
+};
+
+// Two stages where shared memory holds them, so that a chunk comes while the one before it is
+// computed; else the exchange takes the place of queries that are done with. Same results.
+template <int kStages>
+constexpr size_t kSharedBytes = kStages == 2 ? 2 * sizeof(Stage) + 2 * kPairs * sizeof(Exchange)
+                                             : sizeof(Stage);
+static_assert(2 * kPairs * sizeof(Exchange) <= sizeof(ChunkKeys::queries));
+static_assert(kSharedBytes<1> <= 99 * 1024);  // sm_89, sm_120
+
+template <int kBytes>
+__device__ __forceinline__ void Fetch(unsigned char* to, const void* from) {
+  constexpr int kAtOnce = kThreads * 16;
+  const int at = static_cast<int>(threadIdx.x) * 16;
+  to += at;
+  const unsigned char* const source = static_cast<const unsigned char*>(from) + at;
+#pragma unroll
+  for (int i = 0; i < kBytes / kAtOnce; ++i) CopyAsync16(to + i * kAtOnce, source + i * kAtOnce);
+  if constexpr (kBytes % kAtOnce > 0) {
+    constexpr int kWhole = kBytes / kAtOnce * kAtOnce;
+    if (at < kBytes - kWhole) CopyAsync16(to + kWhole, source + kWhole);
+  }
 }
 
-template <bool kExact>
-__device__ __forceinline__ float4 LoadQuery(const float* q, int d, int dk) {
-  if (kExact) return *reinterpret_cast<const float4*>(q + d);
-  return {d < dk ? q[d] : 0.0f, d + 1 < dk ? q[d + 1] : 0.0f, d + 2 < dk ? q[d + 2] : 0.0f,
-          d + 3 < dk ? q[d + 3] : 0.0f};
+// c [16, 64] += left [16, 64] times the transpose of 64 rows and four units each.
+__device__ __forceinline__ void MultiplyRows(float (&c)[kTokenTiles][4],
+                                             const SplitLeft (&left)[kSteps],
+                                             const unsigned char* units, int lane) {
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step) {
+    SplitRight right[kTokenTiles];
+#pragma unroll
+    for (int i = 0; i < kTokenTiles; ++i) {
+      LoadTiles(right[i].tiles,
+                units + (i * kUnitsOfRow + step) * kUnitBytes + lane * kTileRowBytes);
+    }
+    MmaSplit(c, left[step], right);
+  }
 }
 
-// kExact: key_head_dim is 128 and rows of q are aligned.
-template <bool kExact>
-__global__ void __launch_bounds__(kThreads, 2)
-    PrefillKernel(const StepTables step, const DeltaLaunch args) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  Chunk& c = *reinterpret_cast<Chunk*>(shared);
+// c [16, 16] += left [16, 16] times the transpose of block (i, j) of a triangle.
+__device__ __forceinline__ void MultiplyBlock(float (*c)[4], const SplitLeft& left,
+                                              const unsigned char* triangle, int i, int j,
+                                              int lane) {
+  const unsigned char* const block =
+      triangle + (i * (i + 1) / 2 + j) * 2 * kUnitBytes + lane * kTileRowBytes;
+  SplitRight right[2];
+  LoadTiles(right[0].tiles, block);
+  LoadTiles(right[1].tiles, block + kUnitBytes);
+  MmaSplit(c, left, right);
+}
+
+// Powers of two that bring the largest of a column's values to 4 .. 8, and back: of columns col and
+// col + 8. N, which is scaled by kInverseScale as well, is then below 2^15.
+struct Scales {
+  float up[2];
+  float down[2];
+};
+__device__ __forceinline__ Scales ScalesOf(const float (&c)[kTokenTiles][4]) {
+  Scales scales;
+#pragma unroll
+  for (int column = 0; column < 2; ++column) {
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < kTokenTiles; ++i) {
+      largest = fmaxf(largest, fmaxf(fabsf(c[i][2 * column]), fabsf(c[i][2 * column + 1])));
+    }
+    // Of the four lanes that have the column.
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 2));
+    const uint32_t exponent = min(max(__float_as_uint(largest) >> 23, 3u), 254u);
+    scales.up[column] = __uint_as_float((256 - exponent) << 23);
+    scales.down[column] = __uint_as_float((exponent - 2) << 23);
+  }
+  return scales;
+}
+
+__device__ __forceinline__ void SplitAll(SplitLeft (&left)[kBlocks],
+                                         const float (&c)[kTokenTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) left[i] = SplitResults(c[2 * i], c[2 * i + 1]);
+}
+__device__ __forceinline__ void SplitAll(SplitLeft (&left)[kBlocks],
+                                         const float (&c)[kTokenTiles][4], const float (&by)[2]) {
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+    float scaled[2][4];
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) scaled[tile][e] = c[2 * i + tile][e] * by[e / 2];
+    }
+    left[i] = SplitResults(scaled[0], scaled[1]);
+  }
+}
+static_assert(kBlocks == kSteps && kHalf == kC);
+
+// kExact: value_head_dim is a multiple of kCols.
+template <int kStages, bool kExact>
+__global__ void __launch_bounds__(kThreads, 1)
+    RecurrenceKernel(const StepTables step, const DeltaLaunch args, const ChunkRange range) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  auto* const stages = reinterpret_cast<Stage*>(shared);
   const DeltaShape& s = args.shape;
-  const Segment segment = step.segments[step.chunked[blockIdx.z]];
-  const int head = static_cast<int>(blockIdx.y);
-  const int key_head = head / s.ratio;
-  const int col0 = static_cast<int>(blockIdx.x) * kCols;
-  const int dk = kExact ? kD : s.key_head_dim;
-  const int padded_dk = (dk + 3) / 4 * 4;
-  const int dv = s.value_head_dim;
-  const int cols = min(kCols, dv - col0);
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % kWarp;
   const int warp = thread / kWarp;
-  float* state =
-      args.states + (int64_t{segment.slot} * s.num_value_heads + head) * (int64_t{dk} * dv) + col0;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const int half = warp % 2;
+  const int head = static_cast<int>(blockIdx.y);
+  const int key_head = head / s.ratio;
+  const int dk = s.key_head_dim;
+  const int dv = s.value_head_dim;
+  // This lane's columns of v: col and col + 8.
+  const int col = static_cast<int>(blockIdx.x) * kCols + warp / 2 * kPairCols + g;
 
-  for (int i = thread; i < kD * kCols; i += kThreads) {
-    const int row = i / kCols;
-    const int col = i % kCols;
-    const bool there = segment.first_position != 0 && row < dk && col < cols;
-    c.state[row][col] = there ? state[int64_t{row} * dv + col] : 0.0f;
+  const int index = range.first_segment + static_cast<int>(blockIdx.z);
+  const Segment segment = step.segments[step.chunked[index]];
+  const int first_chunk = step.first_chunk[index];
+  const int begin = max(first_chunk, range.first);
+  const int end = min(first_chunk + (segment.num_rows + kC - 1) / kC, range.first + range.count);
+
+  const auto fetch = [&](int chunk) {
+    Stage& stage = stages[kStages == 2 ? (chunk - begin) % 2 : 0];
+    const int64_t place = chunk - range.first;
+    Fetch<sizeof(ChunkKeys)>(stage.keys.keys, args.chunk_keys + place * s.num_key_heads + key_head);
+    Fetch<sizeof(ChunkGates)>(stage.gates.inverse,
+                              args.chunk_gates + place * s.num_value_heads + head);
+    CommitCopies();
+  };
+  fetch(begin);
+
+  // S transposed, as results of Mma: [2 step + j] is rows 8 j + .. of sixteen of this warp's half.
+  float state[2 * kSteps][4];
+  float* const held =
+      args.states + (int64_t{segment.slot} * s.num_value_heads + head) * (int64_t{dk} * dv);
+  const auto row_of = [&](int tile, int e) {
+    return half * kHalf + tile / 2 * 16 + 4 * t + tile % 2 * 2 + e % 2;
+  };
+  const bool from_zero = segment.first_position == 0 && begin == first_chunk;
+#pragma unroll
+  for (int tile = 0; tile < 2 * kSteps; ++tile) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int row = row_of(tile, e);
+      const int column = col + e / 2 * 8;
+      const bool there = !from_zero && row < dk && column < dv;
+      state[tile][e] = there ? held[int64_t{row} * dv + column] : 0.0f;
+    }
   }
 
-  for (int first = 0; first < segment.num_rows; first += kC) {
+  for (int chunk = begin; chunk < end; ++chunk) {
+    Stage& stage = stages[kStages == 2 ? (chunk - begin) % 2 : 0];
+    auto* const exchange = kStages == 2 ? reinterpret_cast<Exchange*>(stages + 2)
+                                        : reinterpret_cast<Exchange*>(stage.keys.queries);
+    const int first = (chunk - first_chunk) * kC;
     const int rows = min(kC, segment.num_rows - first);
     const int64_t row0 = segment.first_row + int64_t{first};
-    const float* qkv = args.qkv + row0 * s.conv_dim;
-    const float* q = qkv + key_head * s.key_head_dim;
-    const float* k = qkv + s.key_dim + key_head * s.key_head_dim;
-    const float* v = qkv + 2 * s.key_dim + head * s.value_head_dim + col0;
-    float* out = args.out + row0 * s.value_dim + head * s.value_head_dim + col0;
 
-    // A shorter chunk is filled up with keys, values and gates of zero, which changes nothing.
-    for (int i = thread; i < kC * kD; i += kThreads) {
-      const int row = i / kD;
-      const int d = i % kD;
-      c.keys[row][d] = row < rows && d < dk ? k[int64_t{row} * s.conv_dim + d] : 0.0f;
-    }
-    if (warp == 0) {
-      const auto gate = [&](int row) {
-        return row < rows ? args.log_decay[(row0 + row) * s.num_value_heads + head] : 0.0f;
-      };
-      const float even = gate(2 * lane);
-      const float odd = gate(2 * lane + 1);
-      float scan = even + odd;
+    // Tokens of which this warp computes o and brings v: two blocks of 16, whose rows of P have
+    // five blocks together. Tile i of eight tokens:
+    const auto token_tile = [&](int i) { return (i < 2 ? half : 3 - half) * 2 + i % 2; };
+    float value[kTokenTiles / 2][4];
+    const float* const v = args.qkv + row0 * s.conv_dim + 2 * s.key_dim + head * dv;
 #pragma unroll
-      for (int offset = 1; offset < kWarp; offset *= 2) {
-        const float before = __shfl_up_sync(kAllLanes, scan, offset);
-        if (lane >= offset) scan += before;
-      }
-      float exclusive = __shfl_up_sync(kAllLanes, scan, 1);
-      if (lane == 0) exclusive = 0;
-      const float total = __shfl_sync(kAllLanes, scan, kWarp - 1);
-      c.sum[2 * lane] = exclusive + even;
-      c.sum[2 * lane + 1] = scan;
+    for (int i = 0; i < kTokenTiles / 2; ++i) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = 2 * lane + i;
-        const float sum = i == 0 ? exclusive + even : scan;
-        c.decay[row] = expf(sum);
-        c.to_end[row] = expf(total - sum);
-        c.beta[row] = row < rows ? args.beta[(row0 + row) * s.num_value_heads + head] : 0.0f;
-      }
-    }
-    __syncthreads();
-
-    {  // A and P: rows ty + 16 a, columns tx + 16 b, b <= a.
-      const int tx = thread % 16;
-      const int ty = thread / 16;
-      float kk[4][4] = {};
-      float qk[4][4] = {};
-      const float* q_rows[4];
-#pragma unroll
-      for (int a = 0; a < 4; ++a) {
-        q_rows[a] = q + int64_t{min(ty + 16 * a, rows - 1)} * s.conv_dim;
-      }
-      for (int d = 0; d < padded_dk; d += 4) {
-        float4 column[4];
-#pragma unroll
-        for (int b = 0; b < 4; ++b) {
-          column[b] = *reinterpret_cast<const float4*>(&c.keys[tx + 16 * b][d]);
-        }
-#pragma unroll
-        for (int a = 0; a < 4; ++a) {
-          const float4 key = *reinterpret_cast<const float4*>(&c.keys[ty + 16 * a][d]);
-          const float4 query = LoadQuery<kExact>(q_rows[a], d, dk);
-#pragma unroll
-          for (int b = 0; b <= a; ++b) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              kk[a][b] = fmaf(Component(key, i), Component(column[b], i), kk[a][b]);
-              qk[a][b] = fmaf(Component(query, i), Component(column[b], i), qk[a][b]);
-            }
-          }
-        }
-      }
-#pragma unroll
-      for (int a = 0; a < 4; ++a) {
-#pragma unroll
-        for (int b = 0; b < 4; ++b) {
-          const int i = ty + 16 * a;
-          const int j = tx + 16 * b;
-          const float decay = j <= i ? expf(c.sum[i] - c.sum[j]) : 0.0f;
-          c.lower[i][j] = j < i ? kk[a][b] * decay * c.beta[i] : 0.0f;
-          c.weights[i][j] = j <= i && i < rows ? qk[a][b] * decay : 0.0f;
-        }
+      for (int e = 0; e < 4; ++e) {
+        // Beyond the last token any value will do, since beta is 0; beyond the last column, too.
+        const int token = min(token_tile(i) * 8 + 2 * t + e % 2, rows - 1);
+        const int column = kExact ? col + e / 2 * 8 : min(col + e / 2 * 8, dv - 1);
+        value[i][e] = v[token * s.conv_dim + column];
       }
     }
 
-    // From here on a thread has column `lane` and rows of its warp.
-    constexpr int kRowsPerWarp = kC / (kThreads / kWarp);
-    const int my_row0 = warp * kRowsPerWarp;
-    {  // Right-hand side of N.
-      float recall[kRowsPerWarp] = {};
-      for (int d = 0; d < padded_dk; d += 4) {
-        float cells[4];
+    AwaitCopies<0>();
+    __syncthreads();  // and nobody is in the chunk before
+    if (kStages == 2 && chunk + 1 < end) fetch(chunk + 1);
+
+    float recalled[kTokenTiles][4] = {};  // S^T k, this warp's part
+    float out[kTokenTiles][4] = {};       // S^T q
+    const Scales state_scales = ScalesOf(state);
+    {
+      SplitLeft left[kSteps];
+      SplitAll(left, state, state_scales.up);
+      MultiplyRows(recalled, left, stage.keys.keys + half * kSteps * kUnitBytes, lane);
+      MultiplyRows(out, left, stage.keys.queries + half * kSteps * kUnitBytes, lane);
+    }
+    // v - e^G S^T k of its own tokens, -e^G S^T k of the others.
 #pragma unroll
-        for (int i = 0; i < 4; ++i) cells[i] = c.state[d + i][lane];
+    for (int i = 0; i < kTokenTiles; ++i) {
+      const float2 decay = *reinterpret_cast<const float2*>(&stage.gates.decay[i * 8 + 2 * t]);
+      const bool mine = (i / 2 == 0 || i / 2 == 3) == (half == 0);
+      constexpr int kAt[kTokenTiles] = {0, 1, 0, 1, 2, 3, 2, 3};
 #pragma unroll
-        for (int r = 0; r < kRowsPerWarp; ++r) {
-          const float4 key = *reinterpret_cast<const float4*>(&c.keys[my_row0 + r][d]);
+      for (int e = 0; e < 4; ++e) {
+        const float from = mine ? value[kAt[i]][e] : 0.0f;
+        const float scale = state_scales.down[e / 2] / kKeyScale;
+        recalled[i][e] = fmaf((e % 2 == 0 ? -decay.x : -decay.y) * scale, recalled[i][e], from);
+      }
+    }
+    // S^T q to what it is.
 #pragma unroll
-          for (int i = 0; i < 4; ++i) recall[r] = fmaf(Component(key, i), cells[i], recall[r]);
-        }
+    for (int i = 0; i < kTokenTiles; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) out[i][e] *= state_scales.down[e / 2] / kQueryScale;
+    }
+    if (kStages == 1) __syncthreads();  // everyone is done with the queries
+    {
+      Exchange& to = exchange[warp];
+#pragma unroll
+      for (int i = 0; i < kTokenTiles; ++i) {
+        to.recalled[i][lane] = {recalled[i][0], recalled[i][1], recalled[i][2], recalled[i][3]};
       }
 #pragma unroll
-      for (int r = 0; r < kRowsPerWarp; ++r) {
-        const int row = my_row0 + r;
-        const float value = row < rows && lane < cols ? v[int64_t{row} * s.conv_dim + lane] : 0.0f;
-        c.fresh[row][lane] = c.beta[row] * fmaf(-c.decay[row], recall[r], value);
+      for (int i = 0; i < kTokenTiles; ++i) {
+        to.out[i][lane] = {out[i][0], out[i][1], out[i][2], out[i][3]};
       }
     }
     __syncthreads();
 
-    // Forward substitution in blocks of 16 rows: what earlier blocks explain, by all; the rest, by
-    // one warp with a column in each lane.
-    for (int block = 0; block < kC; block += 16) {
-      if (block > 0) {
+    float mine[kTokenTiles / 2][4];  // e^G S^T q of this warp's tokens
+    {
+      const Exchange& from = exchange[warp ^ 1];
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int row = block + warp * 2 + r;
-          float value = c.fresh[row][lane];
-          for (int j = 0; j < block; j += 4) {
-            const float4 a = *reinterpret_cast<const float4*>(&c.lower[row][j]);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) value = fmaf(-Component(a, i), c.fresh[j + i][lane], value);
-          }
-          c.fresh[row][lane] = value;
-        }
-        __syncthreads();
+      for (int i = 0; i < kTokenTiles; ++i) {
+        const float2 beta = *reinterpret_cast<const float2*>(&stage.gates.beta[i * 8 + 2 * t]);
+        const float4 other = from.recalled[i][lane];
+        recalled[i][0] = beta.x * (recalled[i][0] + other.x);
+        recalled[i][1] = beta.y * (recalled[i][1] + other.y);
+        recalled[i][2] = beta.x * (recalled[i][2] + other.z);
+        recalled[i][3] = beta.y * (recalled[i][3] + other.w);
       }
-      if (warp == 0) {
-        float solved[16];
 #pragma unroll
-        for (int r = 0; r < 16; ++r) {
-          float value = c.fresh[block + r][lane];
-#pragma unroll
-          for (int j = 0; j < r; ++j) {
-            value = fmaf(-c.lower[block + r][block + j], solved[j], value);
-          }
-          solved[r] = value;
-        }
-#pragma unroll
-        for (int r = 0; r < 16; ++r) c.fresh[block + r][lane] = solved[r];
+      for (int i = 0; i < kTokenTiles / 2; ++i) {
+        const float2 decay =
+            *reinterpret_cast<const float2*>(&stage.gates.decay[token_tile(i) * 8 + 2 * t]);
+        const int tile = token_tile(i);
+        const float4 a = exchange[warp & ~1].out[tile][lane];
+        const float4 b = exchange[warp | 1].out[tile][lane];
+        mine[i][0] = decay.x * (a.x + b.x);
+        mine[i][1] = decay.y * (a.y + b.y);
+        mine[i][2] = decay.x * (a.z + b.z);
+        mine[i][3] = decay.y * (a.w + b.w);
       }
+    }
+    const Scales scales = ScalesOf(recalled);
+
+    float added[kTokenTiles][4] = {};  // N, scaled
+    {
+      SplitLeft left[kBlocks];
+      SplitAll(left, recalled, scales.up);
+      // By columns of blocks, so that products that do not wait for each other are neighbours.
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) {
+#pragma unroll
+        for (int i = j; i < kBlocks; ++i) {
+          MultiplyBlock(&added[2 * i], left[j], stage.gates.inverse, i, j, lane);
+        }
+      }
+    }
+
+    {  // o
+      float weighted[kTokenTiles / 2][4] = {};
+      SplitLeft left[kBlocks];
+      SplitAll(left, added);
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) {
+        if (j <= half) MultiplyBlock(&weighted[0], left[j], stage.gates.weights, half, j, lane);
+        if (j <= 3 - half) {
+          MultiplyBlock(&weighted[2], left[j], stage.gates.weights, 3 - half, j, lane);
+        }
+      }
+      float* const o = args.out + row0 * s.value_dim + head * dv;
+#pragma unroll
+      for (int i = 0; i < kTokenTiles / 2; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int token = token_tile(i) * 8 + 2 * t + e % 2;
+          const int column = col + e / 2 * 8;
+          const float result =
+              fmaf(weighted[i][e], scales.down[e / 2] / (kInverseScale * kWeightScale), mine[i][e]);
+          if (token < rows && (kExact || column < dv)) o[token * s.value_dim + column] = result;
+        }
+      }
+    }
+
+    {  // The state that leaves the chunk.
+#pragma unroll
+      for (int i = 0; i < kTokenTiles; ++i) {
+        const float2 to_end = *reinterpret_cast<const float2*>(&stage.gates.to_end[i * 8 + 2 * t]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) added[i][e] *= e % 2 == 0 ? to_end.x : to_end.y;
+      }
+      SplitLeft left[kBlocks];
+      SplitAll(left, added);
+      float written[2 * kSteps][4] = {};
+      // Lane 8 i + r: row r of high terms of tokens 0-7 and 8-15, then of low terms.
+      const unsigned char* const keys = stage.keys.keys + half * kSteps * kUnitBytes +
+                                        lane / 8 % 2 * kUnitsOfRow * kUnitBytes +
+                                        lane / 16 * 2 * kTileBytes + lane % 8 * kTileRowBytes;
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) {
+        SplitRight right[2 * kSteps];
+#pragma unroll
+        for (int tile = 0; tile < 2 * kSteps; ++tile) {
+          LoadTilesTransposed(right[tile].tiles, keys + 2 * j * kUnitsOfRow * kUnitBytes +
+                                                     tile / 2 * kUnitBytes + tile % 2 * kTileBytes);
+        }
+        MmaSplit(written, left[j], right);
+      }
+      const float decay = stage.gates.decay[kC - 1];
+#pragma unroll
+      for (int tile = 0; tile < 2 * kSteps; ++tile) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          state[tile][e] =
+              fmaf(decay, state[tile][e],
+                   written[tile][e] * (scales.down[e / 2] / (kInverseScale * kKeyScale)));
+        }
+      }
+    }
+    if (kStages == 1 && chunk + 1 < end) {
       __syncthreads();
+      fetch(chunk + 1);
     }
-
-    {  // o, before its norm.
-      float o[kRowsPerWarp] = {};
-      const float* q_rows[kRowsPerWarp];
-#pragma unroll
-      for (int r = 0; r < kRowsPerWarp; ++r) {
-        q_rows[r] = q + int64_t{min(my_row0 + r, rows - 1)} * s.conv_dim;
-      }
-      for (int d = 0; d < padded_dk; d += 4) {
-        float cells[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) cells[i] = c.state[d + i][lane];
-#pragma unroll
-        for (int r = 0; r < kRowsPerWarp; ++r) {
-          const float4 query = LoadQuery<kExact>(q_rows[r], d, dk);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) o[r] = fmaf(Component(query, i), cells[i], o[r]);
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < kRowsPerWarp; ++r) o[r] *= c.decay[my_row0 + r];
-      for (int j = 0; j < my_row0 + kRowsPerWarp; j += 4) {
-        float n[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) n[i] = c.fresh[j + i][lane];
-#pragma unroll
-        for (int r = 0; r < kRowsPerWarp; ++r) {
-          const float4 p = *reinterpret_cast<const float4*>(&c.weights[my_row0 + r][j]);
-#pragma unroll
-          for (int i = 0; i < 4; ++i) o[r] = fmaf(Component(p, i), n[i], o[r]);
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < kRowsPerWarp; ++r) {
-        const int row = my_row0 + r;
-        if (row < rows && lane < cols) out[int64_t{row} * s.value_dim + lane] = o[r];
-      }
-    }
-    __syncthreads();
-
-    {  // The state that leaves the chunk: rows 16 warp .. 16 warp + 15.
-      constexpr int kStateRows = kD / (kThreads / kWarp);
-      const int d0 = warp * kStateRows;
-      float cells[kStateRows];
-      const float decay = expf(c.sum[kC - 1]);
-#pragma unroll
-      for (int i = 0; i < kStateRows; ++i) cells[i] = decay * c.state[d0 + i][lane];
-      for (int j = 0; j < kC; ++j) {
-        const float n = c.to_end[j] * c.fresh[j][lane];
-#pragma unroll
-        for (int i = 0; i < kStateRows; i += 4) {
-          const float4 key = *reinterpret_cast<const float4*>(&c.keys[j][d0 + i]);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) cells[i + e] = fmaf(Component(key, e), n, cells[i + e]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kStateRows; ++i) c.state[d0 + i][lane] = cells[i];
-    }
-    __syncthreads();
   }
 
-  for (int i = thread; i < kD * kCols; i += kThreads) {
-    const int row = i / kCols;
-    const int col = i % kCols;
-    if (row < dk && col < cols) state[int64_t{row} * dv + col] = c.state[row][col];
-  }
-}
-
-// out = out * rsqrt(mean(out^2) + eps) * weight * silu(z), a warp per head of a row.
-__global__ void __launch_bounds__(kThreads)
-    GatedNormKernel(const StepTables step, const DeltaLaunch args) {
-  BeginKernel();
-  const DeltaShape& s = args.shape;
-  const Segment segment = step.segments[step.chunked[blockIdx.z]];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int head =
-      static_cast<int>(blockIdx.y) * (kThreads / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
-  if (head >= s.num_value_heads) return;
-  const int dv = s.value_head_dim;
-  const int z_column = head / s.ratio * s.group_dim + 2 * s.key_head_dim +
-                       (s.ratio + head % s.ratio) * s.value_head_dim;
-  for (int r = static_cast<int>(blockIdx.x); r < segment.num_rows;
-       r += static_cast<int>(gridDim.x)) {
-    const int64_t row = segment.first_row + int64_t{r};
-    float* out = args.out + row * s.value_dim + head * s.value_head_dim;
-    float values[kD / kWarp];
-    float squares = 0;
 #pragma unroll
-    for (int i = 0; i < kD / kWarp; ++i) {
-      const int at = i * kWarp + lane;
-      values[i] = at < dv ? out[at] : 0.0f;
-      squares = fmaf(values[i], values[i], squares);
-    }
-    const float scale = 1.0f / sqrtf(WarpSum(squares) / static_cast<float>(dv) + s.eps);
+  for (int tile = 0; tile < 2 * kSteps; ++tile) {
 #pragma unroll
-    for (int i = 0; i < kD / kWarp; ++i) {
-      const int at = i * kWarp + lane;
-      if (at >= dv) continue;
-      const float z = args.qkvz[row * s.qkvz_dim + z_column + at];
-      out[at] = values[i] * scale * args.norm_weight[at] * Silu(z);
+    for (int e = 0; e < 4; ++e) {
+      const int row = row_of(tile, e);
+      const int column = col + e / 2 * 8;
+      if (row < dk && column < dv) held[int64_t{row} * dv + column] = state[tile][e];
     }
   }
 }
 
-}  // namespace
+bool HoldsTwoStages() {
+  static const bool holds = [] {
+    int device = 0;
+    int most = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+               cudaSuccess &&
+           most >= static_cast<int>(kSharedBytes<2>);
+  }();
+  return holds;
+}
 
-cudaError_t PrepareDeltaNetPrefill() {
-  for (auto* kernel : {PrefillKernel<true>, PrefillKernel<false>}) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Chunk)));
+template <int kStages>
+cudaError_t Prepare() {
+  for (auto* kernel : {RecurrenceKernel<kStages, true>, RecurrenceKernel<kStages, false>}) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(kSharedBytes<kStages>));
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
 
-cudaError_t DeltaNetPrefill(const StepTables& step, const DeltaLaunch& args, cudaStream_t stream) {
-  if (step.num_chunked == 0) return cudaSuccess;
+template <int kStages>
+void Start(const StepTables& step, const DeltaLaunch& args, const ChunkRange& range,
+           cudaStream_t stream) {
   const DeltaShape& s = args.shape;
   const dim3 grid(static_cast<unsigned>((s.value_head_dim + kCols - 1) / kCols),
                   static_cast<unsigned>(s.num_value_heads),
-                  static_cast<unsigned>(step.num_chunked));
-  if (s.key_head_dim == kD && s.conv_dim % 4 == 0) {
-    LaunchAlone(PrefillKernel<true>, grid, kThreads, sizeof(Chunk), stream, step, args);
+                  static_cast<unsigned>(range.num_segments));
+  auto* const kernel = s.value_head_dim % kCols == 0 ? RecurrenceKernel<kStages, true>
+                                                     : RecurrenceKernel<kStages, false>;
+  LaunchAlone(kernel, grid, kThreads, kSharedBytes<kStages>, stream, step, args, range);
+}
+
+}  // namespace
+
+cudaError_t PrepareDeltaNetPrefill() { return HoldsTwoStages() ? Prepare<2>() : Prepare<1>(); }
+
+cudaError_t DeltaNetPrefill(const StepTables& step, const DeltaLaunch& args,
+                            const ChunkRange& range, cudaStream_t stream) {
+  if (HoldsTwoStages()) {
+    Start<2>(step, args, range, stream);
   } else {
-    LaunchAlone(PrefillKernel<false>, grid, kThreads, sizeof(Chunk), stream, step, args);
+    Start<1>(step, args, range, stream);
   }
-  const int per_cta = kThreads / kWarp;
-  const dim3 norm_grid(static_cast<unsigned>(step.num_rows < 1024 ? step.num_rows : 1024),
-                       static_cast<unsigned>((s.num_value_heads + per_cta - 1) / per_cta),
-                       static_cast<unsigned>(step.num_chunked));
-  Launch(GatedNormKernel, norm_grid, kThreads, 0, stream, step, args);
   return cudaPeekAtLastError();
 }
 

@@ -64,7 +64,7 @@ absl::StatusOr<DeviceFacts> OpenDevice(int ordinal) {
   // A step waits for the device often and briefly.
   RETURN_IF_ERROR(CudaStatus(cudaSetDeviceFlags(cudaDeviceScheduleSpin | cudaDeviceMapHost),
                              "cudaSetDeviceFlags"));
-  for (const auto prepare : {PrepareLinear, PrepareDeltaNetPrefill}) {
+  for (const auto prepare : {PrepareLinear, PrepareDeltaNetChunks, PrepareDeltaNetPrefill}) {
     const cudaError_t error = prepare();
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
       return FailedPreconditionF(

@@ -31,10 +31,13 @@ struct StepTables {
   int32_t num_segments = 0;
   int32_t num_recurrent = 0;
   int32_t num_chunked = 0;
+  int32_t num_chunks = 0;  // of kOpsChunkTokens, of all chunked segments
   int32_t num_tiles = 0;
   const Segment* segments = nullptr;     // [num_segments]
   const int32_t* recurrent = nullptr;    // segments whose DeltaNet runs token by token
   const int32_t* chunked = nullptr;      // and in chunks
+  const int32_t* first_chunk = nullptr;  // [num_chunked]
+  const int32_t* chunk_owner = nullptr;  // [num_chunks], into chunked
   const int32_t* row_segment = nullptr;  // [num_rows]
   const int32_t* token_ids = nullptr;    // [num_rows]
   const int32_t* positions = nullptr;    // [num_rows]

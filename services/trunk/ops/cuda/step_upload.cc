@@ -11,7 +11,7 @@
 
 namespace banyan::trunk::cuda {
 
-static_assert(kPageTokens == kOpsPageTokens);
+static_assert(kPageTokens == kOpsPageTokens && kChunkTokens == kOpsChunkTokens);
 
 namespace {
 
@@ -64,6 +64,11 @@ absl::Status StepUpload::Reserve(const OpLimits& limits, DeviceMemory* memory) {
     group_ = limits.attention.num_heads / limits.attention.num_kv_heads;
   }
   tiles_.reserve(CudaMaxAttentionTiles(limits));
+  chunks_at_once_ = CudaDeltaChunks(limits);
+  const auto chunks = static_cast<size_t>(CudaMaxChunks(limits));
+  first_chunk_.reserve(static_cast<size_t>(limits.max_segments));
+  chunk_owner_.reserve(chunks);
+  if (chunks_at_once_ > 0) chunk_ranges_.reserve(chunks / static_cast<size_t>(chunks_at_once_) + 1);
   ASSIGN_OR_RETURN(device_, memory->Allocate(bytes_));
   for (int i = 0; i < kBuffers; ++i) {
     ASSIGN_OR_RETURN(host_[i], memory->AllocatePinned(bytes_));
@@ -92,16 +97,39 @@ void StepUpload::CutTiles(const StepPlan& plan) {
   num_partials_ = partials;
 }
 
+void StepUpload::CutChunks(const StepPlan& plan) {
+  first_chunk_.clear();
+  chunk_owner_.clear();
+  chunk_ranges_.clear();
+  for (const PlanSegment& segment : plan.segments) {
+    if (!segment.chunked) continue;
+    const auto owner = static_cast<int32_t>(first_chunk_.size());
+    first_chunk_.push_back(static_cast<int32_t>(chunk_owner_.size()));
+    const int32_t chunks = (segment.num_rows + kChunkTokens - 1) / kChunkTokens;
+    chunk_owner_.insert(chunk_owner_.end(), static_cast<size_t>(chunks), owner);
+  }
+  if (chunks_at_once_ == 0) return;
+  const auto num_chunks = static_cast<int32_t>(chunk_owner_.size());
+  for (int32_t first = 0; first < num_chunks; first += chunks_at_once_) {
+    const int32_t count = std::min(chunks_at_once_, num_chunks - first);
+    const int32_t owner = chunk_owner_[static_cast<size_t>(first)];
+    const int32_t last_owner = chunk_owner_[static_cast<size_t>(first + count - 1)];
+    chunk_ranges_.push_back({first, count, owner, last_owner - owner + 1});
+  }
+}
+
 cudaError_t StepUpload::Begin(const StepPlan& plan, cudaStream_t stream) {
   CHECK(bytes_ > 0);
   turn_ = (turn_ + 1) % kBuffers;
   if (cudaError_t error = cudaEventSynchronize(copied_[turn_]); error != cudaSuccess) return error;
   CutTiles(plan);
+  CutChunks(plan);
   Packer packer(host_[turn_], device_, bytes_);
   tables_ = StepTables();
   tables_.num_rows = plan.num_rows;
   tables_.num_segments = static_cast<int32_t>(plan.segments.size());
   tables_.num_tiles = static_cast<int32_t>(tiles_.size());
+  tables_.num_chunks = static_cast<int32_t>(chunk_owner_.size());
   const std::span<Segment> segments = packer.Add(plan.segments.size(), &tables_.segments);
   const std::span<int32_t> recurrent = packer.Add(plan.segments.size(), &tables_.recurrent);
   const std::span<int32_t> chunked = packer.Add(plan.segments.size(), &tables_.chunked);
@@ -114,6 +142,8 @@ cudaError_t StepUpload::Begin(const StepPlan& plan, cudaStream_t stream) {
     (s.chunked ? chunked : recurrent)[static_cast<size_t>(count++)] = static_cast<int32_t>(i);
     std::fill_n(row_segment.begin() + s.first_row, s.num_rows, static_cast<int32_t>(i));
   }
+  packer.Add(std::span<const int32_t>(first_chunk_), &tables_.first_chunk);
+  packer.Add(std::span<const int32_t>(chunk_owner_), &tables_.chunk_owner);
   packer.Add(plan.token_ids, &tables_.token_ids);
   packer.Add(plan.positions, &tables_.positions);
   packer.Add(plan.rope_cos, &tables_.rope_cos);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "services/trunk/ops/cuda/delta_chunks.h"
 #include "services/trunk/ops/cuda/device_memory.h"
 #include "services/trunk/ops/cuda/paged_attention.h"
 #include "services/trunk/ops/cuda/step_tables.h"
@@ -36,6 +37,8 @@ class StepUpload {
   }
 
   const StepTables& tables() const { return tables_; }
+  // All chunks of the step in pieces of what the workspace takes.
+  const std::vector<ChunkRange>& chunk_ranges() const { return chunk_ranges_; }
   int32_t num_partials() const { return num_partials_; }  // pages of all tiles
   // Of the step's attention tiles; host side of tables().tiles.
   const std::vector<AttentionTile>& tiles() const { return tiles_; }
@@ -44,9 +47,11 @@ class StepUpload {
   static constexpr int kBuffers = 2;
 
   void CutTiles(const StepPlan& plan);
+  void CutChunks(const StepPlan& plan);
 
   size_t bytes_ = 0;  // of one buffer
   int32_t group_ = 0;
+  int32_t chunks_at_once_ = 0;
   std::byte* host_[kBuffers] = {};
   std::byte* device_ = nullptr;
   cudaEvent_t copied_[kBuffers] = {};
@@ -54,6 +59,9 @@ class StepUpload {
   int32_t num_partials_ = 0;
   StepTables tables_;
   std::vector<AttentionTile> tiles_;
+  std::vector<int32_t> first_chunk_;  // host sides of the tables of these names
+  std::vector<int32_t> chunk_owner_;
+  std::vector<ChunkRange> chunk_ranges_;
 };
 
 }  // namespace banyan::trunk::cuda

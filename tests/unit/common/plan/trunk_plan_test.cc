@@ -234,6 +234,27 @@ TEST(TrunkPlanTest, GatheredPartsAreScratch) {
 
 // What is pinned for a GPU is the host's: the embedding that is not the head too, two pieces that
 // uploads pass through, what experts read and write.
+TEST(TrunkPlanTest, ChunksOfDeltaNetAreScratch) {
+  OpLimits limits;
+  limits.max_rows = 512;
+  limits.max_segments = 2;
+  EXPECT_EQ(CudaDeltaBytes(limits), 0u);
+  limits.delta_net = {.num_key_heads = 16,
+                      .num_value_heads = 32,
+                      .key_head_dim = 128,
+                      .value_head_dim = 128,
+                      .conv_taps = 4,
+                      .eps = 1e-6f};
+  const size_t chunk = 16 * kCudaChunkKeyBytes + 32 * kCudaChunkGateBytes;
+  EXPECT_EQ(CudaDeltaBytes(limits), 10 * chunk);  // 8, and one that is not full for each sequence
+  limits.max_rows = 8192;
+  EXPECT_EQ(CudaMaxChunks(limits), 130);
+  EXPECT_EQ(CudaDeltaBytes(limits), 32 * chunk);  // the rest after these
+  limits.max_rows = 3;
+  limits.max_segments = 16;
+  EXPECT_EQ(CudaDeltaBytes(limits), 3 * chunk);
+}
+
 TEST(TrunkPlanTest, AGpuTrunkTakesHostMemoryBesides) {
   TrunkPlanInput input = Input();
   EXPECT_FALSE(PlanTrunk(Demo(), input)->gpu_host.has_value());
