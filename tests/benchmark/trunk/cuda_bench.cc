@@ -1,9 +1,10 @@
 // The CUDA backend at the full model's geometry beside what this card can do at best: bytes per
 // second of a device-to-device copy (read and written), measured at start.
 //
-//   cuda_bench [ops] [top] [step] [short] [parallel] [--directory=DIR]
+//   cuda_bench [ops] [delta] [top] [step] [short] [parallel] [--directory=DIR]
 //     ops    each operation: microseconds, GB/s of what must be read and written, share of the
 //            copy's
+//     delta  of these, convolution and DeltaNet
 //     top    of these, what becomes of a row of logits
 //     step   the whole trunk with experts that answer at once with zeros: milliseconds a decode
 //            step by batch and context, and prefill, choices included. Writes 4.7 GB of random
@@ -169,6 +170,7 @@ class Ops {
              4.0 * rows * kVocab, 0);
     }
   }
+  void RunDeltaNets() { DeltaNets(); }
 
  private:
   static constexpr int32_t kLogitsRows = 32;
@@ -799,6 +801,7 @@ void Steps(const std::string& parent, StepKind kind) {
 int Main(int argc, char** argv) {
   bool ops = false;
   bool top = false;
+  bool delta = false;
   bool step = false;
   bool few = false;
   bool parallel = false;
@@ -809,6 +812,8 @@ int Main(int argc, char** argv) {
       ops = true;
     } else if (arg == "top") {
       top = true;
+    } else if (arg == "delta") {
+      delta = true;
     } else if (arg == "step") {
       step = true;
     } else if (arg == "short") {
@@ -831,9 +836,11 @@ int Main(int argc, char** argv) {
   std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
               facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
               copy_gbps);
-  if (ops || !(top || step || few || parallel)) Ops().Run();
+  const bool all = !(ops || delta || top || step || few || parallel);
+  if (ops || all) Ops().Run();
+  if (delta) Ops().RunDeltaNets();
   if (top) Ops().Tops();
-  if (step || !(ops || top || few || parallel)) Steps(directory, StepKind::kAll);
+  if (step || all) Steps(directory, StepKind::kAll);
   if (few) Steps(directory, StepKind::kFew);
   if (parallel) Steps(directory, StepKind::kParallel);
   return 0;
