@@ -27,8 +27,8 @@ struct ExpertCall {
   ActivationType reply_type = ActivationType::kBF16;
 };
 
-// Owned by the thread that runs the calls. A row's result does not depend on the other rows of the
-// call nor on the number of threads.
+// Owned by whoever runs the calls, one at a time. A row's result does not depend on the other rows
+// of the call nor on the number of threads.
 class ExpertExecutor {
  public:
   virtual ~ExpertExecutor() = default;

@@ -87,9 +87,15 @@ struct Stream {
   uint32_t pending = 0;
   bool finished = false;  // nothing is left but operations in flight
 
-  grpc::ByteBuffer request;
+  struct Request {
+    grpc::ByteBuffer frame;
+    SteadyClock::time_point arrival;
+  };
+  Request request;             // of the Read that is pending, or that waits
   bool request_waits = false;  // for its turn
-  SteadyClock::time_point arrival;
+  bool behind_reply = false;   // it does until held_reply has left
+  bool aside = false;          // an earlier one is being answered by the other thread
+  bool closed = false;         // by the trunk: none follows
   std::optional<uint64_t> last_sequence;
   std::optional<ForwardFrameParser> parser;
   PayloadBuffer sums;
@@ -111,6 +117,7 @@ class ForwardStreamServer::Impl {
 
   void Start(RequestForward request) {
     request_ = std::move(request);
+    aside_thread_ = std::thread([this] { AnswerAside(); });
     thread_ = std::thread([this] { Loop(); });
   }
 
@@ -155,10 +162,7 @@ class ForwardStreamServer::Impl {
     void* tag = nullptr;
     bool ok = false;
     while (true) {
-      // With requests waiting only look: others that have arrived meanwhile take their place.
-      NextStatus status = waiting_.empty() ? poller_.Next(&tag, &ok, SteadyClock::time_point::max())
-                          : streams_.size() > 1 ? poller_.Poll(&tag, &ok)
-                                                : grpc::CompletionQueue::TIMEOUT;
+      const NextStatus status = NextEvent(&tag, &ok);
       if (status == grpc::CompletionQueue::SHUTDOWN) break;
       if (status == grpc::CompletionQueue::GOT_EVENT) {
         OnEvent(static_cast<Stream::Tag*>(tag), ok);
@@ -168,7 +172,23 @@ class ForwardStreamServer::Impl {
         Run(stream);
       }
     }
-    CHECK(streams_.empty() && waiting_.empty());
+    CHECK(streams_.empty() && waiting_.empty() && !aside_.has_value());
+    {
+      absl::MutexLock lock(&aside_mutex_);
+      aside_ends_ = true;
+    }
+    aside_thread_.join();
+  }
+
+  NextStatus NextEvent(void** tag, bool* ok) {
+    // The CPUs are the other thread's.
+    if (aside_.has_value()) {
+      return queue_->Next(tag, ok) ? grpc::CompletionQueue::GOT_EVENT
+                                   : grpc::CompletionQueue::SHUTDOWN;
+    }
+    if (waiting_.empty()) return poller_.Next(tag, ok, SteadyClock::time_point::max());
+    // With requests waiting only look: others that have arrived meanwhile take their place.
+    return streams_.size() > 1 ? poller_.Poll(tag, ok) : grpc::CompletionQueue::TIMEOUT;
   }
 
   void OnEvent(Stream::Tag* tag, bool ok) {
@@ -179,6 +199,10 @@ class ForwardStreamServer::Impl {
     if (tag == &stop_) {
       stopping_ = true;
       ShutdownWhenEmpty();
+      return;
+    }
+    if (tag == &answered_) {
+      OnAnswered();
       return;
     }
     Stream* stream = tag->stream;
@@ -204,7 +228,7 @@ class ForwardStreamServer::Impl {
   }
 
   void EraseIfOver(Stream* stream) {
-    if (stream->finished && stream->pending == 0 && !stream->request_waits) {
+    if (stream->finished && stream->pending == 0 && !stream->request_waits && !stream->aside) {
       streams_.erase(streams_.find(stream));
       ShutdownWhenEmpty();
     }
@@ -261,29 +285,81 @@ class ForwardStreamServer::Impl {
 
   void Read(Stream* stream) {
     stream->pending |= Stream::kRead;
-    stream->rpc.Read(&stream->request, &stream->read);
+    stream->rpc.Read(&stream->request.frame, &stream->read);
   }
 
   void OnRead(Stream* stream, bool ok) {
     if (stream->end.has_value()) return;
     if (!ok) {  // the trunk closed the stream, or it broke; then the status reaches nobody
-      End(stream, absl::OkStatus());
+      stream->closed = true;
+      if (!stream->aside) End(stream, absl::OkStatus());
       return;
     }
-    stream->arrival = SteadyClock::now();
+    stream->request.arrival = SteadyClock::now();
     stream->request_waits = true;
     waiting_.push_back(stream);
   }
 
   void Run(Stream* stream) {
+    if (stream->held_reply.has_value() && !stream->end.has_value()) {
+      stream->behind_reply = true;
+      return;
+    }
     stream->request_waits = false;
     if (stream->end.has_value()) {
       EraseIfOver(stream);
       return;
     }
-    absl::StatusOr<grpc::ByteBuffer> reply = Answer(stream);
-    metrics_.received_bytes.Increment(static_cast<double>(stream->request.Length()));
-    stream->request.Clear();
+    Stream::Request request = std::move(stream->request);
+    stream->request.frame.Clear();
+    metrics_.received_bytes.Increment(static_cast<double>(request.frame.Length()));
+    if (request.frame.Length() < options_.aside_bytes) {
+      OnAnswer(stream, Answer(stream, request));
+      return;
+    }
+    stream->aside = true;
+    aside_.emplace(Aside{stream, std::move(request), absl::InternalError("not answered yet")});
+    if (!draining_) Read(stream);
+    absl::MutexLock lock(&aside_mutex_);
+    aside_asked_ = true;
+  }
+
+  // The other thread: one request at a time, while the queue's thread touches nothing of the
+  // executor's or the parser's.
+  void AnswerAside() {
+    const auto called = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(aside_mutex_) {
+      return aside_asked_ || aside_ends_;
+    };
+    while (true) {
+      {
+        absl::MutexLock lock(&aside_mutex_);
+        aside_mutex_.Await(absl::Condition(&called));
+        if (!aside_asked_) return;
+        aside_asked_ = false;
+      }
+      aside_->reply = Answer(aside_->stream, aside_->request);
+      {
+        absl::MutexLock lock(&aside_mutex_);
+        aside_answered_ = true;
+      }
+      answered_alarm_.Set(queue_.get(), gpr_now(GPR_CLOCK_MONOTONIC), &answered_);
+    }
+  }
+
+  void OnAnswered() {
+    {
+      absl::MutexLock lock(&aside_mutex_);
+      CHECK(std::exchange(aside_answered_, false));
+    }
+    Aside done = *std::move(aside_);
+    aside_.reset();
+    done.stream->aside = false;
+    if (!done.stream->end.has_value()) OnAnswer(done.stream, std::move(done.reply));
+    if (done.stream->closed) End(done.stream, absl::OkStatus());
+    EraseIfOver(done.stream);
+  }
+
+  void OnAnswer(Stream* stream, absl::StatusOr<grpc::ByteBuffer> reply) {
     if (!reply.ok()) {
       metrics_.refused.Increment();
       LogWarning("forward_refused",
@@ -306,7 +382,8 @@ class ForwardStreamServer::Impl {
     stream->rpc.Write(reply, &stream->write);
     if (draining_) {
       End(stream, Draining());
-    } else {
+    } else if ((stream->pending & Stream::kRead) == 0 && !stream->request_waits &&
+               !stream->closed) {
       Read(stream);
     }
   }
@@ -315,13 +392,14 @@ class ForwardStreamServer::Impl {
     if (stream->held_reply.has_value()) {
       const grpc::ByteBuffer reply = *std::exchange(stream->held_reply, std::nullopt);
       Write(stream, reply);
+      if (std::exchange(stream->behind_reply, false)) waiting_.push_back(stream);
     } else if (stream->end.has_value()) {
       Finish(stream);
     }
   }
 
-  absl::StatusOr<grpc::ByteBuffer> Answer(Stream* stream) {
-    absl::StatusOr<ForwardRequestView> parsed = stream->parser->ParseRequest(stream->request);
+  absl::StatusOr<grpc::ByteBuffer> Answer(Stream* stream, const Stream::Request& request) {
+    absl::StatusOr<ForwardRequestView> parsed = stream->parser->ParseRequest(request.frame);
     if (!parsed.ok()) return parsed.status();
     const ForwardRequestHeader& header = parsed->header;
     ExpertExecutor* executor = executor_.load(std::memory_order_acquire);
@@ -361,12 +439,12 @@ class ForwardStreamServer::Impl {
     if (!parsed->trace.empty()) LogJoined(stream, *parsed);
     metrics_.calls.Increment();
     metrics_.rows.Increment(header.num_rows);
-    metrics_.queue.Observe(Seconds(start - stream->arrival));
+    metrics_.queue.Observe(Seconds(start - request.arrival));
     metrics_.compute.Observe(Seconds(done - start));
     return MakeForwardResponse({.sequence = header.sequence,
                                 .num_rows = header.num_rows,
                                 .flags = header.flags & kReplyF32,
-                                .queue_ns = ClampedNs(start - stream->arrival),
+                                .queue_ns = ClampedNs(start - request.arrival),
                                 .compute_ns = ClampedNs(done - start)},
                                stream->sums.Share(reply_bytes));
   }
@@ -402,7 +480,7 @@ class ForwardStreamServer::Impl {
   void EndIdleStreams() {
     for (const std::unique_ptr<Stream>& stream : streams_) {
       const bool open = stream->parser.has_value() && (stream->pending & Stream::kOpen) == 0;
-      if (open && !stream->request_waits && !stream->held_reply.has_value()) {
+      if (open && !stream->request_waits && !stream->held_reply.has_value() && !stream->aside) {
         End(stream.get(), Draining());
       }
     }
@@ -431,11 +509,14 @@ class ForwardStreamServer::Impl {
   grpc::Alarm stop_alarm_;
   Stream::Tag drain_{nullptr, Stream::kOpen};  // tags of the alarms
   Stream::Tag stop_{nullptr, Stream::kOpen};
+  Stream::Tag answered_{nullptr, Stream::kOpen};
+  grpc::Alarm answered_alarm_;
   RequestForward request_;
   std::atomic<ExpertExecutor*> executor_{nullptr};
   std::atomic<bool> draining_{false};
   bool stopped_ = false;
   std::thread thread_;
+  std::thread aside_thread_;
   absl::Mutex count_mutex_;
   int num_streams_ ABSL_GUARDED_BY(count_mutex_) = 0;  // open ones
 
@@ -443,6 +524,17 @@ class ForwardStreamServer::Impl {
   bool stopping_ = false;
   std::set<std::unique_ptr<Stream>, ByAddress> streams_;  // one of them waits for its trunk
   std::deque<Stream*> waiting_;                           // arrived requests, oldest first
+  // What the other thread answers; its own from aside_asked_ until the alarm.
+  struct Aside {
+    Stream* stream;
+    Stream::Request request;
+    absl::StatusOr<grpc::ByteBuffer> reply;
+  };
+  std::optional<Aside> aside_;
+  absl::Mutex aside_mutex_;
+  bool aside_asked_ ABSL_GUARDED_BY(aside_mutex_) = false;
+  bool aside_answered_ ABSL_GUARDED_BY(aside_mutex_) = false;
+  bool aside_ends_ ABSL_GUARDED_BY(aside_mutex_) = false;
 };
 
 ForwardStreamServer::ForwardStreamServer(const Options& options, grpc::ServerBuilder& builder,

@@ -1,6 +1,8 @@
 // The data plane of an expert host: every Forward stream, served by one completion queue and
 // exactly one thread, which reads a frame, runs the call and posts the reply. Why one thread, and
-// what spinning is worth: docs/performance.md.
+// what spinning is worth: docs/performance.md. Large calls, of which a trunk may have two under
+// way, are run by a second thread, so that the first can read and write meanwhile
+// (docs/adr/two-halves.md).
 #pragma once
 
 #include <grpcpp/server_builder.h>
@@ -8,6 +10,7 @@
 #include <grpcpp/support/async_stream.h>
 #include <grpcpp/support/byte_buffer.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -26,10 +29,10 @@ namespace banyan::expert {
 //   auto server = builder.RegisterService(&service).BuildAndStart();
 //   forward.Start([&service](auto... args) { service.RequestForward(args...); });
 //
-// Rules of a stream: `sequence` grows from frame to frame; one request is under way at a time,
-// answered in order. A frame that breaks a rule ends its stream with INVALID_ARGUMENT and a message
-// that says which; other streams and the service go on. A peer that does not read its replies is
-// not read from: a stream holds at most one request and one reply.
+// Rules of a stream: `sequence` grows from frame to frame; requests are answered in order, one at a
+// time. A frame that breaks a rule ends its stream with INVALID_ARGUMENT and a message that says
+// which; other streams and the service go on. A peer that does not read its replies is not read
+// from: a stream holds at most two requests and two replies.
 class ForwardStreamServer {
  public:
   struct Options {
@@ -37,6 +40,9 @@ class ForwardStreamServer {
     // CPU between polls and stops early when others want the CPU.
     absl::Duration spin = absl::Milliseconds(1);
     int32_t max_streams = 32;  // further ones get RESOURCE_EXHAUSTED
+    // Requests of so many bytes are run by the second thread: 8 MB each way take milliseconds to
+    // read and write. Below it the hand-over would cost more than it gives.
+    size_t aside_bytes = size_t{1} << 20;
   };
 
   using RawStream = grpc::ServerAsyncReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>;
@@ -56,7 +62,7 @@ class ForwardStreamServer {
   // Starts the thread and takes streams. Until SetExecutor they end with UNAVAILABLE "loading".
   void Start(RequestForward request);
 
-  // `executor` is borrowed until Stop; only the thread of this object calls it.
+  // `executor` is borrowed until Stop; only threads of this object call it, one at a time.
   void SetExecutor(ExpertExecutor* executor);
 
   // New streams end with UNAVAILABLE at once, open ones after the answer under way. Idempotent;

@@ -26,9 +26,11 @@ namespace {
 using testing::HasSubstr;
 using namespace testing_experts;  // NOLINT: names of the small model
 
-class ForwardStreamTest : public testing::Test {
+// With calls answered by the queue's thread, or aside.
+class ForwardStreamTest : public testing::TestWithParam<size_t> {
  protected:
-  void Start(const ForwardStreamServer::Options& forward = {}) {
+  void Start(ForwardStreamServer::Options forward = {}) {
+    forward.aside_bytes = GetParam();
     ExpertHost::Options options;
     options.listen = "unix:" + temp_.File("e");
     options.forward = forward;
@@ -111,12 +113,12 @@ class ForwardStreamTest : public testing::Test {
   std::unique_ptr<v1::Experts::Stub> stub_;
 };
 
-TEST_F(ForwardStreamTest, AnyGrpcClientCanCall) {
+TEST_P(ForwardStreamTest, AnyGrpcClientCanCall) {
   Start();
   ExpectServes();
 }
 
-TEST_F(ForwardStreamTest, AnswersInOrderWhatIsSentAhead) {
+TEST_P(ForwardStreamTest, AnswersInOrderWhatIsSentAhead) {
   Start();
   grpc::ClientContext context;
   auto stream = stub_->Forward(&context);
@@ -133,7 +135,7 @@ TEST_F(ForwardStreamTest, AnswersInOrderWhatIsSentAhead) {
   EXPECT_TRUE(stream->Finish().ok());
 }
 
-TEST_F(ForwardStreamTest, ServesSeveralTrunksAtOnce) {
+TEST_P(ForwardStreamTest, ServesSeveralTrunksAtOnce) {
   Start();
   std::vector<std::thread> trunks;
   for (uint64_t t = 0; t < 4; ++t) {
@@ -153,7 +155,7 @@ TEST_F(ForwardStreamTest, ServesSeveralTrunksAtOnce) {
   for (std::thread& trunk : trunks) trunk.join();
 }
 
-TEST_F(ForwardStreamTest, ABrokenRuleEndsTheStreamAndTheServiceLives) {
+TEST_P(ForwardStreamTest, ABrokenRuleEndsTheStreamAndTheServiceLives) {
   Start();
   const auto error = [this](const std::function<void(v1::ForwardRequest&)>& change) {
     v1::ForwardRequest request = Request(1);
@@ -182,7 +184,7 @@ TEST_F(ForwardStreamTest, ABrokenRuleEndsTheStreamAndTheServiceLives) {
   ExpectServes();
 }
 
-TEST_F(ForwardStreamTest, AReplayedSequenceEndsTheStreamAfterTheAnswers) {
+TEST_P(ForwardStreamTest, AReplayedSequenceEndsTheStreamAfterTheAnswers) {
   Start();
   for (uint64_t second : {7, 6, 0}) {
     grpc::ClientContext context;
@@ -201,7 +203,7 @@ TEST_F(ForwardStreamTest, AReplayedSequenceEndsTheStreamAfterTheAnswers) {
   ExpectServes();
 }
 
-TEST_F(ForwardStreamTest, GarbageEndsTheStreamAndTheServiceLives) {
+TEST_P(ForwardStreamTest, GarbageEndsTheStreamAndTheServiceLives) {
   Start();
   std::mt19937 rng(12);
   const std::string good = Request(3).SerializeAsString();
@@ -231,7 +233,7 @@ TEST_F(ForwardStreamTest, GarbageEndsTheStreamAndTheServiceLives) {
   ExpectServes();
 }
 
-TEST_F(ForwardStreamTest, AMessageAboveTheLimitEndsTheStream) {
+TEST_P(ForwardStreamTest, AMessageAboveTheLimitEndsTheStream) {
   Start();
   // The client's own limit is lifted to get it out at all.
   grpc::ChannelArguments arguments = ExpertChannelArguments();
@@ -244,7 +246,7 @@ TEST_F(ForwardStreamTest, AMessageAboveTheLimitEndsTheStream) {
   ExpectServes();
 }
 
-TEST_F(ForwardStreamTest, StreamsBeyondTheLimitAreRefused) {
+TEST_P(ForwardStreamTest, StreamsBeyondTheLimitAreRefused) {
   Start({.max_streams = 2});
   grpc::ClientContext contexts[2];
   std::unique_ptr<grpc::ClientReaderWriter<v1::ForwardRequest, v1::ForwardResponse>> open[2];
@@ -277,7 +279,7 @@ TEST_F(ForwardStreamTest, StreamsBeyondTheLimitAreRefused) {
   EXPECT_TRUE(open[1]->Finish().ok());
 }
 
-TEST_F(ForwardStreamTest, DrainingEndsOpenAndNewStreams) {
+TEST_P(ForwardStreamTest, DrainingEndsOpenAndNewStreams) {
   Start();
   grpc::ClientContext context;
   auto stream = stub_->Forward(&context);
@@ -294,7 +296,7 @@ TEST_F(ForwardStreamTest, DrainingEndsOpenAndNewStreams) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
 }
 
-TEST_F(ForwardStreamTest, ClientsThatVanishOrNeverReadLeaveNothing) {
+TEST_P(ForwardStreamTest, ClientsThatVanishOrNeverReadLeaveNothing) {
   Start();
   for (int i = 0; i < 20; ++i) {
     grpc::ClientContext context;
@@ -311,7 +313,7 @@ TEST_F(ForwardStreamTest, ClientsThatVanishOrNeverReadLeaveNothing) {
   while (open.Value() != 0) std::this_thread::yield();
 }
 
-TEST_F(ForwardStreamTest, ShutsDownUnderOpenStreams) {
+TEST_P(ForwardStreamTest, ShutsDownUnderOpenStreams) {
   Start();
   grpc::ClientContext context;
   auto stream = stub_->Forward(&context);
@@ -322,6 +324,9 @@ TEST_F(ForwardStreamTest, ShutsDownUnderOpenStreams) {
   EXPECT_FALSE(stream->Read(&response));
   EXPECT_FALSE(stream->Finish().ok());
 }
+
+INSTANTIATE_TEST_SUITE_P(Threads, ForwardStreamTest, testing::Values(size_t{1} << 20, size_t{1}),
+                         [](const auto& test) { return test.param == 1 ? "Aside" : "Inline"; });
 
 }  // namespace
 }  // namespace banyan::expert
