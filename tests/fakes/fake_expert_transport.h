@@ -13,6 +13,7 @@ class FakeExpertTransport final : public ExpertTransport {
  public:
   absl::Status Dispatch(const Batch&) override { return Ready(); }
   absl::Status Combine(float*) override { return Ready(); }
+  void Abandon() override {}
 
   absl::Status Ready() const override {
     absl::MutexLock lock(&mutex_);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <string_view>
 #include <utility>
 
 #include "common/base/check.h"
@@ -72,16 +74,30 @@ void LocalTransport::LendRowsMemory(std::vector<std::shared_ptr<std::byte>> bloc
 }
 
 std::byte* LocalTransport::TakeRowsMemory() {
-  CHECK(!busy_);
+  CHECK(under_way_.size() < trunk::kMaxBatchesUnderWay);
   const size_t turn = num_taken_++ % (lent_.size() + 1);
   if (turn == lent_.size()) return nullptr;
   std::byte* const block = lent_[turn].get();
+  for (const Sent& sent : under_way_) {
+    if (sent.batch.activations == block) return nullptr;
+  }
   std::memset(block, 0xff, lent_bytes_);  // NaNs
   return block;
 }
 
+uint64_t LocalTransport::ChecksumOf(const Batch& batch, size_t hidden_size) {
+  const auto rows = static_cast<size_t>(batch.num_rows);
+  const size_t chosen = rows * static_cast<size_t>(batch.top_k);
+  const auto hash = [](const void* data, size_t bytes) {
+    return std::hash<std::string_view>()({static_cast<const char*>(data), bytes});
+  };
+  return hash(batch.activations, rows * hidden_size * DTypeSizeBytes(batch.activations_dtype)) ^
+         3 * hash(batch.expert_ids, chosen * sizeof(uint16_t)) ^
+         5 * hash(batch.weights, chosen * sizeof(float));
+}
+
 absl::Status LocalTransport::Dispatch(const Batch& batch) {
-  CHECK(!busy_);
+  CHECK(under_way_.size() < trunk::kMaxBatchesUnderWay);
   CHECK(batch.layer >= 0 && batch.layer < config_.num_hidden_layers);
   CHECK(batch.top_k == config_.num_experts_per_tok && batch.num_rows > 0);
   CHECK(batch.activations_dtype == DType::kF32 || batch.activations_dtype == DType::kBF16);
@@ -92,34 +108,47 @@ absl::Status LocalTransport::Dispatch(const Batch& batch) {
       CHECK(std::find(ids, ids + i, ids[i]) == ids + i);
     }
   }
-  batch_ = batch;
-  busy_ = true;
+  calls_.push_back("d" + std::to_string(batch.layer));
+  if (!dispatch_failure_.ok() && dispatches_before_failure_-- == 0) {
+    return std::exchange(dispatch_failure_, absl::OkStatus());
+  }
+  under_way_.push_back({batch, ChecksumOf(batch, down_.size())});
   return absl::OkStatus();
 }
 
+void LocalTransport::Abandon() {
+  calls_.emplace_back("a");
+  under_way_.clear();
+}
+
 absl::Status LocalTransport::Combine(float* out) {
-  CHECK(busy_);
-  busy_ = false;
-  if (!failure_.ok()) return std::exchange(failure_, absl::OkStatus());
+  CHECK(!under_way_.empty());
+  const Batch batch = under_way_.front().batch;
+  calls_.push_back("c" + std::to_string(batch.layer));
+  for (const Sent& sent : under_way_) CHECK(sent.checksum == ChecksumOf(sent.batch, down_.size()));
+  under_way_.pop_front();
+  if (!failure_.ok() && combines_before_failure_-- == 0) {
+    return std::exchange(failure_, absl::OkStatus());
+  }
   const auto hidden = static_cast<size_t>(config_.hidden_size);
-  std::fill_n(out, static_cast<size_t>(batch_.num_rows) * hidden, 0.0f);
-  for (int32_t row = 0; row < batch_.num_rows; ++row) {
+  std::fill_n(out, static_cast<size_t>(batch.num_rows) * hidden, 0.0f);
+  for (int32_t row = 0; row < batch.num_rows; ++row) {
     const auto r = static_cast<size_t>(row);
-    const float* const x = Widen(row);
-    for (int32_t i = 0; i < batch_.top_k; ++i) {
-      const size_t at = r * static_cast<size_t>(batch_.top_k) + static_cast<size_t>(i);
-      AddExpert(Load(batch_.layer, batch_.expert_ids[at]), x, batch_.weights[at], out + r * hidden);
+    const float* const x = Widen(batch, row);
+    for (int32_t i = 0; i < batch.top_k; ++i) {
+      const size_t at = r * static_cast<size_t>(batch.top_k) + static_cast<size_t>(i);
+      AddExpert(Load(batch.layer, batch.expert_ids[at]), x, batch.weights[at], out + r * hidden);
     }
   }
   return absl::OkStatus();
 }
 
-const float* LocalTransport::Widen(int32_t row) {
+const float* LocalTransport::Widen(const Batch& batch, int32_t row) {
   const size_t first = static_cast<size_t>(row) * row_.size();
-  if (batch_.activations_dtype == DType::kF32) {
-    return static_cast<const float*>(batch_.activations) + first;
+  if (batch.activations_dtype == DType::kF32) {
+    return static_cast<const float*>(batch.activations) + first;
   }
-  const auto* const x = static_cast<const BF16*>(batch_.activations) + first;
+  const auto* const x = static_cast<const BF16*>(batch.activations) + first;
   std::transform(x, x + row_.size(), row_.begin(), [](BF16 value) { return ToFloat(value); });
   return row_.data();
 }

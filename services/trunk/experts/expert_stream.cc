@@ -1,5 +1,6 @@
 #include "services/trunk/experts/expert_stream.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "common/base/check.h"
@@ -25,12 +26,33 @@ void* ExpertStream::Begin(Operation operation) {
 }
 
 void ExpertStream::Send(const grpc::ByteBuffer& frame, uint64_t sequence) {
-  CHECK(state_ == State::kReady && sequence > sequence_);
-  state_ = State::kBusy;
-  replied_ = false;
-  sequence_ = sequence;
+  CHECK(MaySend() && sequence > last_sequence_);
+  last_sequence_ = sequence;
+  awaited_[num_awaited_++] = sequence;
+  if ((pending_ & Bit(Operation::kWrite)) != 0) {
+    held_ = frame;
+    return;
+  }
   rpc_->Write(frame, Begin(Operation::kWrite));
-  rpc_->Read(&reply_, Begin(Operation::kRead));
+  PostRead();
+}
+
+void ExpertStream::PostRead() {
+  if ((pending_ & Bit(Operation::kRead)) == 0) rpc_->Read(&reply_, Begin(Operation::kRead));
+}
+
+bool ExpertStream::Awaits(uint64_t sequence) const {
+  return std::find(awaited().begin(), awaited().end(), sequence) != awaited().end();
+}
+
+void ExpertStream::OnReply() {
+  CHECK(num_awaited_ > 0);
+  arrived_ = {std::move(reply_), awaited_[0]};
+  reply_.Clear();
+  std::copy(awaited_.begin() + 1, awaited_.end(), awaited_.begin());
+  --num_awaited_;
+  // Of a call that is still held: its own Write comes first.
+  if (num_awaited_ > (held_.has_value() ? 1 : 0)) PostRead();
 }
 
 ExpertStream::News ExpertStream::OnEvent(Operation operation, bool ok) {
@@ -49,13 +71,16 @@ ExpertStream::News ExpertStream::OnEvent(Operation operation, bool ok) {
       state_ = State::kReady;
       return News::kReady;
     case Operation::kWrite:  // when it failed the status follows
-      if (replied_ && state_ == State::kBusy) state_ = State::kReady;
+      if (ok && state_ == State::kReady && held_.has_value()) {
+        const grpc::ByteBuffer frame = *std::exchange(held_, std::nullopt);
+        rpc_->Write(frame, Begin(Operation::kWrite));
+        PostRead();
+      }
       return News::kNone;
     case Operation::kRead:
-      if (!ok || state_ != State::kBusy) return News::kNone;
-      replied_ = true;
-      // The Write's own event may come later; the next Send needs it gone.
-      if ((pending_ & Bit(Operation::kWrite)) == 0) state_ = State::kReady;
+      // A frame that nobody asked for cannot come: there is no Read for it.
+      if (!ok || state_ != State::kReady) return News::kNone;
+      OnReply();
       return News::kReply;
     case Operation::kFinish:
       break;

@@ -13,6 +13,9 @@
 
 namespace banyan::trunk {
 
+// Batches under way at once, at the most: those of the two halves of a step.
+inline constexpr int kMaxBatchesUnderWay = 2;
+
 // Owned by the engine's thread, except WaitReady and Ready which any thread may call.
 class ExpertTransport {
  public:
@@ -42,14 +45,18 @@ class ExpertTransport {
   virtual std::byte* TakeRowsMemory() { return nullptr; }
 
   // Sends the rows to the shards that own their experts and returns; the arrays stay borrowed until
-  // Combine has returned, memory of TakeRowsMemory until it returns that again. One batch at a
-  // time.
+  // its Combine has returned, memory of TakeRowsMemory until it returns that again. A second batch
+  // may be sent before the first is combined: the shards get it behind that one. After an error
+  // this batch is not under way.
   virtual absl::Status Dispatch(const Batch& batch) = 0;
 
-  // Waits for all shards. out [num_rows, hidden_size] is overwritten with the sum of the shards'
-  // partial rows, added in shard order. kUnavailable names the shard and its addresses; the batch
-  // is then over.
+  // Waits for all shards' answers to the oldest batch under way. out [num_rows, hidden_size] is
+  // overwritten with the sum of the shards' partial rows, added in shard order. The batch is then
+  // over. kUnavailable names the shard and its addresses, whichever batch that failed.
   virtual absl::Status Combine(float* out) = 0;
+
+  // Ends all batches under way; answers that still come are dropped.
+  virtual void Abandon() = 0;
 
   // Time spent in Combine since the start, waiting for shards; for the split of the step time. Zero
   // where it is not measured.

@@ -1,6 +1,7 @@
 #include "services/trunk/experts/grpc_transport.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -89,7 +90,10 @@ class GrpcTransport::Impl {
         links_(directory->links()),
         hidden_size_(directory->hidden_size()) {
     for (int32_t shard = 0; shard < directory->num_shards(); ++shard) {
-      calls_.push_back(std::make_unique<Call>(shard, hidden_size_, *metrics));
+      shards_.push_back(std::make_unique<Shard>(shard, *metrics));
+      for (UnderWay& batch : batches_) {
+        batch.calls.push_back(std::make_unique<Call>(shards_.back().get(), hidden_size_));
+      }
     }
   }
 
@@ -97,30 +101,32 @@ class GrpcTransport::Impl {
     lent_.emplace(std::move(blocks), block_bytes);
   }
   std::byte* TakeRowsMemory() {
-    CHECK(!under_way_);
+    CHECK(num_under_way_ < kMaxBatchesUnderWay);
     return lent_.has_value() ? lent_->Take() : nullptr;
   }
 
   absl::Status Dispatch(const Batch& batch) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    CHECK(!under_way_ && batch.num_rows > 0);
+    CHECK(num_under_way_ < kMaxBatchesUnderWay && batch.num_rows > 0);
     CHECK(batch.activations_dtype == DType::kF32 || batch.activations_dtype == DType::kBF16);
-    if (!plan_.has_value()) {
+    UnderWay& next =
+        batches_[static_cast<size_t>((oldest_ + num_under_way_) % kMaxBatchesUnderWay)];
+    if (!next.plan.has_value()) {
       RETURN_IF_ERROR(directory_.Ready());
-      plan_.emplace(directory_.ExpertRanges(), directory_.num_experts());
+      next.plan.emplace(directory_.ExpertRanges(), directory_.num_experts());
     }
-    batch_ = batch;
-    plan_->Build(batch.num_rows, batch.top_k, batch.expert_ids, batch.weights);
-    PrepareActivations();
-    links_.TakeTurn();
-    under_way_ = true;
-    // Replies to calls that were over when they came.
+    next.batch = batch;
+    next.plan->Build(batch.num_rows, batch.top_k, batch.expert_ids, batch.weights);
+    PrepareActivations(next);
+    if (num_under_way_ == 0) links_.TakeTurn();
+    // Replies that are there, and those to calls that were over when they came.
     for (bool any = true; any;) {
       if (ExpertStream* stream = links_.Poll(&any); stream != nullptr) OnReply(stream);
     }
+    ++num_under_way_;
     const Clock::time_point now = Clock::now();
-    for (const auto& call : calls_) {
-      if (absl::Status status = Start(*call, now); !status.ok()) {
-        End();
+    for (const auto& call : next.calls) {
+      if (absl::Status status = Start(next, *call, now); !status.ok()) {
+        End(next);
         return status;
       }
     }
@@ -128,12 +134,22 @@ class GrpcTransport::Impl {
   }
 
   absl::Status Combine(float* out) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    CHECK(under_way_);
+    CHECK(num_under_way_ > 0);
+    UnderWay& batch = batches_[static_cast<size_t>(oldest_)];
     const Clock::time_point start = Clock::now();
-    absl::Status status = Collect(out);
-    End();
+    absl::Status status = Collect(batch, out);
+    oldest_ = (oldest_ + 1) % kMaxBatchesUnderWay;
+    End(batch);
     combine_time_ += Clock::now() - start;
     return status;
+  }
+
+  void Abandon() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    while (num_under_way_ > 0) {
+      UnderWay& batch = batches_[static_cast<size_t>(oldest_)];
+      oldest_ = (oldest_ + 1) % kMaxBatchesUnderWay;
+      End(batch);
+    }
   }
 
   absl::Duration CombineTime() const { return absl::FromChrono(combine_time_); }
@@ -147,17 +163,23 @@ class GrpcTransport::Impl {
     Clock::time_point sent;
   };
 
-  struct Call {
-    Call(int32_t shard_index, int32_t hidden_size, MetricsRegistry& registry)
-        : shard(shard_index), parser(hidden_size), metrics(registry, shard_index) {}
+  struct Shard {
+    Shard(int32_t shard_index, MetricsRegistry& registry)
+        : index(shard_index), metrics(registry, shard_index) {}
 
-    const int32_t shard;
-    ForwardFrameParser parser;  // owns the reply until it is added
+    const int32_t index;
     ShardMetrics metrics;
-    PayloadBuffer gathered;
-    int32_t preferred = 0;  // replica of the shard that answered last
-
+    int32_t preferred = 0;     // replica that answered last
     int64_t traced_step = -1;  // the last step whose trace has been sent
+  };
+
+  // What a batch asks of one shard.
+  struct Call {
+    Call(Shard* asked_shard, int32_t hidden_size) : shard(asked_shard), parser(hidden_size) {}
+
+    Shard* const shard;
+    ForwardFrameParser parser;  // owns the reply until it is added
+    PayloadBuffer gathered;
 
     // Of this batch:
     grpc::Slice activations;
@@ -165,18 +187,50 @@ class GrpcTransport::Impl {
     std::vector<Attempt> attempts;  // under way
     std::vector<int32_t> asked;     // every replica of an attempt
     Clock::time_point start, resend_at, give_up_at;
-    bool done = false;
+    bool done = true;
     ForwardResponseView reply;
     absl::Status error;  // of the last attempt that failed
+
+    int32_t index() const { return shard->index; }
   };
 
-  absl::Status Collect(float* out) {
-    std::memset(out, 0, static_cast<size_t>(batch_.num_rows) * hidden_size_ * sizeof(float));
+  // A batch between Dispatch and the end of its Combine, and what is kept for the next one.
+  struct UnderWay {
+    Batch batch;
+    std::optional<DispatchPlan> plan;
+    std::vector<std::unique_ptr<Call>> calls;  // by shard
+    PayloadBuffer shared;
+    grpc::Slice shared_slice;
+    const std::byte* source = nullptr;
+
+    const DispatchPlan::ShardRows& rows(const Call& call) const {
+      return plan->shard(call.index());
+    }
+  };
+
+  // Calls visit(batch, call) for every call that is not done, of the oldest batch first.
+  template <typename Visit>
+  absl::Status ForEachAwaited(const Visit& visit) {
+    for (int32_t i = 0; i < num_under_way_; ++i) {
+      UnderWay& batch = batches_[static_cast<size_t>((oldest_ + i) % kMaxBatchesUnderWay)];
+      for (const auto& call : batch.calls) {
+        if (!call->done) RETURN_IF_ERROR(visit(batch, *call));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Collect(UnderWay& batch, float* out) {
+    std::memset(out, 0,
+                static_cast<size_t>(batch.batch.num_rows) * static_cast<size_t>(hidden_size_) *
+                    sizeof(float));
     size_t added = 0;
     while (true) {
       // In shard order, each as soon as those before it are there.
-      for (; added < calls_.size() && calls_[added]->done; ++added) Add(*calls_[added], out);
-      if (added == calls_.size()) break;
+      for (; added < batch.calls.size() && batch.calls[added]->done; ++added) {
+        Add(batch, *batch.calls[added], out);
+      }
+      if (added == batch.calls.size()) break;
       bool any = false;
       ExpertStream* stream = links_.Next(NextLimit(), &any);
       if (stream != nullptr && OnReply(stream)) continue;
@@ -187,25 +241,26 @@ class GrpcTransport::Impl {
 
   // gRPC may hold the bytes longer than the batch lives, when a replica hangs: what does not lie in
   // memory that waits for it is copied, once.
-  void PrepareActivations() {
-    const size_t bytes = static_cast<size_t>(batch_.num_rows) * RowBytes();
-    if (lent_.has_value() && batch_.activations == lent_->taken()) {
-      source_ = lent_->taken();
-      shared_slice_ = lent_->Share(bytes);
+  void PrepareActivations(UnderWay& next) {
+    const size_t bytes = static_cast<size_t>(next.batch.num_rows) * RowBytes(next.batch);
+    if (lent_.has_value() && next.batch.activations == lent_->taken()) {
+      next.source = lent_->taken();
+      next.shared_slice = lent_->Share(bytes);
       return;
     }
-    std::byte* to = shared_.Prepare(bytes).data();
-    std::memcpy(to, batch_.activations, bytes);
-    source_ = to;
-    shared_slice_ = shared_.Share(bytes);
+    std::byte* to = next.shared.Prepare(bytes).data();
+    std::memcpy(to, next.batch.activations, bytes);
+    next.source = to;
+    next.shared_slice = next.shared.Share(bytes);
   }
 
-  size_t RowBytes() const {
-    return static_cast<size_t>(hidden_size_) * DTypeSizeBytes(batch_.activations_dtype);
+  size_t RowBytes(const Batch& batch) const {
+    return static_cast<size_t>(hidden_size_) * DTypeSizeBytes(batch.activations_dtype);
   }
 
-  absl::Status Start(Call& call, Clock::time_point now) {
-    const DispatchPlan::ShardRows& rows = plan_->shard(call.shard);
+  absl::Status Start(UnderWay& batch, Call& call, Clock::time_point now) {
+    const DispatchPlan::ShardRows& rows = batch.rows(call);
+    Shard& shard = *call.shard;
     call.attempts.clear();
     call.asked.clear();
     call.done = rows.num_rows == 0;
@@ -213,56 +268,88 @@ class GrpcTransport::Impl {
     call.error = absl::OkStatus();
     if (call.done) return absl::OkStatus();
     call.trace = {};
-    if (!batch_.trace.empty() && call.traced_step != batch_.step_id) {
-      call.trace = batch_.trace;
-      call.traced_step = batch_.step_id;
+    if (!batch.batch.trace.empty() && shard.traced_step != batch.batch.step_id) {
+      call.trace = batch.batch.trace;
+      shard.traced_step = batch.batch.step_id;
     }
     if (rows.all_rows) {
-      call.activations = shared_slice_;
+      call.activations = batch.shared_slice;
     } else {
-      const size_t bytes = static_cast<size_t>(rows.num_rows) * RowBytes();
-      GatherRows(rows, source_, RowBytes(), call.gathered.Prepare(bytes).data());
+      const size_t row_bytes = RowBytes(batch.batch);
+      const size_t bytes = static_cast<size_t>(rows.num_rows) * row_bytes;
+      GatherRows(rows, batch.source, row_bytes, call.gathered.Prepare(bytes).data());
       call.activations = call.gathered.Share(bytes);
     }
+    const int32_t to_compute = rows.num_rows + RowsBefore(batch, shard);
     call.start = now;
-    call.resend_at = now + Limit(options_.resend_after, options_.resend_after_per_row, rows);
-    call.give_up_at = now + Limit(options_.give_up_after, options_.give_up_after_per_row, rows);
-    if (TrySend(call, now) || SomeReplicaIsBusy(call)) return absl::OkStatus();
-    return Lost(call);
+    call.resend_at = now + Limit(options_.resend_after, options_.resend_after_per_row, to_compute);
+    call.give_up_at =
+        now + Limit(options_.give_up_after, options_.give_up_after_per_row, to_compute);
+    if (TrySend(batch, call, now) || SomeReplicaIsBusy(call)) return absl::OkStatus();
+    return Lost(batch, call);
   }
 
-  static Clock::duration Limit(absl::Duration base, absl::Duration per_row,
-                               const DispatchPlan::ShardRows& rows) {
-    return absl::ToChronoNanoseconds(base + per_row * rows.num_rows);
+  // Rows that the shard computes before those of `last`.
+  int32_t RowsBefore(const UnderWay& last, const Shard& shard) {
+    int32_t rows = 0;
+    ForEachAwaited([&](UnderWay& batch, Call& call) {
+      if (&batch != &last && call.shard == &shard) rows += batch.rows(call).num_rows;
+      return absl::OkStatus();
+    }).IgnoreError();
+    return rows;
+  }
+
+  static Clock::duration Limit(absl::Duration base, absl::Duration per_row, int32_t num_rows) {
+    return absl::ToChronoNanoseconds(base + per_row * num_rows);
+  }
+
+  // Of a call that is under way.
+  bool IsAwaited(int32_t replica, uint64_t sequence) {
+    bool found = false;
+    ForEachAwaited([&](UnderWay&, Call& call) {
+      for (const Attempt& attempt : call.attempts) {
+        found |= attempt.replica == replica && attempt.sequence == sequence;
+      }
+      return absl::OkStatus();
+    }).IgnoreError();
+    return found;
+  }
+
+  // Takes a call, and waits for no answer to one that is over.
+  bool IsFree(ExpertStream* stream) {
+    if (stream == nullptr || !stream->MaySend()) return false;
+    const auto late = [&](uint64_t sequence) { return !IsAwaited(stream->replica(), sequence); };
+    return std::none_of(stream->awaited().begin(), stream->awaited().end(), late);
   }
 
   // To a replica that was not asked yet, the one that answered last first.
-  bool TrySend(Call& call, Clock::time_point now) {
-    const int32_t count = directory_.num_replicas(call.shard);
+  bool TrySend(UnderWay& batch, Call& call, Clock::time_point now) {
+    const int32_t shard = call.index();
+    const int32_t count = directory_.num_replicas(shard);
     for (int32_t i = 0; i < count; ++i) {
-      const int32_t replica = directory_.first_replica(call.shard) + (call.preferred + i) % count;
+      const int32_t replica = directory_.first_replica(shard) + (call.shard->preferred + i) % count;
       if (std::find(call.asked.begin(), call.asked.end(), replica) != call.asked.end()) continue;
       ExpertStream* stream = links_.stream(replica);
-      if (stream == nullptr || stream->state() != ExpertStream::State::kReady) continue;
-      const DispatchPlan::ShardRows& rows = plan_->shard(call.shard);
-      const bool f32 = batch_.activations_dtype == DType::kF32;
+      if (!IsFree(stream)) continue;
+      const DispatchPlan::ShardRows& rows = batch.rows(call);
+      const bool f32 = batch.batch.activations_dtype == DType::kF32;
       const uint32_t flags =
           (f32 ? uint32_t{kActivationsF32} : 0u) | (options_.reply_f32 ? uint32_t{kReplyF32} : 0u);
       const uint64_t sequence = ++last_sequence_;
       const grpc::ByteBuffer frame =
           MakeForwardRequest({.sequence = sequence,
-                              .step = static_cast<uint64_t>(batch_.step_id),
-                              .layer = static_cast<uint32_t>(batch_.layer),
+                              .step = static_cast<uint64_t>(batch.batch.step_id),
+                              .layer = static_cast<uint32_t>(batch.batch.layer),
                               .num_rows = static_cast<uint32_t>(rows.num_rows),
-                              .top_k = static_cast<uint32_t>(batch_.top_k),
+                              .top_k = static_cast<uint32_t>(batch.batch.top_k),
                               .flags = flags,
                               .attempt = static_cast<uint32_t>(call.asked.size())},
                              rows.expert_ids, rows.weights, call.activations, call.trace);
       stream->Send(frame, sequence);
       call.attempts.push_back({replica, sequence, now});
       call.asked.push_back(replica);
-      call.metrics.rows.Increment(rows.num_rows);
-      call.metrics.sent_bytes.Increment(static_cast<double>(frame.Length()));
+      call.shard->metrics.rows.Increment(rows.num_rows);
+      call.shard->metrics.sent_bytes.Increment(static_cast<double>(frame.Length()));
       return true;
     }
     return false;
@@ -270,47 +357,56 @@ class GrpcTransport::Impl {
 
   // A stream still waits for the answer to a call that is over; it may come back in time.
   bool SomeReplicaIsBusy(const Call& call) {
-    const int32_t first = directory_.first_replica(call.shard);
-    for (int32_t r = first; r < first + directory_.num_replicas(call.shard); ++r) {
-      if (links_.stream(r) != nullptr && links_.stream(r)->state() == ExpertStream::State::kBusy) {
-        return true;
-      }
+    const int32_t first = directory_.first_replica(call.index());
+    for (int32_t r = first; r < first + directory_.num_replicas(call.index()); ++r) {
+      if (IsBusy(links_.stream(r))) return true;
     }
     return false;
   }
 
+  static bool IsBusy(const ExpertStream* stream) {
+    return stream != nullptr && stream->state() == ExpertStream::State::kReady &&
+           !stream->awaited().empty();
+  }
+
   // False when the reply broke a rule and its stream was ended.
   bool OnReply(ExpertStream* stream) {
-    const grpc::ByteBuffer frame = stream->TakeReply();
-    const auto is_its = [stream](const Attempt& attempt) {
-      return attempt.replica == stream->replica() && attempt.sequence == stream->sequence();
+    const ExpertStream::Reply reply = stream->TakeReply();
+    const auto is_its = [&](const Attempt& attempt) {
+      return attempt.replica == stream->replica() && attempt.sequence == reply.sequence;
     };
-    for (const auto& owned : calls_) {
-      Call& call = *owned;
+    bool found = false;
+    absl::Status refused = ForEachAwaited([&](UnderWay& batch, Call& call) {
       const auto attempt = std::find_if(call.attempts.begin(), call.attempts.end(), is_its);
-      if (attempt == call.attempts.end()) continue;
-      call.metrics.received_bytes.Increment(static_cast<double>(frame.Length()));
-      if (absl::Status status = Accept(call, *attempt, frame); !status.ok()) {
+      if (found || attempt == call.attempts.end()) return absl::OkStatus();
+      found = true;
+      call.shard->metrics.received_bytes.Increment(static_cast<double>(reply.frame.Length()));
+      absl::Status status = Accept(batch, call, *attempt, reply.frame);
+      if (status.ok()) {
+        call.attempts.clear();  // other attempts are late from now on
+      } else {
         call.error = status;
-        links_.Drop(stream->replica(), status);  // CheckCalls sees that the attempt is lost
-        return false;
       }
-      call.attempts.clear();  // other attempts are late from now on
-      return true;
+      return status;
+    });
+    if (!refused.ok()) {
+      links_.Drop(stream->replica(), refused);  // CheckCalls sees that the attempt is lost
+      return false;
     }
-    for (const auto& call : calls_) {
-      const int32_t place = stream->replica() - directory_.first_replica(call->shard);
-      if (place >= 0 && place < directory_.num_replicas(call->shard)) {
-        call->metrics.late_replies.Increment();
+    for (const auto& shard : shards_) {
+      const int32_t place = stream->replica() - directory_.first_replica(shard->index);
+      if (!found && place >= 0 && place < directory_.num_replicas(shard->index)) {
+        shard->metrics.late_replies.Increment();
       }
     }
     return true;
   }
 
-  absl::Status Accept(Call& call, const Attempt& attempt, const grpc::ByteBuffer& frame) {
+  absl::Status Accept(const UnderWay& batch, Call& call, const Attempt& attempt,
+                      const grpc::ByteBuffer& frame) {
     ASSIGN_OR_RETURN(call.reply, call.parser.ParseResponse(frame));
     const ForwardResponseHeader& header = call.reply.header;
-    const auto expected_rows = static_cast<uint32_t>(plan_->shard(call.shard).num_rows);
+    const auto expected_rows = static_cast<uint32_t>(batch.rows(call).num_rows);
     const uint32_t expected_flags = options_.reply_f32 ? uint32_t{kReplyF32} : 0u;
     if (header.sequence != attempt.sequence || header.num_rows != expected_rows ||
         header.flags != expected_flags) {
@@ -320,19 +416,20 @@ class GrpcTransport::Impl {
           expected_flags);
     }
     call.done = true;
-    call.preferred = attempt.replica - directory_.first_replica(call.shard);
+    call.shard->preferred = attempt.replica - directory_.first_replica(call.index());
+    const ShardMetrics& metrics = call.shard->metrics;
     const double total = Seconds(Clock::now() - attempt.sent);
     const double queue = header.queue_ns * 1e-9;
     const double compute = header.compute_ns * 1e-9;
-    call.metrics.total.Observe(total);
-    call.metrics.queue.Observe(queue);
-    call.metrics.compute.Observe(compute);
-    call.metrics.transport.Observe(std::max(0.0, total - queue - compute));
+    metrics.total.Observe(total);
+    metrics.queue.Observe(queue);
+    metrics.compute.Observe(compute);
+    metrics.transport.Observe(std::max(0.0, total - queue - compute));
     return absl::OkStatus();
   }
 
-  void Add(const Call& call, float* out) const {
-    const DispatchPlan::ShardRows& rows = plan_->shard(call.shard);
+  void Add(const UnderWay& batch, const Call& call, float* out) const {
+    const DispatchPlan::ShardRows& rows = batch.rows(call);
     if (rows.num_rows == 0) return;
     if (options_.reply_f32) {
       AddPartialRowsF32(rows, call.reply.partial_sums.data(), hidden_size_, out);
@@ -341,104 +438,98 @@ class GrpcTransport::Impl {
     }
   }
 
-  Clock::time_point NextLimit() const {
+  Clock::time_point NextLimit() {
     Clock::time_point limit = Clock::now() + kLook;
-    for (const auto& call : calls_) {
-      if (call->done) continue;
-      limit = std::min(limit, call->give_up_at);
-      if (directory_.num_replicas(call->shard) > 1) limit = std::min(limit, call->resend_at);
-    }
+    ForEachAwaited([&](UnderWay&, Call& call) {
+      limit = std::min(limit, call.give_up_at);
+      if (directory_.num_replicas(call.index()) > 1) limit = std::min(limit, call.resend_at);
+      return absl::OkStatus();
+    }).IgnoreError();
     return limit;
   }
 
   // Attempts whose stream is gone, answers that are late, calls that nobody will answer.
   absl::Status CheckCalls() {
     const Clock::time_point now = Clock::now();
-    for (const auto& owned : calls_) {
-      Call& call = *owned;
-      if (call.done) continue;
-      const size_t before = call.attempts.size();
-      call.attempts.erase(
-          std::remove_if(call.attempts.begin(), call.attempts.end(),
-                         [this](const Attempt& attempt) {
-                           const ExpertStream* stream = links_.stream(attempt.replica);
-                           return stream == nullptr || stream->sequence() != attempt.sequence;
-                         }),
-          call.attempts.end());
-      const bool lost = call.attempts.size() < before;
-      if (now >= call.give_up_at) return GiveUp(call, now);
-      if (call.attempts.empty()) {
-        const bool again = !call.asked.empty();
-        if (TrySend(call, now)) {
-          if (again) call.metrics.resends_lost.Increment();
-        } else if (!SomeReplicaIsBusy(call)) {
-          return Lost(call);
-        }
-      } else if (!lost && now >= call.resend_at) {
-        call.resend_at = now + kLook;  // when no other replica is free now
-        if (TrySend(call, now)) {
-          call.metrics.resends_late.Increment();
-          LogWarning("expert_call_late",
-                     {{"shard", call.shard},
-                      {"layer", batch_.layer},
-                      {"asked", directory_.address(call.attempts.front().replica)},
-                      {"next", directory_.address(call.attempts.back().replica)}});
-        }
+    return ForEachAwaited([&](UnderWay& batch, Call& call) { return CheckCall(batch, call, now); });
+  }
+
+  absl::Status CheckCall(UnderWay& batch, Call& call, Clock::time_point now) {
+    const size_t before = call.attempts.size();
+    const auto is_gone = [this](const Attempt& attempt) {
+      const ExpertStream* stream = links_.stream(attempt.replica);
+      return stream == nullptr || !stream->Awaits(attempt.sequence);
+    };
+    call.attempts.erase(std::remove_if(call.attempts.begin(), call.attempts.end(), is_gone),
+                        call.attempts.end());
+    const bool lost = call.attempts.size() < before;
+    if (now >= call.give_up_at) return GiveUp(batch, call, now);
+    if (call.attempts.empty()) {
+      const bool again = !call.asked.empty();
+      if (TrySend(batch, call, now)) {
+        if (again) call.shard->metrics.resends_lost.Increment();
+      } else if (!SomeReplicaIsBusy(call)) {
+        return Lost(batch, call);
+      }
+    } else if (!lost && now >= call.resend_at) {
+      call.resend_at = now + kLook;  // when no other replica is free now
+      if (TrySend(batch, call, now)) {
+        call.shard->metrics.resends_late.Increment();
+        LogWarning("expert_call_late",
+                   {{"shard", call.index()},
+                    {"layer", batch.batch.layer},
+                    {"asked", directory_.address(call.attempts.front().replica)},
+                    {"next", directory_.address(call.attempts.back().replica)}});
       }
     }
     return absl::OkStatus();
   }
 
-  absl::Status GiveUp(Call& call, Clock::time_point now) {
+  absl::Status GiveUp(const UnderWay& batch, Call& call, Clock::time_point now) {
     const auto waited =
         std::chrono::duration_cast<std::chrono::milliseconds>(now - call.start).count();
     const absl::Status status =
         StatusF(absl::StatusCode::kUnavailable, "no answer to a call of {} rows within {} ms",
-                plan_->shard(call.shard).num_rows, waited);
-    const int32_t first = directory_.first_replica(call.shard);
-    for (int32_t r = first; r < first + directory_.num_replicas(call.shard); ++r) {
-      const ExpertStream* stream = links_.stream(r);
-      if (stream != nullptr && stream->state() == ExpertStream::State::kBusy) {
-        links_.Drop(r, status);
-      }
+                batch.rows(call).num_rows, waited);
+    const int32_t first = directory_.first_replica(call.index());
+    for (int32_t r = first; r < first + directory_.num_replicas(call.index()); ++r) {
+      if (IsBusy(links_.stream(r))) links_.Drop(r, status);
     }
-    return Lost(call);
+    return Lost(batch, call);
   }
 
-  absl::Status Lost(Call& call) {
-    call.metrics.failures.Increment();
+  absl::Status Lost(const UnderWay& batch, Call& call) {
+    call.shard->metrics.failures.Increment();
     // A call that every host refuses is a fault of ours, not of the hosts.
     const bool refused = call.error.code() == absl::StatusCode::kInvalidArgument;
     return StatusF(refused ? absl::StatusCode::kInternal : absl::StatusCode::kUnavailable,
-                   "layer {}: no replica answers: {}", batch_.layer,
-                   directory_.ShardState(call.shard));
+                   "layer {}: no replica answers: {}", batch.batch.layer,
+                   directory_.ShardState(call.index()));
   }
 
-  void End() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    for (const auto& call : calls_) {
+  // The batch is under way no more; whoever calls has taken it out of the turn.
+  void End(UnderWay& batch) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    for (const auto& call : batch.calls) {
       call->attempts.clear();
       call->activations = grpc::Slice();
+      call->done = true;
     }
-    shared_slice_ = grpc::Slice();
-    under_way_ = false;
-    links_.EndTurn();
+    batch.shared_slice = grpc::Slice();
+    if (--num_under_way_ == 0) links_.EndTurn();
   }
 
   const Options options_;
   ExpertDirectory& directory_;
   ExpertLinks& links_;
   const int32_t hidden_size_;
-  std::optional<DispatchPlan> plan_;
-  std::vector<std::unique_ptr<Call>> calls_;  // by shard
+  std::vector<std::unique_ptr<Shard>> shards_;
   uint64_t last_sequence_ = 0;
   Clock::duration combine_time_{0};
 
-  bool under_way_ = false;
-  Batch batch_;
+  std::array<UnderWay, kMaxBatchesUnderWay> batches_;  // in turn
+  int32_t oldest_ = 0;                                 // of those under way
+  int32_t num_under_way_ = 0;
   std::optional<LentPayload> lent_;
-  PayloadBuffer shared_;
-  grpc::Slice shared_slice_;
-  const std::byte* source_ = nullptr;
 };
 
 GrpcTransport::GrpcTransport(const Options& options, ExpertDirectory* directory,
@@ -453,6 +544,7 @@ void GrpcTransport::LendRowsMemory(std::vector<std::shared_ptr<std::byte>> block
 std::byte* GrpcTransport::TakeRowsMemory() { return impl_->TakeRowsMemory(); }
 absl::Status GrpcTransport::Dispatch(const Batch& batch) { return impl_->Dispatch(batch); }
 absl::Status GrpcTransport::Combine(float* out) { return impl_->Combine(out); }
+void GrpcTransport::Abandon() { impl_->Abandon(); }
 absl::Duration GrpcTransport::CombineTime() const { return impl_->CombineTime(); }
 absl::Status GrpcTransport::Ready() const { return impl_->Ready(); }
 absl::Status GrpcTransport::WaitReady(absl::Time deadline) { return impl_->WaitReady(deadline); }

@@ -19,7 +19,8 @@ class GrpcTransport final : public ExpertTransport {
     // Type of the partial sums on the wire, else bf16. It holds for every batch size: a row's bits
     // must not depend on the rows beside it. f32 by default: docs/adr/f32-on-the-wire.md.
     bool reply_f32 = true;
-    // An answer later than this is asked of another replica as well; the first one counts.
+    // An answer later than this is asked of another replica as well; the first one counts. Rows of
+    // this call and of the one that the shard computes before it.
     absl::Duration resend_after = absl::Milliseconds(100);
     absl::Duration resend_after_per_row = absl::Milliseconds(5);
     // After this the replicas asked are given up: their streams end and are opened anew.
@@ -35,6 +36,7 @@ class GrpcTransport final : public ExpertTransport {
   std::byte* TakeRowsMemory() override;
   absl::Status Dispatch(const Batch& batch) override;
   absl::Status Combine(float* out) override;
+  void Abandon() override;
   absl::Duration CombineTime() const override;
   absl::Status Ready() const override;
   absl::Status WaitReady(absl::Time deadline) override;

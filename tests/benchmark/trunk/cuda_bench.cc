@@ -531,6 +531,7 @@ class ZeroExperts : public ExpertTransport {
  public:
   absl::Status Dispatch(const Batch&) override { return absl::OkStatus(); }
   absl::Status Combine(float*) override { return absl::OkStatus(); }
+  void Abandon() override {}
   absl::Status Ready() const override { return absl::OkStatus(); }
   absl::Status WaitReady(absl::Time) override { return absl::OkStatus(); }
 };

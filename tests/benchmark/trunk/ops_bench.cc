@@ -226,6 +226,7 @@ class ZeroExperts : public ExpertTransport {
     std::fill_n(out, num_rows_ * hidden_size_, 0.0f);
     return absl::OkStatus();
   }
+  void Abandon() override {}
   absl::Status Ready() const override { return absl::OkStatus(); }
   absl::Status WaitReady(absl::Time) override { return absl::OkStatus(); }
 

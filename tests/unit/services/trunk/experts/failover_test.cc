@@ -210,6 +210,54 @@ TEST_F(FailoverTest, AHungHostIsGivenUpInBoundedTimeAndReturns) {
   ExpectRight();
 }
 
+// Both batches of a step whose host dies go to the other replica, in their order.
+TEST_F(FailoverTest, AnotherReplicaAnswersBothBatchesOfADeadOne) {
+  auto first = Host(Address("a"), 0, 1);
+  const auto second = Host(Address("b"), 0, 1);
+  Connect({{Address("a"), Address("b")}});
+  WaitReplicas(2);
+  const Rows a = RandomRows(2, kRowLimit);
+  const Rows b = RandomRows(3, 7);
+  first->Signal(SIGSTOP);
+  ASSERT_EQ(Dispatch(a), absl::OkStatus());
+  ASSERT_EQ(Dispatch(b), absl::OkStatus());
+  first->Kill();
+  std::vector<float> out(a.activations.size());
+  ASSERT_EQ(transport_->Combine(out.data()), absl::OkStatus());
+  EXPECT_EQ(out, ExpectedSums(a, 1, false, 1));
+  out.resize(b.activations.size());
+  ASSERT_EQ(transport_->Combine(out.data()), absl::OkStatus());
+  EXPECT_EQ(out, ExpectedSums(b, 1, false, 1));
+  EXPECT_EQ(Resends("lost"), 2);
+}
+
+// Nobody is left for either: the first Combine says so at once, and a hung host in bounded time.
+TEST_F(FailoverTest, TwoBatchesFailInBoundedTime) {
+  auto only = Host(Address("a"), 0, 1);
+  Connect({{Address("a")}}, {.give_up_after = absl::Milliseconds(200),
+                             .give_up_after_per_row = absl::ZeroDuration()});
+  for (const bool killed : {true, false}) {
+    WaitReady();
+    ExpectRight();
+    only->Signal(SIGSTOP);
+    const Rows a = RandomRows(4, kRowLimit);
+    const Rows b = RandomRows(5, 7);
+    ASSERT_EQ(Dispatch(a), absl::OkStatus());
+    ASSERT_EQ(Dispatch(b), absl::OkStatus());
+    if (killed) only->Kill();
+    std::vector<float> out(a.activations.size());
+    EXPECT_EQ(transport_->Combine(out.data()).code(), absl::StatusCode::kUnavailable);
+    transport_->Abandon();
+    if (killed) {
+      only = Host(Address("a"), 0, 1);
+    } else {
+      only->Signal(SIGCONT);
+    }
+  }
+  WaitReady();
+  ExpectRight();
+}
+
 TEST_F(FailoverTest, EndsWhileHostsAreGoneOrHung) {
   const auto hung = Host(Address("a"), 0, 2);
   Connect({{Address("a")}, {Address("nobody")}});

@@ -28,10 +28,11 @@ constexpr absl::Duration kPatience = absl::Seconds(30);
 // One replica for each shard, all in this process.
 class LocalCluster {
  public:
-  LocalCluster(bool by_experts, int32_t num_shards, bool unix_socket) {
+  LocalCluster(bool by_experts, int32_t num_shards, bool unix_socket, bool aside = false) {
     for (int32_t s = 0; s < num_shards; ++s) {
       executors_.push_back(std::make_unique<ScalarExecutor>(Geometry(by_experts, s, num_shards)));
       ExpertHost::Options options;
+      if (aside) options.forward.aside_bytes = 1;
       if (unix_socket) options.listen = "unix:" + temp_.File("e" + std::to_string(s));
       hosts_.push_back(std::make_unique<ExpertHost>(
           options,
@@ -201,6 +202,75 @@ TEST(GrpcTransportTest, SendsFromMemoryItWasLent) {
       ASSERT_TRUE(sums.ok()) << sums.status();
       EXPECT_EQ(*sums, ExpectedSums(rows, 0, by_experts, 2)) << seed;
     }
+  }
+}
+
+// Two batches under way, answers in their order, whatever their sizes; memory that was lent too,
+// and hosts that read the second while they compute the first.
+TEST(GrpcTransportTest, CarriesTwoBatchesAtOnce) {
+  for (const bool by_experts : {false, true}) {
+    LocalCluster cluster(by_experts, 3, true, /*aside=*/by_experts);
+    Trunk trunk(cluster.config());
+    ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
+    constexpr size_t kBlockBytes = sizeof(float) * kRowLimit * kHidden;
+    std::vector<std::shared_ptr<std::byte>> blocks;
+    for (int i = 0; i < 4; ++i) {
+      blocks.emplace_back(new std::byte[kBlockBytes], std::default_delete<std::byte[]>());
+    }
+    trunk.transport->LendRowsMemory(std::move(blocks), kBlockBytes);
+    const auto send = [&](const Rows& rows, int32_t layer) {
+      const void* from = rows.activations.data();
+      if (std::byte* const memory = trunk.transport->TakeRowsMemory(); memory != nullptr) {
+        std::memcpy(memory, from, rows.activations.size() * sizeof(float));
+        from = memory;
+      }
+      return trunk.transport->Dispatch({.step_id = 1,
+                                        .layer = layer,
+                                        .num_rows = rows.num_rows,
+                                        .top_k = kTopK,
+                                        .activations = from,
+                                        .expert_ids = rows.ids.data(),
+                                        .weights = rows.weights.data()});
+    };
+    // As a step's halves go: one is combined and sent again while the other is there.
+    std::vector<Rows> sent;
+    for (int32_t i = 0; i < 60; ++i) {
+      sent.push_back(RandomRows(static_cast<uint32_t>(i), i % 3 == 0 ? kRowLimit : 1 + i % 7));
+    }
+    ASSERT_EQ(send(sent[0], 0), absl::OkStatus());
+    for (size_t i = 0; i < sent.size(); ++i) {
+      if (i + 1 < sent.size()) {
+        ASSERT_EQ(send(sent[i + 1], static_cast<int32_t>(i + 1) % kLayers), absl::OkStatus());
+      }
+      std::vector<float> out(sent[i].activations.size(), NAN);
+      ASSERT_EQ(trunk.transport->Combine(out.data()), absl::OkStatus());
+      EXPECT_EQ(out, ExpectedSums(sent[i], static_cast<int32_t>(i) % kLayers, by_experts, 3)) << i;
+    }
+  }
+}
+
+TEST(GrpcTransportTest, AbandonedBatchesAreForgotten) {
+  LocalCluster cluster(false, 2, true);
+  Trunk trunk(cluster.config());
+  ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
+  trunk.transport->Abandon();  // nothing
+  for (uint32_t i = 0; i < 20; ++i) {
+    std::vector<Rows> sent;
+    for (uint32_t b = 0; b <= i % 2; ++b) {
+      sent.push_back(RandomRows(100 + 2 * i + b, kRowLimit));
+      ASSERT_EQ(trunk.transport->Dispatch({.layer = 1,
+                                           .num_rows = kRowLimit,
+                                           .top_k = kTopK,
+                                           .activations = sent.back().activations.data(),
+                                           .expert_ids = sent.back().ids.data(),
+                                           .weights = sent.back().weights.data()}),
+                absl::OkStatus());
+    }
+    trunk.transport->Abandon();
+    const Rows rows = RandomRows(i, 5);
+    const auto sums = trunk.Call(rows, 0);
+    ASSERT_TRUE(sums.ok()) << sums.status();
+    EXPECT_EQ(*sums, ExpectedSums(rows, 0, false, 2));
   }
 }
 

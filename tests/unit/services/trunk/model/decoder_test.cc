@@ -155,7 +155,7 @@ class RecordingExperts : public ExpertTransport {
       : hidden_size_(hidden_size), takes_memory_(takes_memory) {}
 
   void LendRowsMemory(std::vector<std::shared_ptr<std::byte>> blocks, size_t bytes) override {
-    EXPECT_EQ(blocks.size(), static_cast<size_t>(kExpertRowBlocks));
+    EXPECT_EQ(blocks.size(), 2u);
     EXPECT_GE(bytes, 40 * hidden_size_ * sizeof(BF16));
     lent_ = std::move(blocks);
   }
@@ -180,6 +180,7 @@ class RecordingExperts : public ExpertTransport {
     std::fill_n(out, sums_, 0.0f);
     return absl::OkStatus();
   }
+  void Abandon() override {}
   absl::Status Ready() const override { return absl::OkStatus(); }
   absl::Status WaitReady(absl::Time) override { return absl::OkStatus(); }
 
