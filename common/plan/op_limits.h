@@ -9,6 +9,7 @@ namespace banyan {
 
 inline constexpr int32_t kKvPageTokens = 64;  // tokens of one KV page
 inline constexpr int32_t kMaxTopLogits = 64;  // of a row that come from the device in their order
+inline constexpr int32_t kMaxStepParts = 2;   // docs/adr/two-halves.md
 
 struct AttentionShape {
   int32_t num_heads = 0;
@@ -50,6 +51,7 @@ struct OpLimits {
   // Devices that share the model, and the most values of an AllReduce.
   int32_t tensor_parallel = 1;
   int64_t max_reduced = 0;
+  int32_t max_parts = 1;  // that a step may run in, kMaxStepParts at the most
 };
 
 }  // namespace banyan

@@ -139,7 +139,8 @@ size_t CudaDeltaBytes(const OpLimits& limits) {
 }
 
 size_t CudaScratchBytes(const OpLimits& limits) {
-  return CudaStepTableBytes(limits) + static_cast<size_t>(CudaPartialBytes(limits)) +
+  return static_cast<size_t>(limits.max_parts) * CudaStepTableBytes(limits) +
+         static_cast<size_t>(CudaPartialBytes(limits)) +
          static_cast<size_t>(CudaTopLogitsBytes(limits)) + CudaDeltaBytes(limits) +
          CudaReduceBytes(limits);
 }

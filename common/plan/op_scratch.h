@@ -30,7 +30,8 @@ inline constexpr size_t kCpuTopLogitBytes = 8;
 
 size_t CpuScratchBytes(const OpLimits& limits, int num_threads);
 
-// The tables of a step on the GPU (ops/cuda/step_tables.h), and how many attention tiles they hold.
+// The tables of a step, or of a part of it, on the GPU (ops/cuda/step_tables.h), and how many
+// attention tiles they hold.
 size_t CudaStepTableBytes(const OpLimits& limits);
 size_t CudaMaxAttentionTiles(const OpLimits& limits);
 

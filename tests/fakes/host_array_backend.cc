@@ -68,20 +68,22 @@ class HostArrayBackend : public Backend {
     return inner_->Upload(host, bytes, device);
   }
 
-  void BeginStep(const StepPlan& plan) override {
+  void BeginPart(int32_t part, const StepPlan& plan) override {
+    parts_[part] = plan;
     if (!reserved_)
       CheckOk(Reserve({.max_rows = 4200,
                        .max_segments = 64,
                        .max_position = 8192,
                        .num_experts = kMaxExperts,
                        .attention = {},
-                       .delta_net = {}}));
-    num_rows_ = plan.num_rows;
-    num_slots_ = 0;
-    num_pages_ = 0;
-    for (const PlanSegment& s : plan.segments) num_slots_ = std::max(num_slots_, s.slot + 1);
-    for (int32_t page : plan.page_ids) num_pages_ = std::max(num_pages_, page + 1);
-    inner_->BeginStep(plan);
+                       .delta_net = {},
+                       .max_parts = kMaxStepParts}));
+    inner_->BeginPart(part, plan);
+    Measure(plan);
+  }
+  void UsePart(int32_t part) override {
+    inner_->UsePart(part);
+    Measure(parts_[part]);
   }
 
   void Embed(const Matrix& table, float* out) override {
@@ -312,6 +314,14 @@ class HostArrayBackend : public Backend {
     return p;
   }
 
+  void Measure(const StepPlan& plan) {
+    num_rows_ = plan.num_rows;
+    num_slots_ = 0;
+    num_pages_ = 0;
+    for (const PlanSegment& s : plan.segments) num_slots_ = std::max(num_slots_, s.slot + 1);
+    for (int32_t page : plan.page_ids) num_pages_ = std::max(num_pages_, page + 1);
+  }
+
   void Finish() {
     CheckOk(inner_->Synchronize());
     for (const Result& r : results_) CheckOk(inner_->ReadBack(r.device, r.bytes, r.host));
@@ -321,7 +331,8 @@ class HostArrayBackend : public Backend {
 
   std::unique_ptr<Backend> inner_;
   bool reserved_ = false;
-  int32_t num_rows_ = 0;  // of the plan
+  StepPlan parts_[kMaxStepParts];
+  int32_t num_rows_ = 0;  // of the plan in use
   int32_t num_slots_ = 0;
   int32_t num_pages_ = 0;
   std::byte* pool_ = nullptr;

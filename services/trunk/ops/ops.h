@@ -72,6 +72,7 @@ using banyan::AttentionShape;     // NOLINT(misc-unused-using-decls): part of th
 using banyan::DeltaNetShape;      // NOLINT(misc-unused-using-decls)
 using banyan::Int8Groups;         // NOLINT(misc-unused-using-decls): part of this interface
 using banyan::kInt8GroupColumns;  // NOLINT(misc-unused-using-decls)
+using banyan::kMaxStepParts;      // NOLINT(misc-unused-using-decls)
 using banyan::kMaxTopLogits;      // NOLINT(misc-unused-using-decls)
 using banyan::OpLimits;           // NOLINT(misc-unused-using-decls)
 
@@ -210,7 +211,12 @@ class Backend {
   virtual absl::Status Reserve(const OpLimits& limits) = 0;
   virtual size_t ScratchBytes(const OpLimits& limits) const = 0;
 
-  virtual void BeginStep(const StepPlan& plan) = 0;
+  // Operations from here on are of this plan.
+  void BeginStep(const StepPlan& plan) { BeginPart(0, plan); }
+  // The same for a step that runs in parts (OpLimits::max_parts), which are made known one after
+  // the other, from 0 on; operations are of the part that was begun or chosen last.
+  virtual void BeginPart(int32_t part, const StepPlan& plan) = 0;
+  virtual void UsePart(int32_t part) = 0;
   // Waits until everything queued is done and visible to the host.
   virtual absl::Status Synchronize() = 0;
 

@@ -120,8 +120,13 @@ class CpuBackend : public Backend {
     return absl::OkStatus();
   }
 
-  void BeginStep(const StepPlan& plan) override {
-    plan_ = plan;
+  void BeginPart(int32_t part, const StepPlan& plan) override {
+    CHECK(part >= 0 && part < kMaxStepParts);
+    parts_[part] = plan;
+    UsePart(part);
+  }
+  void UsePart(int32_t part) override {
+    plan_ = parts_[part];
     attention_.BeginStep(plan_);
   }
 
@@ -278,7 +283,8 @@ class CpuBackend : public Backend {
   absl::Status status_;  // of the collective
   HostMemory memory_;
   cpu::PagedAttention attention_;
-  StepPlan plan_;
+  StepPlan parts_[kMaxStepParts];
+  StepPlan plan_;             // of the part in use
   float* scratch_ = nullptr;  // scratch_floats_ for each thread
   int64_t scratch_floats_ = 0;
   std::vector<std::vector<ScoredId>> top_;  // of each thread

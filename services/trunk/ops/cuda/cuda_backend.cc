@@ -161,7 +161,7 @@ class CudaBackend : public Backend {
   ~CudaBackend() override {
     if (stream_ != nullptr && WaitForStream() == cudaErrorNotReady) {
       AbandonDevices();
-      step_.Abandon();
+      for (StepUpload& part : parts_) part.Abandon();
       return;
     }
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
@@ -286,7 +286,10 @@ class CudaBackend : public Backend {
 
   absl::Status Reserve(const OpLimits& limits) override {
     RETURN_IF_ERROR(CheckLimits(limits));
-    RETURN_IF_ERROR(step_.Reserve(limits, &memory_));
+    CHECK(limits.max_parts >= 1 && limits.max_parts <= kMaxStepParts);
+    for (int32_t part = 0; part < limits.max_parts; ++part) {
+      RETURN_IF_ERROR(parts_[part].Reserve(limits, &memory_));
+    }
     const int64_t partial_bytes = CudaPartialBytes(limits);
     ASSIGN_OR_RETURN(std::byte * partials, memory_.Allocate(static_cast<size_t>(partial_bytes)));
     partials_ = reinterpret_cast<float*>(partials);
@@ -310,13 +313,19 @@ class CudaBackend : public Backend {
     return Synchronize();
   }
 
-  void BeginStep(const StepPlan& plan) override {
+  void BeginPart(int32_t part, const StepPlan& plan) override {
+    CHECK(part >= 0 && part < kMaxStepParts);
+    part_ = part;
     if (!status_.ok()) return;
     // The engine's thread is not the one that made the backend.
     prefetch_ = Prefetch();
     if (collective_ != nullptr && !Check().ok()) return;
     Done(cudaSetDevice(facts_.ordinal), "begin_step", plan.num_rows, 0);
-    Done(step_.Begin(plan, stream_), "begin_step", plan.num_rows, 0);
+    Done(upload().Begin(plan, stream_), "begin_step", plan.num_rows, 0);
+  }
+  void UsePart(int32_t part) override {
+    CHECK(part >= 0 && part < kMaxStepParts);
+    part_ = part;
   }
 
   absl::Status Synchronize() override {
@@ -386,12 +395,12 @@ class CudaBackend : public Backend {
   // A step in which every sequence decodes one token. Its kernels' arguments depend on the numbers
   // of rows and tiles, and grids on the number of pages: that goes up by halves of powers of two.
   Recording BeginRecording() override {
-    const StepTables& step = step_.tables();
+    const StepTables& step = upload().tables();
     if (!status_.ok() || step.num_rows > kMostRecordedRows || step.num_chunked > 0 ||
         step.num_segments != step.num_rows) {
       return Recording::kNo;
     }
-    recorded_partials_ = RoundedPages(step_.num_partials());
+    recorded_partials_ = RoundedPages(upload().num_partials());
     const std::tuple shape(step.num_rows, step.num_tiles, recorded_partials_);
     if (const auto found = recordings_.find(shape); found != recordings_.end()) {
       StartRecording(found->second);
@@ -427,7 +436,7 @@ class CudaBackend : public Backend {
   void Embed(const Matrix& table, float* out) override {
     if (!status_.ok()) return;
     CHECK(table.dtype != DType::kI8);
-    const StepTables& step = step_.tables();
+    const StepTables& step = upload().tables();
     Done(cuda::Embed({.data = table.data,
                       .bf16 = table.dtype == DType::kBF16,
                       .first = table.first_row,
@@ -456,8 +465,8 @@ class CudaBackend : public Backend {
 
   void CausalConv(const CausalConvArgs& a) override {
     if (!status_.ok()) return;
-    Done(cuda::CausalConv(step_.tables(), ToLaunch(a), stream_), "causal_conv",
-         step_.tables().num_rows, a.shape.conv_dim());
+    Done(cuda::CausalConv(upload().tables(), ToLaunch(a), stream_), "causal_conv",
+         upload().tables().num_rows, a.shape.conv_dim());
   }
 
   void DeltaNet(const DeltaNetArgs& a) override {
@@ -465,10 +474,10 @@ class CudaBackend : public Backend {
     DeltaLaunch launch = ToLaunch(a);
     launch.chunk_keys = chunk_keys_;
     launch.chunk_gates = chunk_gates_;
-    const StepTables& step = step_.tables();
+    const StepTables& step = upload().tables();
     const int32_t width = a.shape.value_dim();
     Done(DeltaNetDecode(step, launch, stream_), "delta_net_decode", step.num_rows, width);
-    for (const ChunkRange& range : step_.chunk_ranges()) {
+    for (const ChunkRange& range : upload().chunk_ranges()) {
       Done(DeltaNetChunks(step, launch, range, stream_), "delta_net_chunks", step.num_rows, width);
       Done(DeltaNetPrefill(step, launch, range, stream_), "delta_net_prefill", step.num_rows,
            width);
@@ -477,24 +486,24 @@ class CudaBackend : public Backend {
   }
 
   void ConvDeltaNet(const CausalConvArgs& conv, const DeltaNetArgs& delta) override {
-    if (!TakesDeltaNetStep(step_.tables(), ToDeviceShape(delta.shape))) {
+    if (!TakesDeltaNetStep(upload().tables(), ToDeviceShape(delta.shape))) {
       return Backend::ConvDeltaNet(conv, delta);
     }
     if (!status_.ok()) return;
-    const int32_t rows = step_.tables().num_rows;
-    Done(DeltaNetStep(step_.tables(), ToLaunch(conv), ToLaunch(delta), stream_), "delta_net_step",
-         rows, delta.shape.value_dim());
+    const int32_t rows = upload().tables().num_rows;
+    Done(DeltaNetStep(upload().tables(), ToLaunch(conv), ToLaunch(delta), stream_),
+         "delta_net_step", rows, delta.shape.value_dim());
   }
 
   void PrepareAttention(const AttentionArgs& args) override {
     if (!status_.ok()) return;
-    Done(cuda::PrepareAttention(step_.tables(), ToLaunch(args), stream_), "prepare_attention",
-         step_.tables().num_rows, args.shape.num_heads * args.shape.head_dim);
+    Done(cuda::PrepareAttention(upload().tables(), ToLaunch(args), stream_), "prepare_attention",
+         upload().tables().num_rows, args.shape.num_heads * args.shape.head_dim);
   }
 
   void PagedAttention(const AttentionArgs& args) override {
     if (!status_.ok()) return;
-    const StepTables& step = step_.tables();
+    const StepTables& step = upload().tables();
     const int32_t width = args.shape.num_heads * args.shape.head_dim;
     if (recording_) {
       const TileRange all = {.num_tiles = step.num_tiles, .num_partials = recorded_partials_};
@@ -509,7 +518,7 @@ class CudaBackend : public Backend {
            width);
       return;
     }
-    const auto& tiles = step_.tiles();
+    const auto& tiles = upload().tiles();
     for (size_t first = 0; first < tiles.size();) {
       TileRange range = {.first_tile = static_cast<int32_t>(first),
                          .first_partial = tiles[first].first_partial};
@@ -714,6 +723,8 @@ class CudaBackend : public Backend {
   }
 
  private:
+  StepUpload& upload() { return parts_[part_]; }
+
   static absl::Status CheckMatrix(const TensorView& view) {
     CHECK(view.shape.rank() == 2);
     if (view.dtype == DType::kBF16 || view.dtype == DType::kF32) return absl::OkStatus();
@@ -790,7 +801,7 @@ class CudaBackend : public Backend {
 
   void StartRecording(const Recorded& recorded) {
     handed_to_host_ += recorded.to_host;
-    Done(cudaGraphLaunch(recorded.graph, stream_), "recorded_step", step_.tables().num_rows, 0);
+    Done(cudaGraphLaunch(recorded.graph, stream_), "recorded_step", upload().tables().num_rows, 0);
   }
 
   // Large copies are the copy engine's, small ones go with the flag: after all others to the host,
@@ -862,7 +873,8 @@ class CudaBackend : public Backend {
   std::unique_ptr<WorkerPool> copiers_;
   std::byte* staging_device_[2] = {};  // of rows on their way to codes
   Prefetch prefetch_;
-  StepUpload step_;
+  StepUpload parts_[kMaxStepParts];
+  int32_t part_ = 0;           // in use
   float* gathered_ = nullptr;  // of AllReduce
   std::byte* top_scratch_ = nullptr;
   int64_t top_scratch_bytes_ = 0;

@@ -128,6 +128,39 @@ TEST_P(ElementwiseTest, GatherAddEmbed) {
   EXPECT_TRUE(SameBits(embedded, out));
 }
 
+// Operations are of the part that was begun or chosen last, as often as it changes, and of one
+// alone again after that.
+TEST_P(ElementwiseTest, PartsOfAStepInTurn) {
+  const std::vector<float> x = Random(6 * 5);
+  const Matrix table = {DType::kF32, 6, 5, reinterpret_cast<const std::byte*>(x.data())};
+  const std::vector<int32_t> ids[] = {{4, 0, 4}, {1, 5}};
+  const auto plan_of = [&](int part) {
+    StepPlan plan;
+    plan.num_rows = static_cast<int32_t>(ids[part].size());
+    plan.token_ids = ids[part];
+    return plan;
+  };
+  const auto expect_rows_of = [&](int part) {
+    std::vector<float> out(ids[part].size() * 5);
+    backend_->Embed(table, out.data());
+    for (size_t i = 0; i < out.size(); ++i) {
+      EXPECT_EQ(out[i], x[static_cast<size_t>(ids[part][i / 5]) * 5 + i % 5]) << part;
+    }
+  };
+  for (int step = 0; step < 3; ++step) {
+    for (const int part : {0, 1}) {
+      backend_->BeginPart(part, plan_of(part));
+      expect_rows_of(part);
+    }
+    for (const int part : {0, 1, 1, 0}) {
+      backend_->UsePart(part);
+      expect_rows_of(part);
+    }
+    backend_->BeginStep(plan_of(1));
+    expect_rows_of(1);
+  }
+}
+
 // Rows 2 and 3 of a table: zeros for every other id. In f32 and in bf16, of widths that are
 // computed apart.
 TEST_P(ElementwiseTest, EmbedGivesZerosForRowsThatOthersHave) {
