@@ -52,7 +52,24 @@ OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
           .max_logits_rows = options.max_logits_rows,
           .vocab_size = config.vocab_size,
           .tensor_parallel = options.tensor_parallel,
-          .max_reduced = int64_t{options.max_rows} * config.hidden_size};
+          .max_reduced = int64_t{options.max_rows} * config.hidden_size,
+          .max_parts = HasHalves(options) ? 2 : 1};
+}
+
+bool HasHalves(const DecoderOptions& options) {
+  return options.halved_rows > 0 && options.halved_rows <= options.max_rows;
+}
+
+int32_t BufferRows(const DecoderOptions& options) {
+  return options.max_rows + (HasHalves(options) ? kHalfGridRows - 1 : 0);
+}
+
+int32_t MaxCallRows(const DecoderOptions& options) {
+  if (!HasHalves(options)) return options.max_rows;
+  const int32_t largest_half = (options.max_rows + kHalfGridRows + 1) / 2;
+  // Steps that cannot be cut have a segment of at most a grid's rows.
+  const int32_t undivided = std::max(options.halved_rows - 1, kHalfGridRows);
+  return std::min(options.max_rows, std::max(largest_half, undivided));
 }
 
 size_t KvPageBytes(const AttentionShape& shape) {
@@ -70,7 +87,7 @@ size_t RecurrentStateBytes(const DeltaNetShape& shape, int32_t num_layers, int32
 }
 
 ActivationSizes ActivationSizesOf(const ModelConfig& c, const DecoderOptions& options) {
-  const int64_t rows = options.max_rows;
+  const int64_t rows = BufferRows(options);
   const int64_t hidden = c.hidden_size;
   const int64_t linear = CountMixers(c, MixerKind::kLinearAttention) > 0 ? rows : 0;
   const int64_t full = CountMixers(c, MixerKind::kFullAttention) > 0 ? rows : 0;
@@ -127,10 +144,14 @@ size_t SharedActivationBytes(const ActivationSizes& s) {
          static_cast<size_t>(floats) * sizeof(float);
 }
 
-size_t ExpertRowBlockBytes(const ActivationSizes& s, bool on_host) {
-  if (s.expert_rows > 0) return static_cast<size_t>(s.expert_rows) * sizeof(uint16_t);
+int ExpertRowBlocks(const DecoderOptions& options) { return HasHalves(options) ? 4 : 2; }
+
+size_t ExpertRowBlockBytes(const ActivationSizes& s, const DecoderOptions& options, bool on_host) {
+  const auto rows = static_cast<size_t>(MaxCallRows(options));
+  const auto all = static_cast<size_t>(BufferRows(options));
+  if (s.expert_rows > 0) return static_cast<size_t>(s.expert_rows) / all * rows * sizeof(uint16_t);
   const bool sent = !on_host && s.routed > 0;
-  return sent ? static_cast<size_t>(s.normed) * sizeof(float) : 0;
+  return sent ? static_cast<size_t>(s.normed) / all * rows * sizeof(float) : 0;
 }
 
 int64_t MaxStepPageIds(const StepTableOptions& o) {
@@ -142,7 +163,8 @@ size_t StepTableBytes(const StepTableOptions& o) {
   const auto rows = static_cast<size_t>(o.max_rows);
   return rows * (2 * sizeof(int32_t) + static_cast<size_t>(o.rotary_dim) * sizeof(float)) +
          static_cast<size_t>(MaxStepPageIds(o)) * sizeof(int32_t) +
-         static_cast<size_t>(std::min(o.max_rows, o.num_slots)) * kSegmentBytes +
+         // Of the step, and of its halves, to which the cut adds one.
+         static_cast<size_t>(2 * std::min(o.max_rows, o.num_slots) + 1) * kSegmentBytes +
          static_cast<size_t>(o.num_slots) * sizeof(int32_t);
 }
 
@@ -161,7 +183,8 @@ DecoderMemory PlanDecoderMemory(const ModelConfig& config, const DecoderOptions&
                                               .num_slots = options.num_slots,
                                               .max_position = MaxPositionOf(config, options),
                                               .rotary_dim = config.rotary_dim}),
-          .row_block_bytes = kExpertRowBlocks * ExpertRowBlockBytes(activations, /*on_host=*/true)};
+          .row_block_bytes = static_cast<size_t>(ExpertRowBlocks(options)) *
+                             ExpertRowBlockBytes(activations, options, /*on_host=*/true)};
 }
 
 }  // namespace banyan

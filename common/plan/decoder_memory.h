@@ -22,6 +22,9 @@ struct DecoderOptions {
   TrunkFormat trunk_format = TrunkFormat::kBf16;
   DType kv_dtype = DType::kF32;  // of keys and values in the cache: AttentionShape::cache_dtype
   DType expert_activations = DType::kF32;  // of the rows that the experts get; or kBF16
+  // Steps of so many rows and more run as two halves (docs/adr/two-halves.md), where they can be
+  // cut; 0: none does.
+  int32_t halved_rows = 0;
   // Devices that share the model. `config` beside these options is then a device's: RankConfig
   // (tensor_parallel.h).
   int32_t tensor_parallel = 1;
@@ -34,6 +37,15 @@ int32_t CountMlps(const ModelConfig& config, MlpKind kind);
 AttentionShape AttentionShapeOf(const ModelConfig& config, const DecoderOptions& options);
 DeltaNetShape DeltaNetShapeOf(const ModelConfig& config);
 int32_t MaxPositionOf(const ModelConfig& config, const DecoderOptions& options);
+
+// Halves begin at a multiple of so many rows of a segment, and of the buffers.
+inline constexpr int32_t kHalfGridRows = 64;
+// Whether any step runs as two halves.
+bool HasHalves(const DecoderOptions& options);
+// Of the buffers that a step works in: those of the second half begin on the grid.
+int32_t BufferRows(const DecoderOptions& options);
+// The most that the experts get in one call. A cut is at most half the grid away from the middle.
+int32_t MaxCallRows(const DecoderOptions& options);
 OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options);
 
 // Keys, or values, of one page in one layer.
@@ -94,11 +106,12 @@ size_t ActivationBytes(const ActivationSizes& sizes);
 // Of them, those that have a side on the host where the device has memory of its own.
 size_t SharedActivationBytes(const ActivationSizes& sizes);
 
-// Blocks of host memory from which the experts' rows are sent as they lie, one of them while the
-// bytes of the other are still on their way; each holds the rows of a step.
-inline constexpr int kExpertRowBlocks = 2;
+// Blocks of host memory from which the experts' rows are sent as they lie, while the bytes of
+// others are still on their way: for each call under way two. Each holds the rows of a call.
+int ExpertRowBlocks(const DecoderOptions& options);
 // Of one block. None where the device computes on the rows where the transport reads them.
-size_t ExpertRowBlockBytes(const ActivationSizes& sizes, bool on_host);
+size_t ExpertRowBlockBytes(const ActivationSizes& sizes, const DecoderOptions& options,
+                           bool on_host);
 
 // The host's tables of a step (services/trunk/model/step_planner.h).
 struct StepTableOptions {
@@ -117,7 +130,7 @@ struct DecoderMemory {
   size_t activation_bytes = 0;
   size_t scratch_bytes = 0;     // of the operations
   size_t step_table_bytes = 0;  // host memory, whatever the device
-  size_t row_block_bytes = 0;   // kExpertRowBlocks of a device that is the host
+  size_t row_block_bytes = 0;   // ExpertRowBlocks of a device that is the host
 
   // What the decoder allocates on a device that is the host.
   size_t allocated_bytes() const {

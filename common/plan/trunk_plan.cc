@@ -10,6 +10,7 @@
 #include "common/base/strings.h"
 #include "common/plan/device_blocks.h"
 #include "common/plan/op_scratch.h"
+#include "common/plan/prefill_halves.h"
 #include "common/plan/tensor_parallel.h"
 
 namespace banyan {
@@ -93,6 +94,9 @@ class Planner {
 
   // The plan of the first step of the order in the header that fits the budget.
   std::optional<TrunkPlan> Fit() const {
+    for (const Width& width : LargeWidths()) {
+      if (auto plan = FitWidth(width, WantedContext())) return plan;
+    }
     const std::vector<Width> widths = Widths();
     for (const Width& width : widths) {
       if (auto plan = FitWidth(width, LeastContext(kComfortableContextTokens))) return plan;
@@ -144,6 +148,20 @@ class Planner {
     return static_cast<int32_t>(std::min<int64_t>(WantedContext(), pages * kKvPageTokens));
   }
 
+  // Those for prompts on a GPU, which cost no context.
+  std::vector<Width> LargeWidths() const {
+    std::vector<Width> out;
+    if (!input_.on_gpu || input_.max_batch_tokens > 0) return out;
+    const int32_t sequences = input_.max_sequences > 0 ? input_.max_sequences : kDefaultSequences;
+    // Two halves, or as much as the experts take in one call.
+    const int32_t most = input_.halved_rows > 0 ? 2 * kHalfRows : kHalfRows;
+    for (int32_t rows = most; rows > kDefaultBatchTokens; rows /= 2) {
+      const Width width = {sequences, rows + kLeastRowsBesideSequences};
+      if (width.rows >= sequences + kLeastRowsBesideSequences) out.push_back(width);
+    }
+    return out;
+  }
+
   // From the widest to the narrowest. What was given is kept.
   std::vector<Width> Widths() const {
     const int32_t given_rows = input_.max_batch_tokens;
@@ -184,6 +202,7 @@ class Planner {
             .trunk_format = format_,
             .kv_dtype = input_.kv_dtype,
             .expert_activations = input_.expert_activations,
+            .halved_rows = input_.halved_rows,
             .tensor_parallel = input_.tensor_parallel};
   }
 
@@ -259,13 +278,19 @@ class Planner {
       blocks.Add(static_cast<uint64_t>(elements) * each);
     });
     if (CodeStagingBytes() > 0) blocks.Add(kCudaCodeStagingBytes, 2);
-    blocks.Add(CudaStepTableBytes(limits));
+    blocks.Add(CudaStepTableBytes(limits), limits.max_parts);
     blocks.Add(static_cast<uint64_t>(CudaPartialBytes(limits)));
     blocks.Add(static_cast<uint64_t>(CudaTopLogitsBytes(limits)));
     blocks.Add(CudaDeltaBytes(limits));
     blocks.Add(CudaReduceBytes(limits));
     blocks.Add(kDevicePieceAlignment);  // counters of hand-overs
     return blocks.block_bytes();
+  }
+
+  int32_t MixedRows(const Width& width) const {
+    if (input_.max_batch_tokens > 0) return width.rows;
+    return std::min(width.rows,
+                    std::max(kDefaultBatchTokens, width.sequences + kLeastRowsBesideSequences));
   }
 
   uint64_t Total(const Width& width, int32_t context, int64_t pages) const {
@@ -282,6 +307,7 @@ class Planner {
     TrunkPlan plan{.decoder = OptionsOf(width, context, pages),
                    .max_sequences = width.sequences,
                    .max_batch_tokens = width.rows,
+                   .max_mixed_tokens = MixedRows(width),
                    .memory = MemoryPlan(Title(), budget_, source_)};
     for (MemoryPlan::Item& item : ItemsOf(plan.decoder).items) {
       plan.memory.Add(std::move(item.name), item.bytes, std::move(item.note));
@@ -306,10 +332,11 @@ class Planner {
     add("embedding table", weights_.table_bytes, "pinned; the GPU reads single rows of it");
     add("staging", 2 * kCudaCodeStagingBytes, "pinned; uploads pass through it");
     add("shared buffers",
-        SharedActivationBytes(sizes) +
-            kExpertRowBlocks * ExpertRowBlockBytes(sizes, /*on_host=*/false),
+        SharedActivationBytes(sizes) + static_cast<uint64_t>(ExpertRowBlocks(options)) *
+                                           ExpertRowBlockBytes(sizes, options, /*on_host=*/false),
         "pinned; the experts' inputs and results, the highest logits");
-    add("step tables", memory.step_table_bytes + kUploadTables * CudaStepTableBytes(limits),
+    const uint64_t uploads = kUploadTables * static_cast<uint64_t>(limits.max_parts);
+    add("step tables", memory.step_table_bytes + uploads * CudaStepTableBytes(limits),
         "the host's, and pinned ones in turn");
     out.Add("tensor index", input_.index_bytes, "names and places in the checkpoint");
     out.Add("process", kProcessBytes, "program, threads, tokenizer, RPC buffers");

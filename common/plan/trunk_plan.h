@@ -3,13 +3,15 @@
 // runs it at its start and `banyan plan` without one.
 //
 // Limits that were not given are chosen. At first the model's whole context, 32 sequences, 512 rows
-// a step and KV pages for 32 requests of 4096 tokens each, at least for one whole context. While
-// that does not fit, this shrinks, in this order:
+// a step and KV pages for 32 requests of 4096 tokens each, at least for one whole context. On a GPU
+// steps have 4159 rows: two halves of 2048 (docs/adr/two-halves.md) and 63; those in which a
+// sequence decodes have 512 all the same. While that does not fit, this shrinks, in this order:
 //   1. KV pages, down to those of one whole context
-//   2. the context, down to 8192 tokens
-//   3. rows of a step, by halves down to 128; then sequences, by halves down to 1; then rows to 63
+//   2. on a GPU rows of a step, to 2111, to 1087, to 512
+//   3. the context, down to 8192 tokens
+//   4. rows of a step, by halves down to 128; then sequences, by halves down to 1; then rows to 63
 //      more than the sequences, the least that a step needs
-//   4. the context again, down to 1024 tokens
+//   5. the context again, down to 1024 tokens
 // What does not fit then is refused.
 #pragma once
 
@@ -47,6 +49,7 @@ struct TrunkPlanInput {
   int32_t max_context_tokens = 0;  // 0: what model and memory allow
   int32_t max_sequences = 0;       // 0: chosen
   int32_t max_batch_tokens = 0;    // 0: chosen
+  int32_t halved_rows = 0;         // DecoderOptions::halved_rows
   // What may be used, and what there is now; of each GPU with on_gpu, else of the host.
   uint64_t budget_bytes = 0;     // 0: three quarters of available_bytes, nine tenths of a GPU's
   uint64_t available_bytes = 0;  // 0: not known; then budget_bytes decides alone
@@ -61,7 +64,8 @@ struct TrunkPlan {
   DecoderOptions decoder;  // max_context_tokens is never 0 here
   int32_t max_sequences = 0;
   int32_t max_batch_tokens = 0;
-  MemoryPlan memory;  // of one GPU, or of the host with all parts of the trunk
+  int32_t max_mixed_tokens = 0;  // rows of a step in which a sequence decodes
+  MemoryPlan memory;             // of one GPU, or of the host with all parts of the trunk
   // What a trunk on GPUs takes of the host besides, pinned memory of all of them included; against
   // no budget.
   std::optional<MemoryPlan> gpu_host = std::nullopt;

@@ -69,6 +69,11 @@ DType ModelHarness::DefaultExpertActivations() {
   return name != nullptr ? DType::kBF16 : DType::kF32;
 }
 
+int32_t ModelHarness::DefaultHalvedRows() {
+  const char* const rows = std::getenv("BANYAN_TEST_HALVED_ROWS");
+  return rows != nullptr ? std::atoi(rows) : 0;
+}
+
 ModelHarness::ModelHarness(const Options& options)
     : config_(ValueOf(LoadModelConfig(options.directory))),
       checkpoint_(ValueOf(Checkpoint::Open(options.directory))),
@@ -83,7 +88,8 @@ ModelHarness::ModelHarness(const Options& options)
                                                  .max_logits_rows = 64,
                                                  .trunk_format = options.trunk_format,
                                                  .kv_dtype = options.kv_dtype,
-                                                 .expert_activations = options.expert_activations};
+                                                 .expert_activations = options.expert_activations,
+                                                 .halved_rows = options.halved_rows};
   if (!options.pool_dir.empty()) {
     const trunk::TrunkPackRequest request = {checkpoint_.get(), &config_, options.trunk_format,
                                              options.pool_dir};

@@ -63,6 +63,8 @@ class ModelHarness {
   static trunk::TrunkFormat DefaultTrunkFormat();
   static DType DefaultKvDType();
   static DType DefaultExpertActivations();
+  // $BANYAN_TEST_HALVED_ROWS: steps of so many rows run as two halves; else 0, none.
+  static int32_t DefaultHalvedRows();
 
   struct Options {
     std::string directory;
@@ -75,6 +77,7 @@ class ModelHarness {
     trunk::TrunkFormat trunk_format = DefaultTrunkFormat();
     DType kv_dtype = DefaultKvDType();
     DType expert_activations = DefaultExpertActivations();
+    int32_t halved_rows = DefaultHalvedRows();
     bool observe = false;
     int32_t tensor_parallel = 1;  // backends that share the model
     bool group_of_one = false;    // the only backend is joined with nobody

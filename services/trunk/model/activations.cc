@@ -48,6 +48,44 @@ class Placer {
 
 }  // namespace
 
+Activations ActivationsFrom(const Activations& all, const ActivationSizes& sizes, int32_t num_rows,
+                            int32_t first) {
+  Activations out = all;
+  const auto skip = [&](auto** at, int64_t elements) {
+    if (*at != nullptr) *at += elements / num_rows * first;
+  };
+  const auto skip_shared = [&](auto* buffer, int64_t elements) {
+    skip(&buffer->device, elements);
+    skip(&buffer->host, elements);
+  };
+  skip(&out.hidden, sizes.hidden);
+  skip(&out.mixer_out, sizes.mixer_out);
+  skip(&out.final_out, sizes.final_out);
+  skip(&out.qkvz, sizes.qkvz);
+  skip(&out.ba, sizes.ba);
+  skip(&out.qkv, sizes.qkv);
+  skip(&out.log_decay, sizes.log_decay);
+  skip(&out.beta, sizes.beta);
+  skip(&out.delta_out, sizes.delta_out);
+  skip(&out.q_gate, sizes.q_gate);
+  skip(&out.k, sizes.k);
+  skip(&out.v, sizes.v);
+  skip(&out.attention_out, sizes.attention_out);
+  skip(&out.normed, sizes.normed);
+  const int64_t row_bytes =
+      sizes.normed * static_cast<int64_t>(DTypeSizeBytes(out.expert_rows_dtype));
+  skip_shared(&out.expert_rows, row_bytes);
+  skip_shared(&out.expert_ids, sizes.expert_ids);
+  skip_shared(&out.expert_weights, sizes.expert_weights);
+  skip_shared(&out.routed, sizes.routed);
+  skip(&out.router_logits, sizes.router_logits);
+  skip(&out.shared_gate_logit, sizes.shared_gate_logit);
+  skip(&out.ffn_gate, sizes.ffn_gate);
+  skip(&out.ffn_up, sizes.ffn_up);
+  skip(&out.ffn_out, sizes.ffn_out);
+  return out;
+}
+
 absl::Status PlaceActivations(const ActivationSizes& sizes, Backend* backend, Activations* out) {
   Placer placer(backend);
   placer.Place(&out->hidden, sizes.hidden);

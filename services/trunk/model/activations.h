@@ -1,4 +1,4 @@
-// The buffers a step works in, for max_rows rows.
+// The buffers a step works in, for BufferRows rows.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +23,7 @@ struct Shared {
 };
 
 struct Activations {
-  // All f32 [max_rows, ...]; widths as in ops.h.
+  // All f32 [BufferRows, ...]; widths as in ops.h.
   float* hidden = nullptr;       // residual stream
   float* mixer_out = nullptr;    // [hidden_size]
   float* final_out = nullptr;    // [hidden_size], after the final norm
@@ -66,5 +66,10 @@ struct Activations {
 
 // Places what ActivationBytes counts (common/plan/decoder_memory.h). kResourceExhausted.
 absl::Status PlaceActivations(const ActivationSizes& sizes, Backend* backend, Activations* out);
+
+// The same buffers from row `first` of `num_rows` on, for a half of a step; those of the logits as
+// they are.
+Activations ActivationsFrom(const Activations& all, const ActivationSizes& sizes, int32_t num_rows,
+                            int32_t first);
 
 }  // namespace banyan::trunk

@@ -14,6 +14,7 @@
 #include "services/trunk/model/gated_attention.h"
 #include "services/trunk/model/gated_delta_net.h"
 #include "services/trunk/model/moe_block.h"
+#include "services/trunk/model/step_halves.h"
 #include "services/trunk/model/step_planner.h"
 #include "services/trunk/model/weights.h"
 #include "services/trunk/state/kv_cache.h"
@@ -39,6 +40,9 @@ absl::Status CheckOptions(const ModelConfig& config, const DecoderOptions& optio
                                                       {"max_logits_rows", options.max_logits_rows}};
   for (const auto& [name, value] : positive) {
     if (value < 1) return InvalidArgumentF("decoder: {} is {}, expected at least 1", name, value);
+  }
+  if (options.halved_rows < 0) {
+    return InvalidArgumentF("decoder: halved_rows is {}, expected at least 0", options.halved_rows);
   }
   if (options.num_state_copies < 0) {
     return InvalidArgumentF("decoder: num_state_copies is {}, expected at least 0",
@@ -67,6 +71,11 @@ class Decoder::Impl {
         attention_(AttentionShapeOf(config_, options)),
         delta_net_(DeltaNetShapeOf(config_)),
         planner_(PlannerOptionsOf(config, options)),
+        halves_(std::min(options.max_rows, options.num_slots)),
+        // What an observer sees are whole steps, and all ranks run them in the same way.
+        halved_rows_(
+            HasHalves(options) && observer == nullptr && rank.may_record ? options.halved_rows : 0),
+        buffer_rows_(BufferRows(options)),
         backend_(backend),
         experts_(experts),
         observer_(observer) {
@@ -100,9 +109,10 @@ class Decoder::Impl {
                                options.num_slots + options.num_state_copies, backend_));
     state_history_.emplace(&recurrent_state_, options.num_slots, options.num_state_copies,
                            backend_);
-    const ActivationSizes activations = ActivationSizesOf(config_, options);
-    RETURN_IF_ERROR(PlaceActivations(activations, backend_, &activations_));
-    RETURN_IF_ERROR(LendRowsMemory(activations));
+    sizes_ = ActivationSizesOf(config_, options);
+    RETURN_IF_ERROR(PlaceActivations(sizes_, backend_, &activations_));
+    RETURN_IF_ERROR(LendRowsMemory(options));
+    head_rows_.reserve(static_cast<size_t>(options.max_logits_rows));
     if (observer_ != nullptr) {
       observed_.resize(static_cast<size_t>(options.max_rows) *
                        static_cast<size_t>(config_.hidden_size));
@@ -125,16 +135,24 @@ class Decoder::Impl {
 
   absl::Status Forward(const Step& step) {
     const StepPlan& plan = planner_.Build(step);
-    num_rows_ = plan.num_rows;
+    num_rows_ = first_rows_ = plan.num_rows;
     if (num_rows_ == 0) return absl::OkStatus();
+    if (halved_rows_ > 0 && num_rows_ >= halved_rows_ && halves_.Cut(plan)) {
+      RETURN_IF_ERROR(RunHalves(step));
+      return Ended();
+    }
     backend_->BeginStep(plan);
     const Backend::Recording recording = observer_ == nullptr && rank_.may_record
                                              ? backend_->BeginRecording()
                                              : Backend::Recording::kNo;
-    if (recording != Backend::Recording::kNo) PlaceRows(/*recorded=*/true);
+    whole_ = {num_rows_, activations_};
     if (recording == Backend::Recording::kRecord) QueueWholeStep();
     RETURN_IF_ERROR(recording == Backend::Recording::kNo ? RunInterleaved(step)
                                                          : ServeExperts(step));
+    return Ended();
+  }
+
+  absl::Status Ended() {
     weight_bytes_read_ += layer_bytes_;
     if (asks()) {  // a row of the embedding is on one rank
       weight_bytes_read_ += RowBytes(weights_.embed_tokens) * static_cast<uint64_t>(num_rows_);
@@ -165,13 +183,23 @@ class Decoder::Impl {
   }
 
  private:
+  // The rows that operations are about: a step's, or those of a half of it.
+  struct Part {
+    int32_t num_rows = 0;
+    Activations activations;  // from the first of them on
+  };
+
   bool asks() const { return rank_.tensor.rank == 0; }
 
   // Final hidden states of rows of the step, from row `to` of the head's input on.
   void GatherHeadRows(std::span<const int32_t> rows, int32_t to) {
-    for (int32_t row : rows) CHECK(row >= 0 && row < num_rows_);
     if (rows.empty()) return;
-    backend_->GatherRows(rows, config_.hidden_size, activations_.final_out,
+    head_rows_.clear();
+    for (const int32_t row : rows) {
+      CHECK(row >= 0 && row < num_rows_);
+      head_rows_.push_back(row < first_rows_ ? row : row - first_rows_ + second_row_);
+    }
+    backend_->GatherRows(head_rows_, config_.hidden_size, activations_.final_out,
                          activations_.logits_rows + int64_t{to} * config_.hidden_size);
   }
 
@@ -206,16 +234,16 @@ class Decoder::Impl {
     return absl::OkStatus();
   }
 
-  void QueueEmbedding() {
-    backend_->Embed(weights_.embed_tokens, activations_.hidden);
-    backend_->AllReduce(activations_.hidden, int64_t{num_rows_} * config_.hidden_size);
+  void QueueEmbedding(const Part& part) {
+    backend_->Embed(weights_.embed_tokens, part.activations.hidden);
+    backend_->AllReduce(part.activations.hidden, int64_t{part.num_rows} * config_.hidden_size);
   }
 
-  absl::Status LendRowsMemory(const ActivationSizes& sizes) {
-    own_rows_ = activations_.expert_rows;
-    const size_t bytes = ExpertRowBlockBytes(sizes, own_rows_.device == own_rows_.host);
+  absl::Status LendRowsMemory(const DecoderOptions& options) {
+    const SharedBuffer& own = activations_.expert_rows;
+    const size_t bytes = ExpertRowBlockBytes(sizes_, options, own.device == own.host);
     if (!asks() || bytes == 0) return absl::OkStatus();
-    std::vector<std::shared_ptr<std::byte>> blocks(kExpertRowBlocks);
+    std::vector<std::shared_ptr<std::byte>> blocks(static_cast<size_t>(ExpertRowBlocks(options)));
     for (std::shared_ptr<std::byte>& block : blocks) {
       ASSIGN_OR_RETURN(block, backend_->AllocateHost(bytes));
     }
@@ -223,30 +251,30 @@ class Decoder::Impl {
     return absl::OkStatus();
   }
 
-  // Where the rows of the next call go: to memory that is sent as it lies where there is some.
-  // What is recorded has places of its own, and few rows.
-  void PlaceRows(bool recorded) {
-    SharedBuffer& rows = activations_.expert_rows;
-    rows = own_rows_;
-    if (recorded || !asks()) return;
+  // The rows of the next call go to memory that is sent as it lies where there is some, else to
+  // `own`. What is recorded has places of its own, and few rows.
+  void PlaceRows(const SharedBuffer& own, Part* part) {
+    SharedBuffer& rows = part->activations.expert_rows;
+    rows = own;
+    if (!asks()) return;
     std::byte* const sent = experts_->TakeRowsMemory();
     if (sent == nullptr) return;
     rows.host = sent;
-    if (own_rows_.device == own_rows_.host) rows.device = sent;
+    if (own.device == own.host) rows.device = sent;
   }
 
   // Rows to the experts; nothing to do for ranks that do not ask them.
-  absl::Status Ask(const Step& step, int32_t layer) {
+  absl::Status Ask(const Step& step, int32_t layer, const Part& part) {
     if (!asks()) return absl::OkStatus();
-    return DispatchRows(router_, step, layer, num_rows_, activations_, backend_, experts_);
+    return DispatchRows(router_, step, layer, part.num_rows, part.activations, backend_, experts_);
   }
 
   // The experts' answer, which every rank has or fails with. `asked`: what Ask returned.
-  absl::Status AwaitAnswer(absl::Status asked) {
+  absl::Status AwaitAnswer(absl::Status asked, const Part& part) {
     if (!asks()) {
       return rank_.answers->Take(rank_.tensor.rank, [this] { return backend_->Check(); });
     }
-    if (asked.ok()) asked = experts_->Combine(activations_.routed.host);
+    if (asked.ok()) asked = experts_->Combine(part.activations.routed.host);
     if (rank_.answers != nullptr) rank_.answers->Publish(asked);
     return asked;
   }
@@ -256,37 +284,40 @@ class Decoder::Impl {
   }
 
   // The layer up to the call of the experts; all of it where the layer is dense.
-  void QueueLayer(int32_t layer) {
-    const Activations& a = activations_;
+  void QueueLayer(int32_t layer, const Part& part) {
+    const Activations& a = part.activations;
     const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
     // After experts the norm came with what they answered.
-    if (layer == 0 || MoeOf(layer - 1) == nullptr) Norm(weights.input_norm, nullptr, a.normed);
+    if (layer == 0 || MoeOf(layer - 1) == nullptr) {
+      Norm(weights.input_norm, nullptr, part, a.normed);
+    }
     if (const auto* mixer = std::get_if<LinearAttentionWeights>(&weights.mixer)) {
       RunGatedDeltaNet(delta_net_, *mixer,
-                       recurrent_state_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_,
-                       a, backend_);
+                       recurrent_state_.layer(mixer_index_[static_cast<size_t>(layer)]),
+                       part.num_rows, a, backend_);
     } else {
       RunGatedAttention(attention_, std::get<FullAttentionWeights>(weights.mixer),
-                        kv_cache_.layer(mixer_index_[static_cast<size_t>(layer)]), num_rows_, a,
+                        kv_cache_.layer(mixer_index_[static_cast<size_t>(layer)]), part.num_rows, a,
                         backend_);
     }
-    Norm(weights.post_attention_norm, a.mixer_out, a.normed);
+    Norm(weights.post_attention_norm, a.mixer_out, part, a.normed);
     if (const MoeWeights* moe = MoeOf(layer)) {
-      QueueRouting(router_, *moe, num_rows_, asks(), a, backend_);
+      QueueRouting(router_, *moe, part.num_rows, asks(), a, backend_);
     } else if (observer_ == nullptr) {
-      RunDenseMlp(std::get<FfnWeights>(weights.mlp), num_rows_, a, backend_);
+      RunDenseMlp(std::get<FfnWeights>(weights.mlp), part.num_rows, a, backend_);
     }
   }
 
   bool IsLast(int32_t layer) const { return layer + 1 == config_.num_hidden_layers; }
 
   // The answer of a layer's experts and the norm after it: the next layer's, or the last.
-  void QueueExpertSums(int32_t layer, const MoeWeights& moe) {
-    NextNorm norm = {weights_.final_norm, config_.rms_norm_eps, activations_.final_out};
+  void QueueExpertSums(int32_t layer, const MoeWeights& moe, const Part& part) {
+    const Activations& a = part.activations;
+    NextNorm norm = {weights_.final_norm, config_.rms_norm_eps, a.final_out};
     if (!IsLast(layer)) {
       const LayerWeights& next = weights_.layers[static_cast<size_t>(layer) + 1];
       norm.weight = next.input_norm;
-      norm.out = activations_.normed;
+      norm.out = a.normed;
       if (const auto* mixer = std::get_if<LinearAttentionWeights>(&next.mixer)) {
         const Matrix* const in[] = {&mixer->in_proj_qkvz};
         backend_->WillRead(in);
@@ -296,26 +327,26 @@ class Decoder::Impl {
         backend_->WillRead(in);
       }
     }
-    QueueCombine(moe, norm, num_rows_, activations_, backend_);
+    QueueCombine(moe, norm, part.num_rows, a, backend_);
   }
 
-  void QueueFinalNorm() {
+  void QueueFinalNorm(const Part& part) {
     if (MoeOf(config_.num_hidden_layers - 1) != nullptr) return;  // came with the experts' answer
-    Norm(weights_.final_norm, nullptr, activations_.final_out);
+    Norm(weights_.final_norm, nullptr, part, part.activations.final_out);
   }
 
   // Operations in the order of the layers, the host's part after each.
   absl::Status RunInterleaved(const Step& step) {
-    const Activations& a = activations_;
-    QueueEmbedding();
+    const Activations& a = whole_.activations;
+    QueueEmbedding(whole_);
     if (observer_ != nullptr) {
       ASSIGN_OR_RETURN(const auto hidden, Observe(a.hidden));
       observer_->OnEmbeddings(hidden);
     }
     for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
       const MoeWeights* const moe = MoeOf(layer);
-      if (moe != nullptr) PlaceRows(/*recorded=*/false);
-      QueueLayer(layer);
+      if (moe != nullptr) PlaceRows(activations_.expert_rows, &whole_);
+      QueueLayer(layer, whole_);
       if (observer_ != nullptr) {
         ASSIGN_OR_RETURN(const auto hidden, Observe(a.hidden));
         observer_->OnMixer(layer, hidden);
@@ -325,17 +356,17 @@ class Decoder::Impl {
         }
       }
       if (moe != nullptr) {
-        absl::Status asked = Ask(step, layer);
+        absl::Status asked = Ask(step, layer, whole_);
         // After a failure too: the other ranks, who learn of it in AwaitAnswer, have queued as
         // much.
         QueueSharedExpert(*moe, num_rows_, a, backend_);
-        RETURN_IF_ERROR(AwaitAnswer(std::move(asked)));
+        RETURN_IF_ERROR(AwaitAnswer(std::move(asked), whole_));
         backend_->ReleaseToDevice();
-        QueueExpertSums(layer, *moe);
+        QueueExpertSums(layer, *moe, whole_);
       }
       if (observer_ != nullptr) RETURN_IF_ERROR(ObserveLayer(layer));
     }
-    QueueFinalNorm();
+    QueueFinalNorm(whole_);
     if (observer_ != nullptr) {
       ASSIGN_OR_RETURN(const auto hidden, Observe(a.final_out));
       observer_->OnFinalNorm(hidden);
@@ -343,17 +374,64 @@ class Decoder::Impl {
     return absl::OkStatus();
   }
 
-  // The device's part of a whole step, ahead of the host's.
-  void QueueWholeStep() {
-    QueueEmbedding();
-    for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
-      QueueLayer(layer);
-      if (const MoeWeights* moe = MoeOf(layer)) {
-        QueueSharedExpert(*moe, num_rows_, activations_, backend_);
-        QueueExpertSums(layer, *moe);
+  // The halves of a step in turn: while the experts have the rows of one, the other goes from the
+  // answer to its last rows to its next ones. So they always have a call that waits, and each
+  // layer's state is the first half's before it is the second's.
+  absl::Status RunHalves(const Step& step) {
+    first_rows_ = halves_.half(0).num_rows;
+    second_row_ = (first_rows_ + kHalfGridRows - 1) / kHalfGridRows * kHalfGridRows;
+    const Activations second = ActivationsFrom(activations_, sizes_, buffer_rows_, second_row_);
+    Part parts[2] = {{first_rows_, activations_}, {num_rows_ - first_rows_, second}};
+    const SharedBuffer own_rows[2] = {activations_.expert_rows, second.expert_rows};
+    for (int32_t half : {0, 1}) {
+      backend_->BeginPart(half, halves_.half(half));
+      QueueEmbedding(parts[half]);
+    }
+    // After a failure nothing more is asked. It counts where the next answer would come: there the
+    // other ranks learn of it, and have queued as much.
+    absl::Status asked;
+    for (int32_t layer = 0; layer <= config_.num_hidden_layers; ++layer) {
+      for (int32_t half : {0, 1}) {
+        Part& part = parts[half];
+        backend_->UsePart(half);
+        if (const MoeWeights* const moe = layer > 0 ? MoeOf(layer - 1) : nullptr) {
+          if (asked = AwaitAnswer(std::move(asked), part); !asked.ok()) return GiveUpHalves(asked);
+          backend_->ReleaseToDevice();
+          QueueExpertSums(layer - 1, *moe, part);
+        }
+        if (layer == config_.num_hidden_layers) {
+          QueueFinalNorm(part);
+          continue;
+        }
+        const MoeWeights* const moe = MoeOf(layer);
+        if (moe != nullptr) PlaceRows(own_rows[half], &part);
+        QueueLayer(layer, part);
+        if (moe == nullptr) continue;
+        if (asked.ok()) asked = Ask(step, layer, part);
+        QueueSharedExpert(*moe, part.num_rows, part.activations, backend_);
       }
     }
-    QueueFinalNorm();
+    return absl::OkStatus();
+  }
+
+  // Nothing of the step is under way when this returns.
+  absl::Status GiveUpHalves(const absl::Status& why) {
+    if (asks()) experts_->Abandon();
+    backend_->Synchronize().IgnoreError();
+    return why;
+  }
+
+  // The device's part of a whole step, ahead of the host's.
+  void QueueWholeStep() {
+    QueueEmbedding(whole_);
+    for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+      QueueLayer(layer, whole_);
+      if (const MoeWeights* moe = MoeOf(layer)) {
+        QueueSharedExpert(*moe, num_rows_, whole_.activations, backend_);
+        QueueExpertSums(layer, *moe, whole_);
+      }
+    }
+    QueueFinalNorm(whole_);
     backend_->EndRecording();
   }
 
@@ -362,7 +440,7 @@ class Decoder::Impl {
     absl::Status status;
     for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
       if (MoeOf(layer) == nullptr) continue;
-      if (status.ok()) status = AwaitAnswer(Ask(step, layer));
+      if (status.ok()) status = AwaitAnswer(Ask(step, layer, whole_), whole_);
       // After a failure the device runs on to the end with whatever lies there.
       backend_->ReleaseToDevice();
     }
@@ -370,9 +448,9 @@ class Decoder::Impl {
     return status;
   }
 
-  void Norm(const float* weight, const float* addend, float* out) {
-    backend_->RmsNorm(num_rows_, config_.hidden_size, config_.rms_norm_eps, weight, addend,
-                      activations_.hidden, out);
+  void Norm(const float* weight, const float* addend, const Part& part, float* out) {
+    backend_->RmsNorm(part.num_rows, config_.hidden_size, config_.rms_norm_eps, weight, addend,
+                      part.activations.hidden, out);
   }
 
   // A host copy of [num_rows, hidden_size].
@@ -401,6 +479,9 @@ class Decoder::Impl {
   const AttentionShape attention_;
   const DeltaNetShape delta_net_;
   StepPlanner planner_;
+  StepHalves halves_;
+  const int32_t halved_rows_;  // steps of so many run as halves; 0: none
+  const int32_t buffer_rows_;
   Backend* const backend_;
   ExpertTransport* const experts_;
   DecoderObserver* const observer_;
@@ -410,10 +491,14 @@ class Decoder::Impl {
   KvCache kv_cache_;
   RecurrentState recurrent_state_;
   std::optional<StateHistory> state_history_;
+  ActivationSizes sizes_;
   Activations activations_;
-  SharedBuffer own_rows_;  // for the experts, where they get no memory from the transport
+  Part whole_;  // of a step that is not cut
   std::vector<float> observed_;
-  int32_t num_rows_ = 0;      // of the last step
+  int32_t num_rows_ = 0;    // of the last step
+  int32_t first_rows_ = 0;  // of its first half, or all of them
+  int32_t second_row_ = 0;  // where in the buffers its second half begins
+  std::vector<int32_t> head_rows_;
   uint64_t layer_bytes_ = 0;  // read by one step, embedding and head apart
   uint64_t weight_bytes_read_ = 0;
 };

@@ -24,8 +24,8 @@ namespace banyan::trunk {
 using banyan::DecoderMemory;   // NOLINT(misc-unused-using-decls): part of this interface
 using banyan::DecoderOptions;  // NOLINT(misc-unused-using-decls)
 
-// Sees what flows between the layers. Arrays are host memory, f32 unless said, valid during the
-// call. Costs a copy per layer; null in production.
+// Sees what flows between the layers, of steps that then run undivided. Arrays are host memory, f32
+// unless said, valid during the call. Costs a copy per layer; null in production.
 class DecoderObserver {
  public:
   virtual ~DecoderObserver() = default;

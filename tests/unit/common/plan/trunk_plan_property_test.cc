@@ -72,6 +72,7 @@ class Combination {
     input.on_gpu = random_() % 2 == 0;
     input.expert_activations = random_() % 2 == 0 ? DType::kF32 : DType::kBF16;
     input.weights_generated = random_() % 4 == 0;
+    input.halved_rows = Pick({0, 64, 2560});
     input.num_threads = Pick({1, 2, 16, 64});
     if (random_() % 2 == 0) {
       input.max_context_tokens =

@@ -5,6 +5,7 @@
 
 #include "common/base/check.h"
 #include "common/plan/op_scratch.h"
+#include "common/plan/prefill_halves.h"
 
 namespace banyan {
 namespace {
@@ -179,6 +180,67 @@ TEST(TrunkPlanTest, GpuMemoryIsCountedInBlocks) {
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_THAT(plan->memory.Table(),
               AllOf(HasSubstr("rounding"), HasSubstr("graphs"), HasSubstr("--vram_budget")));
+}
+
+// Steps of two halves on a GPU with room for them; those in which a sequence decodes stay small.
+TEST(TrunkPlanTest, StepsOnAGpuAreLargeWhereTheyFit) {
+  TrunkPlanInput input = Input();
+  input.on_gpu = true;
+  input.available_bytes = 0;
+  input.budget_bytes = uint64_t{8} << 30;
+  input.halved_rows = kLeastHalvedRows;
+  EXPECT_EQ(PlanTrunk(Demo(), input)->max_mixed_tokens, 512);  // given
+  input.max_batch_tokens = 4000;
+  EXPECT_EQ(PlanTrunk(Demo(), input)->max_mixed_tokens, 4000);
+  input.max_batch_tokens = 0;
+  const auto first = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->max_batch_tokens, 2 * 2048 + 63);
+  EXPECT_EQ(first->max_mixed_tokens, 512);
+  EXPECT_EQ(first->decoder.halved_rows, kLeastHalvedRows);
+  // The experts' limit is one of calls.
+  EXPECT_LE(MaxCallRows(first->decoder), 4096);
+  const int32_t context = first->decoder.max_context_tokens;
+  EXPECT_EQ(context, 8192);
+  int32_t last = first->max_batch_tokens;
+  for (uint64_t budget = first->memory.total_bytes(); last > 512; budget -= budget / 50) {
+    input.budget_bytes = budget;
+    const auto plan = PlanTrunk(Demo(), input);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_LE(plan->memory.total_bytes(), budget);
+    EXPECT_LE(plan->max_batch_tokens, last);
+    last = plan->max_batch_tokens;
+    EXPECT_EQ(plan->max_sequences, 32);
+    if (last > 512) {
+      EXPECT_EQ(plan->decoder.max_context_tokens, context);
+    }
+    EXPECT_TRUE(last == 4159 || last == 2111 || last == 1087 || last == 512) << last;
+  }
+  // Without halves as much as the experts take in one call; on a CPU none of this.
+  input.budget_bytes = uint64_t{8} << 30;
+  input.halved_rows = 0;
+  EXPECT_EQ(PlanTrunk(Demo(), input)->max_batch_tokens, 2111);
+  input.on_gpu = false;
+  input.halved_rows = 100;
+  const auto cpu = PlanTrunk(Demo(), input);
+  EXPECT_EQ(cpu->max_batch_tokens, 512);
+  EXPECT_EQ(cpu->max_mixed_tokens, 512);
+  EXPECT_EQ(cpu->decoder.halved_rows, 100);
+}
+
+TEST(TrunkPlanTest, CallsOfHalvesAreSmallerThanSteps) {
+  DecoderOptions options = {.max_rows = 4159, .halved_rows = 2560};
+  EXPECT_TRUE(HasHalves(options));
+  EXPECT_EQ(BufferRows(options), 4159 + 63);
+  EXPECT_EQ(MaxCallRows(options), 2559);
+  options.halved_rows = 100;
+  EXPECT_EQ(MaxCallRows(options), (4159 + 65) / 2);
+  for (const int32_t none : {0, 5000}) {
+    options.halved_rows = none;
+    EXPECT_FALSE(HasHalves(options));
+    EXPECT_EQ(BufferRows(options), 4159);
+    EXPECT_EQ(MaxCallRows(options), 4159);
+  }
 }
 
 uint64_t ItemOf(const TrunkPlan& plan, const char* name) {
