@@ -27,6 +27,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const Options& options, F
         options.max_batch_tokens, least_rows, options.max_sequences, kDeltaNetChunkTokens - 1,
         limits.max_rows);
   }
+  if (options.max_mixed_tokens != 0 && (options.max_mixed_tokens < least_rows ||
+                                        options.max_mixed_tokens > options.max_batch_tokens)) {
+    return InvalidArgumentF("max_mixed_tokens {}: expected 0, or {} to {}, the rows of a step",
+                            options.max_mixed_tokens, least_rows, options.max_batch_tokens);
+  }
   if (options.max_queued_requests < 1) {
     return InvalidArgumentF("max_queued_requests {}: expected 1 or more",
                             options.max_queued_requests);

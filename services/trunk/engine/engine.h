@@ -31,6 +31,9 @@ class Engine {
     // Rows of one step; at least max_sequences + 63, so that every step has room for a piece of a
     // prompt beside the decoding sequences.
     int32_t max_batch_tokens = 512;
+    // The same of a step in which a sequence decodes, which waits as long as it takes; not more,
+    // and as many at least. 0: max_batch_tokens.
+    int32_t max_mixed_tokens = 0;
     int32_t max_sequences = 32;  // running at once; each holds a recurrent-state slot
     int32_t max_queued_requests = 64;
     // Prompt and output of one request. 0: what the model and its KV pages allow, which is the

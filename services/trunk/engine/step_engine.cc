@@ -27,6 +27,7 @@ StepEngine::StepEngine(const Options& options, ForwardPass* forward, ExpertTrans
       clock_(clock),
       metrics_(metrics),
       scheduler_({.max_batch_tokens = options.max_batch_tokens,
+                  .max_mixed_tokens = options.max_mixed_tokens,
                   .max_sequences = options.max_sequences,
                   .num_slots = forward->limits().num_slots,
                   .num_pages = forward->limits().num_pages}),

@@ -18,6 +18,10 @@ Scheduler::Scheduler(const Options& options)
   CHECK(options.max_sequences >= 1);
   CHECK(options.num_slots >= options.max_sequences);
   CHECK(options.max_batch_tokens >= options.max_sequences + kPieceTokens - 1);
+  if (options.max_mixed_tokens != 0) {
+    CHECK(options.max_mixed_tokens >= options.max_sequences + kPieceTokens - 1);
+    CHECK(options.max_mixed_tokens <= options.max_batch_tokens);
+  }
 }
 
 void Scheduler::Add(Sequence* sequence) {
@@ -45,6 +49,9 @@ const Scheduler::Plan& Scheduler::NextStep() {
   StartWaiting();
   rows_left_ = options_.max_batch_tokens;
   PlanDecodeRows();
+  if (rows_left_ < options_.max_batch_tokens && options_.max_mixed_tokens != 0) {
+    rows_left_ -= options_.max_batch_tokens - options_.max_mixed_tokens;
+  }
   DealPieces();
   FillStep();
   in_step_ = !segments_.empty();

@@ -1,6 +1,7 @@
 // Continuous batching on ids: which rows go through the model next, and where their state lies.
 //
-// A step holds, within max_batch_tokens rows,
+// A step holds, within max_batch_tokens rows, or max_mixed_tokens where there are rows of the first
+// kind,
 //   1. one row of every decoding sequence;
 //   2. pieces of at most kDeltaNetChunkTokens (64) tokens of the others, dealt one at a time in
 //      turn, until the rows are used up or nobody wants more. A sequence that got a piece goes to
@@ -14,7 +15,7 @@
 // youngest itself just skips steps until an older one ends.
 //
 // Bounds (tests: scheduler_fairness_test.cc). With S = max_sequences, d decoding ones and
-// U = floor((max_batch_tokens - d) / 64) >= 1 pieces a step:
+// U = floor((rows - d) / 64) >= 1 pieces a step of so many rows:
 //   - a decoding sequence with pages gets a row in every step;
 //   - of k sequences in turn each gets a piece within ceil(k / U) steps, whatever else arrives;
 //   - the oldest sequence always has pages, so it ends; then the next is the oldest.
@@ -38,8 +39,10 @@ class Scheduler {
  public:
   struct Options {
     int32_t max_batch_tokens = 0;  // at least max_sequences + 63 (CHECK): a piece always fits
-    int32_t max_sequences = 0;     // running at once
-    int32_t num_slots = 0;         // at least max_sequences (CHECK)
+    // The same, and at most that, while a sequence decodes; 0: max_batch_tokens.
+    int32_t max_mixed_tokens = 0;
+    int32_t max_sequences = 0;  // running at once
+    int32_t num_slots = 0;      // at least max_sequences (CHECK)
     int32_t num_pages = 0;
   };
 

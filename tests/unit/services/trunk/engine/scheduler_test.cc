@@ -75,6 +75,29 @@ TEST_F(SchedulerTest, OnePromptTakesTheWholeBudgetInMultiplesOf64) {
   EXPECT_EQ(plan.step.token_ids[0], 7);
 }
 
+// While somebody decodes the steps are shorter; 64 rows of a prompt always fit.
+TEST_F(SchedulerTest, StepsWithDecodingSequencesHaveFewerRows) {
+  Scheduler scheduler({.max_batch_tokens = 1000,
+                       .max_mixed_tokens = 130,
+                       .max_sequences = 3,
+                       .num_slots = 3,
+                       .num_pages = 64});
+  Add(&scheduler, 10, 3);
+  const Scheduler::Plan* plan = &scheduler.NextStep();
+  EXPECT_EQ(plan->prefill_rows, 10);
+  Finish(&scheduler, *plan);
+  Sequence* const b = Add(&scheduler, 1200, 1);
+  for (int i = 0; i < 2; ++i) {  // 129 rows left: two pieces
+    plan = &scheduler.NextStep();
+    EXPECT_EQ(plan->decode_rows, 1);
+    EXPECT_EQ(plan->prefill_rows, 128);
+    Finish(&scheduler, *plan);
+  }
+  plan = &scheduler.NextStep();
+  EXPECT_EQ(plan->decode_rows, 0);
+  EXPECT_EQ(SegmentOf(*plan, b)->num_rows, 1200 - 2 * 128);
+}
+
 TEST_F(SchedulerTest, PromptsShareTheBudgetPieceByPieceAndTailsFillUp) {
   // 100 rows: one whole piece, then 36 rows that only a tail can use.
   Scheduler scheduler(
