@@ -13,6 +13,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/base/version.h"
+#include "common/plan/prefill_halves.h"
 #include "common/plan/tensor_parallel.h"
 #include "common/pool/pack_path.h"
 #include "common/rpc/channel_settings.h"
@@ -38,6 +39,7 @@ struct Given {
   std::string trunk_format = "auto";
   std::string kv_format = "auto";
   std::string expert_activations = "auto";
+  std::string prefill_halves = "auto";
   std::string host_budget = "0";
   std::string vram_budget = "0";
   std::string expert_wait = "10s";
@@ -86,8 +88,9 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
   app.add_option("--max_sequences", options.max_sequences,
                  "Requests that run at the same time; 0: 32, or fewer where memory is short")
       ->capture_default_str();
-  app.add_option("--max_batch_tokens", options.max_batch_tokens,
-                 "Rows of one step; 0: 512, or fewer where memory is short")
+  app.add_option("--max_batch_tokens", options.max_batch_tokens, kMaxBatchTokensHelp)
+      ->capture_default_str();
+  app.add_option("--prefill_halves", given.prefill_halves, kPrefillHalvesHelp)
       ->capture_default_str();
   app.add_option("--max_queued_requests", options.max_queued_requests,
                  "Requests that may wait; more are refused with RESOURCE_EXHAUSTED")
@@ -243,6 +246,7 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
   ASSIGN_OR_RETURN(options.kv_dtype, ParseKvFormat(given.kv_format, options.use_cuda));
   ASSIGN_OR_RETURN(options.expert_activations,
                    ParseExpertActivations(given.expert_activations, options.use_cuda));
+  ASSIGN_OR_RETURN(options.halved_rows, ParsePrefillHalves(given.prefill_halves, options.use_cuda));
   ASSIGN_OR_RETURN(options.expert_wait, ParseDuration("--expert_wait", given.expert_wait, true));
   ASSIGN_OR_RETURN(options.drain_timeout,
                    ParseDuration("--drain_timeout", given.drain_timeout, true));

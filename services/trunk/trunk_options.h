@@ -28,7 +28,8 @@ struct TrunkOptions {
   ClusterConfig cluster;                          // --cluster_config or --experts
   int32_t max_context_tokens = 0;                 // 0: what model and memory allow
   int32_t max_sequences = 0;                      // 0: up to 32, what memory allows
-  int32_t max_batch_tokens = 0;                   // 0: up to 512, what memory allows
+  int32_t max_batch_tokens = 0;                   // 0: up to 512, on a GPU 4159, what memory allows
+  int32_t halved_rows = 0;  // steps of so many rows run as two halves; 0: none
   int32_t max_queued_requests = 64;
   uint64_t host_budget_bytes = 0;  // 0: a share of the available memory
   bool use_cuda = false;           // --backend cuda, or auto where there is a GPU

@@ -236,6 +236,55 @@ TEST_F(TrunkProcessTest, TenThousandRequestsAgainstAQueueOf64) {
   EXPECT_TRUE(answer.ok()) << answer.status();
 }
 
+// Steps that run as two halves: the same tokens and log-probabilities as undivided, many requests
+// at once, and a shard that is killed under them.
+TEST_F(TrunkProcessTest, HalvedStepsGiveTheSameAnswers) {
+  std::vector<GenerateRequest> requests;
+  for (int r = 0; r < 6; ++r) {
+    GenerateRequest& request = requests.emplace_back();
+    for (int i = 0; i < 70 + 137 * r; ++i) {
+      request.mutable_token_ids()->add_ids(5 + (i * (r + 3)) % 900);
+    }
+    request.set_ignore_eos(true);
+    request.set_num_logprobs(2);
+    request.mutable_sampling()->set_temperature(0);
+    request.mutable_sampling()->set_max_new_tokens(12);
+  }
+  const auto run_all = [&] {
+    std::vector<absl::StatusOr<Answer>> answers(requests.size(), absl::UnknownError("not run"));
+    std::vector<std::thread> threads;
+    for (size_t r = 0; r < requests.size(); ++r) {
+      threads.emplace_back([&, r] { answers[r] = Generate(*stub_, requests[r]); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    return answers;
+  };
+  Start({"--prefill_halves=off"}, 2);
+  const std::vector<absl::StatusOr<Answer>> expected = run_all();
+  for (const char* rows : {"2", "200"}) {
+    Start({std::string("--prefill_halves=") + rows}, 2);
+    const std::vector<absl::StatusOr<Answer>> halved = run_all();
+    // Not started by a thread that ends: its children end with it.
+    std::vector<absl::StatusOr<Answer>> interrupted = halved;
+    std::thread caller([&] { interrupted = run_all(); });
+    absl::SleepFor(absl::Milliseconds(50));
+    cluster_->expert(1)->Signal(SIGKILL);
+    absl::SleepFor(absl::Milliseconds(100));
+    EXPECT_TRUE(cluster_->StartExpert(1).ok());
+    caller.join();
+    for (size_t r = 0; r < requests.size(); ++r) {
+      SCOPED_TRACE(r);
+      ASSERT_TRUE(expected[r].ok()) << expected[r].status();
+      for (const absl::StatusOr<Answer>* answer :
+           {&halved[r], std::as_const(interrupted).data() + r}) {
+        ASSERT_TRUE(answer->ok()) << answer->status();
+        EXPECT_EQ((*answer)->ids, expected[r]->ids);
+        EXPECT_EQ((*answer)->text, expected[r]->text);
+      }
+    }
+  }
+}
+
 TEST_F(TrunkProcessTest, SigtermLetsRequestsFinish) {
   Start();
   grpc::ClientContext context;

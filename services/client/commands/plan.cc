@@ -8,6 +8,7 @@
 #include "common/base/strings.h"
 #include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
+#include "common/plan/prefill_halves.h"
 #include "common/plan/tensor_parallel.h"
 #include "common/plan/trunk_format.h"
 #include "services/client/commands/command.h"
@@ -25,6 +26,7 @@ struct Options {
   std::string trunk_format = "auto";
   std::string kv_format = "auto";
   std::string expert_activations = "auto";
+  std::string prefill_halves = "auto";
   std::string vram_budget = "0";
   std::string host_budget = "0";
   double bandwidth_gb = 0;
@@ -53,6 +55,9 @@ int Run(const Options& given) {
   if (!kv_format.ok()) return FailUsage(ToStd(kv_format.status().message()));
   const auto expert_activations = ParseExpertActivations(given.expert_activations, *vram > 0);
   if (!expert_activations.ok()) return FailUsage(ToStd(expert_activations.status().message()));
+  const auto halved_rows = ParsePrefillHalves(given.prefill_halves, *vram > 0);
+  if (!halved_rows.ok()) return FailUsage(ToStd(halved_rows.status().message()));
+  options.halved_rows = *halved_rows;
   options.trunk_format = *trunk_format;
   options.kv_dtype = *kv_format;
   options.expert_activations = *expert_activations;
@@ -119,9 +124,10 @@ void AddPlan(CLI::App& app, Action& action) {
                    "Requests that run at the same time; 0: 32, or fewer where memory is short")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
-  verb->add_option("--max_batch_tokens", options->plan.max_batch_tokens,
-                   "Rows of one step; 0: 512, or fewer where memory is short")
+  verb->add_option("--max_batch_tokens", options->plan.max_batch_tokens, kMaxBatchTokensHelp)
       ->check(CLI::Range(0, 65536))
+      ->capture_default_str();
+  verb->add_option("--prefill_halves", options->prefill_halves, kPrefillHalvesHelp)
       ->capture_default_str();
   verb->add_option("--shards", options->plan.num_shards, "Expert services")
       ->check(CLI::Range(1, static_cast<int>(kMaxShards)))

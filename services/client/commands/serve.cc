@@ -23,6 +23,7 @@
 #include "common/base/strings.h"
 #include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
+#include "common/plan/prefill_halves.h"
 #include "common/plan/tensor_parallel.h"
 #include "services/client/commands/command.h"
 #include "services/client/connection/server_connection.h"
@@ -57,7 +58,7 @@ struct Options {
       {"--backend", {}},          {"--max_context_tokens", {}},  {"--max_sequences", {}},
       {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}},
       {"--vram_budget", {}},      {"--trunk_format", {}},        {"--kv_format", {}},
-      {"--tensor_parallel", {}},  {"--expert_activations", {}}};
+      {"--tensor_parallel", {}},  {"--expert_activations", {}},  {"--prefill_halves", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {
       {"--cpu_tier", {}}, {"--load_format", {}}, {"--pool_dir", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
@@ -152,6 +153,9 @@ absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& opt
       out.expert_activations,
       ParseExpertActivations(Find(options.to_trunk, "--expert_activations")->value_or("auto"),
                              out.on_gpu));
+  ASSIGN_OR_RETURN(
+      out.halved_rows,
+      ParsePrefillHalves(Find(options.to_trunk, "--prefill_halves")->value_or("auto"), out.on_gpu));
   const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
   out.num_threads = ShareThreads(cpus, options.shards).trunk;
   return std::optional<ClusterPlanOptions>(std::move(out));

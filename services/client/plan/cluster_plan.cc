@@ -68,6 +68,7 @@ TrunkPlanInput TrunkInput(const ClusterPlanOptions& options, const OpenedModel& 
   input.max_context_tokens = options.max_context_tokens;
   input.max_sequences = options.max_sequences;
   input.max_batch_tokens = options.max_batch_tokens;
+  input.halved_rows = options.halved_rows;
   input.on_gpu = options.on_gpu;
   input.num_threads = std::max(1, options.num_threads / parts);
   if (options.on_gpu) {

@@ -160,6 +160,8 @@ nlohmann::ordered_json PlanJson(const ClusterPlan& plan, const Bandwidth& bandwi
   trunk["max_context_tokens"] = context;
   trunk["max_sequences"] = plan.trunk.max_sequences;
   trunk["max_batch_tokens"] = plan.trunk.max_batch_tokens;
+  trunk["max_mixed_tokens"] = plan.trunk.max_mixed_tokens;
+  trunk["halved_rows"] = plan.trunk.decoder.halved_rows;
   trunk["pages"] = plan.trunk.decoder.num_pages;
   trunk["whole_contexts"] = plan.trunk.SequencesOf(context);
   if (plan.trunk.gpu_host) {

@@ -121,7 +121,7 @@ class LoadedTrunk::Impl {
     // Expert hosts are looked for while the weights are read.
     ExpertDirectory::Options directory;
     directory.cluster = options_.cluster;
-    directory.model = Expect(config_, *checkpoint_, decoder_options_.max_rows);
+    directory.model = Expect(config_, *checkpoint_, MaxCallRows(decoder_options_));
     ASSIGN_OR_RETURN(directory_, ExpertDirectory::Create(std::move(directory), metrics_));
     transport_.emplace(GrpcTransport::Options{}, directory_.get(), metrics_);
     RETURN_IF_ERROR(ReadWeights());
@@ -170,6 +170,7 @@ class LoadedTrunk::Impl {
     input.max_context_tokens = options_.max_context_tokens;
     input.max_sequences = options_.max_sequences;
     input.max_batch_tokens = options_.max_batch_tokens;
+    input.halved_rows = options_.halved_rows;
     const std::optional<uint64_t> vram = backends_.FreeDeviceBytes();
     input.on_gpu = vram.has_value();
     input.num_threads = ThreadsOfPart(num_threads, parts);
@@ -204,6 +205,8 @@ class LoadedTrunk::Impl {
                      {"max_context_tokens", plan.decoder.max_context_tokens},
                      {"max_sequences", plan.max_sequences},
                      {"max_batch_tokens", plan.max_batch_tokens},
+                     {"max_mixed_tokens", plan.max_mixed_tokens},
+                     {"halved_rows", plan.decoder.halved_rows},
                      {"pages", plan.decoder.num_pages},
                      {"fingerprint", checkpoint_->fingerprint()}});
     LogMemoryPlan(plan.memory);
@@ -365,6 +368,7 @@ class LoadedTrunk::Impl {
   absl::Status StartEngine() {
     Engine::Options engine;
     engine.max_batch_tokens = plan_->max_batch_tokens;
+    engine.max_mixed_tokens = plan_->max_mixed_tokens;
     engine.max_sequences = plan_->max_sequences;
     engine.max_queued_requests = options_.max_queued_requests;
     engine.max_context_tokens = decoder_options_.max_context_tokens;

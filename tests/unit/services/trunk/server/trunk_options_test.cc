@@ -3,9 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <string>
 #include <vector>
 
 #include "common/base/strings.h"
+#include "common/plan/prefill_halves.h"
 
 namespace banyan::trunk {
 namespace {
@@ -20,8 +22,9 @@ absl::StatusOr<TrunkOptions> Parse(std::vector<const char*> args) {
 }
 
 // With a model and an expert, which everything else needs.
-std::string Error(const char* flag) {
-  return std::string(Parse({"--model=m", "--experts=127.0.0.1:1", flag}).status().message());
+std::string Error(const std::string& flag) {
+  return std::string(
+      Parse({"--model=m", "--experts=127.0.0.1:1", flag.c_str()}).status().message());
 }
 
 TEST(TrunkOptionsTest, DefaultsAndShorthandForExperts) {
@@ -54,6 +57,21 @@ TEST(TrunkOptionsTest, RowsToTheExperts) {
   EXPECT_EQ(ParseExpertActivations("f32", /*on_gpu=*/true).value(), DType::kF32);
 }
 
+TEST(TrunkOptionsTest, PrefillHalves) {
+  const auto of = [](const char* value) {
+    const auto options =
+        Parse({"--model=m", "--experts=a:1", "--backend=cpu", "--prefill_halves", value});
+    EXPECT_TRUE(options.ok()) << options.status();
+    return options->halved_rows;
+  };
+  EXPECT_EQ(of("auto"), 0);
+  EXPECT_EQ(of("off"), 0);
+  EXPECT_EQ(of("2"), 2);
+  EXPECT_EQ(of("65536"), 65536);
+  EXPECT_EQ(ParsePrefillHalves("auto", /*on_gpu=*/true).value(), kLeastHalvedRows);
+  EXPECT_EQ(ParsePrefillHalves("off", /*on_gpu=*/true).value(), 0);
+}
+
 TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
 #ifndef BANYAN_CUDA
   EXPECT_THAT(Error("--backend=cuda"), HasSubstr("built without CUDA"));
@@ -63,6 +81,11 @@ TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
   EXPECT_THAT(Error("--kv_format=fp8"), HasSubstr("--kv_format 'fp8'"));
   EXPECT_THAT(Error("--expert_activations=f16"),
               HasSubstr("--expert_activations 'f16': expected auto, f32 or bf16"));
+  for (const char* value : {"1", "0", "-5", "65537", "on", "", "12x"}) {
+    EXPECT_THAT(Error(std::string("--prefill_halves=") + value),
+                HasSubstr(std::string("--prefill_halves '") + value +
+                          "': expected auto, off or 2 to 65536 rows"));
+  }
   EXPECT_THAT(Error("--tensor_parallel=3"), HasSubstr("--tensor_parallel 3: expected 1, 2, 4"));
   EXPECT_THAT(Error("--backend=tpu"), HasSubstr("--backend 'tpu': expected auto, cuda or cpu"));
   EXPECT_THAT(Error("--load_format=gguf"), HasSubstr("expected auto or dummy"));
