@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # End to end on one machine: banyan-trunk on the GPU, banyan-expert on the CPUs, banyan bench against
 # them, with generated weights at the geometry of Qwen3-Next-80B-A3B, or fewer of its layers:
-#   serve.sh [--layers N] [--log_dir DIR] [--threads N] [--expert_activations auto|f32|bf16] POOL_FORMAT TRUNK_FORMAT
+#   serve.sh [--layers N] [--log_dir DIR] [--threads N] [--expert_activations auto|f32|bf16] [--halves] POOL_FORMAT TRUNK_FORMAT
 # BACKEND=cpu tries the script where there is no GPU. Prints start-up seconds, memory, tokens/s of decoding and of prompts, and where the trunk's time
-# goes. Packs lie in a file system in memory of their own, which is unmounted at the end: root.
+# goes. --halves: instead, prompts of 512 to 8,192 tokens from a trunk with steps of 2,111 rows and one with
+# steps of 4,159 in two halves. Packs lie in a file system in memory of their own, which is unmounted at the end: root.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -17,8 +18,10 @@ layers=48
 log_dir=.
 threads=0
 activations=auto
+halves=no
 while [[ ${1:-} == --* ]]; do
   case $1 in
+    --halves) halves=yes; shift; continue ;;
     --layers) layers=$2 ;;
     --log_dir) log_dir=$2 ;;
     --threads) threads=$2 ;;
@@ -67,16 +70,55 @@ begin=$SECONDS
   --pool_dir "$work/packs" --listen "unix:$work/expert" --metrics_listen 127.0.0.1:9102 \
   --threads "$threads" >"$log_dir/expert-$name.log" 2>&1 &
 pids+=($!)
-"$bin/banyan-trunk" --model "$work/model" --load_format dummy --backend "${BACKEND:-cuda}" \
-  --trunk_format "$trunk_format" --expert_activations "$activations" --experts "unix:$work/expert" --listen "unix:$work/trunk" \
-  --metrics_listen 127.0.0.1:9101 --max_batch_tokens 2111 --max_sequences 4 \
-  --max_context_tokens 32768 >"$log_dir/trunk-$name.log" 2>&1 &
-pids+=($!)
-until "$bin/banyan" status --server "unix:$work/trunk" --wait 2 --health >/dev/null 2>&1; do
-  for pid in "${pids[@]}"; do
-    kill -0 "$pid" 2>/dev/null || { tail -n 5 "$log_dir"/{expert,trunk}-"$name".log; exit 1; }
+# trunk NAME METRICS_PORT FLAG...: at unix:$work/NAME
+trunk() {
+  local socket=$1 port=$2
+  shift 2
+  "$bin/banyan-trunk" --model "$work/model" --load_format dummy --backend "${BACKEND:-cuda}" \
+    --trunk_format "$trunk_format" --expert_activations "$activations" --experts "unix:$work/expert" \
+    --listen "unix:$work/$socket" --metrics_listen "127.0.0.1:$port" --max_sequences 4 \
+    --max_context_tokens 32768 "$@" >"$log_dir/$socket-$name.log" 2>&1 &
+  pids+=($!)
+}
+await() {
+  until "$bin/banyan" status --server "unix:$work/$1" --wait 2 --health >/dev/null 2>&1; do
+    for pid in "${pids[@]}"; do
+      kill -0 "$pid" 2>/dev/null || { tail -n 5 "$log_dir"/*-"$name".log; exit 1; }
+    done
   done
-done
+}
+bench() {
+  local socket=$1
+  shift
+  printf '%s\n' "-- $socket $*"
+  "$bin/banyan" bench --server "unix:$work/$socket" "$@" | tee -a "$log_dir/bench-$name.log"
+}
+scrape() {
+  python3 -c "
+import urllib.request
+for port in $2:
+    for line in urllib.request.urlopen(f'http://127.0.0.1:{port}/metrics').read().decode().splitlines():
+        if line[:1] != '#' and ('phase' in line or 'expert' in line or 'step' in line) and 'bucket' not in line:
+            print(line)
+" >"$log_dir/metrics-$name-$1.txt" || true; }
+if [[ $halves == yes ]]; then
+  trunk undivided 9103 --max_batch_tokens 2111 --prefill_halves off
+  trunk halves 9104 --max_batch_tokens 4159 --prefill_halves 256
+  for socket in undivided halves; do await "$socket"; done
+  printf '%s pool, %s trunk, %s layers: ready after %s s\n' "$pool_format" "$trunk_format" "$layers" \
+    "$((SECONDS - begin))"
+  for prompt in ${PROMPTS:-512 2048 4096 8192}; do
+    for socket in undivided halves; do
+      bench "$socket" --concurrency 1 --requests "${REQUESTS:-2}" --prompt_tokens "$prompt" --max_new_tokens 1 |
+        grep -E -- '--|prompt|tokens/s' | tr '\n' ' '
+      printf '\n'
+    done
+    scrape "after-$prompt" '(9102, 9103, 9104)'
+  done
+  exit 0
+fi
+trunk trunk 9101 --max_batch_tokens 2111
+await trunk
 printf '%s pool, %s trunk, rows %s, %s layers: ready after %s s\n' "$pool_format" "$trunk_format" \
   "$activations" "$layers" "$((SECONDS - begin))"
 grep -o 'expert_activations=[a-z0-9]*' "$log_dir/trunk-$name.log" | head -n 1
@@ -87,24 +129,11 @@ for pid in "${pids[@]}"; do
 done
 free -m | sed -n 2p
 
-scrape() {
-  python3 -c "
-import urllib.request
-for port in (9101, 9102):
-    for line in urllib.request.urlopen(f'http://127.0.0.1:{port}/metrics').read().decode().splitlines():
-        if line[:1] != '#' and ('phase' in line or 'expert' in line or 'step' in line) and 'bucket' not in line:
-            print(line)
-" >"$log_dir/metrics-$name-$1.txt" || true; }
-
-bench() {
-  printf '%s\n' "-- $*"
-  "$bin/banyan" bench --server "unix:$work/trunk" "$@" | tee -a "$log_dir/bench-$name.log"
-}
-bench --prompt_tokens 64 --max_new_tokens 16 --requests 1 >/dev/null
-scrape before
-bench --concurrency 1 --requests 1 --prompt_tokens 64 --max_new_tokens 192
-scrape decode
-bench --concurrency 1 --requests 3 --prompt_tokens 512 --max_new_tokens 1
-bench --concurrency 1 --requests 2 --prompt_tokens 2048 --max_new_tokens 1
-scrape prefill
-bench --concurrency 4 --requests 4 --prompt_tokens 64 --max_new_tokens 96
+bench trunk --prompt_tokens 64 --max_new_tokens 16 --requests 1 >/dev/null
+scrape before '(9101, 9102)'
+bench trunk --concurrency 1 --requests 1 --prompt_tokens 64 --max_new_tokens 192
+scrape decode '(9101, 9102)'
+bench trunk --concurrency 1 --requests 3 --prompt_tokens 512 --max_new_tokens 1
+bench trunk --concurrency 1 --requests 2 --prompt_tokens 2048 --max_new_tokens 1
+scrape prefill '(9101, 9102)'
+bench trunk --concurrency 4 --requests 4 --prompt_tokens 64 --max_new_tokens 96

@@ -1,7 +1,7 @@
 // The CUDA backend at the full model's geometry beside what this card can do at best: bytes per
 // second of a device-to-device copy (read and written), measured at start.
 //
-//   cuda_bench [ops] [delta] [top] [step] [short] [parallel] [--directory=DIR]
+//   cuda_bench [ops] [delta] [top] [step] [short] [parallel] [halves] [--directory=DIR]
 //     ops    each operation: microseconds, GB/s of what must be read and written, share of the
 //            copy's
 //     delta  of these, convolution and DeltaNet
@@ -11,6 +11,8 @@
 //            weights to DIR (/dev/shm) and removes them.
 //     short  few of these steps
 //     parallel  a few of these steps on one GPU, on two, four and eight, as many as there are.
+//     halves  prompts undivided and in two halves, 12 layers, with experts that take their time:
+//            one call after the other, 12 ms and 12 us a row (docs/adr/two-halves.md).
 // Times are medians of repetitions, each many calls queued together; weights go round a set larger
 // than the second-level cache.
 #include <cuda_runtime_api.h>
@@ -23,6 +25,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -526,14 +529,30 @@ struct Choices {
   std::vector<double> times[4];
 };
 
-// Experts that know nothing and answer at once.
-class ZeroExperts : public ExpertTransport {
+// Experts that answer zeros, at once or one call after the other in given times.
+class StandInExperts : public ExpertTransport {
  public:
-  absl::Status Dispatch(const Batch&) override { return absl::OkStatus(); }
-  absl::Status Combine(float*) override { return absl::OkStatus(); }
-  void Abandon() override {}
+  StandInExperts(double seconds, double seconds_per_row)
+      : seconds_(seconds), seconds_per_row_(seconds_per_row) {}
+  absl::Status Dispatch(const Batch& batch) override {
+    free_at_ = std::max(free_at_, Now()) + seconds_ + seconds_per_row_ * batch.num_rows;
+    answered_at_.push_back(free_at_);
+    return absl::OkStatus();
+  }
+  absl::Status Combine(float*) override {
+    while (Now() < answered_at_.front()) continue;
+    answered_at_.pop_front();
+    return absl::OkStatus();
+  }
+  void Abandon() override { answered_at_.clear(); }
   absl::Status Ready() const override { return absl::OkStatus(); }
   absl::Status WaitReady(absl::Time) override { return absl::OkStatus(); }
+
+ private:
+  const double seconds_;
+  const double seconds_per_row_;
+  double free_at_ = 0;
+  std::deque<double> answered_at_;  // of the batches under way
 };
 
 constexpr const char* kConfig = R"({
@@ -615,12 +634,17 @@ struct StepCase {
   int32_t max_rows;
   int32_t num_slots;
   int32_t num_pages;
+  int32_t halved_rows = 0;
+  double expert_seconds = 0;
+  double expert_seconds_per_row = 0;
 };
 
 class StepRun {
  public:
   StepRun(const ModelConfig& config, const Checkpoint& checkpoint, const StepCase& c)
-      : case_(c), backend_(ValueOf(CreateCudaBackend({}))) {
+      : case_(c),
+        backend_(ValueOf(CreateCudaBackend({}))),
+        experts_(c.expert_seconds, c.expert_seconds_per_row) {
     const double before = UsedGigabytes();
     const double start = Now();
     decoder_ =
@@ -646,7 +670,7 @@ class StepRun {
 
   // On `ways` GPUs.
   StepRun(const ModelConfig& config, const Checkpoint& checkpoint, const StepCase& c, int32_t ways)
-      : case_(c), group_(ValueOf(CreateNcclGroup(ways))) {
+      : case_(c), group_(ValueOf(CreateNcclGroup(ways))), experts_(0, 0) {
     threads_ = std::make_unique<RankThreads>(ways, absl::Milliseconds(5));
     backends_.resize(static_cast<size_t>(ways));
     threads_->Run([&](int32_t rank) {
@@ -688,7 +712,7 @@ class StepRun {
     }
     std::vector<double> times;
     Choices choices(wanted.size());
-    for (int i = 0; i < (rows > 1 ? 5 : 25); ++i) {
+    for (int i = 0; i < (case_.expert_seconds > 0 ? 3 : rows > 1 ? 5 : 25); ++i) {
       const double begin = Now();
       CheckOk(decoder_->Forward({.step_id = i, .token_ids = tokens, .segments = segments}));
       choices.Highest(decoder_.get(), wanted);
@@ -714,7 +738,8 @@ class StepRun {
             .max_context_tokens = 32768,
             .trunk_format = c.format,
             .kv_dtype = c.kv_dtype,
-            .expert_activations = DType::kBF16};
+            .expert_activations = DType::kBF16,
+            .halved_rows = c.halved_rows};
   }
 
   const StepCase case_;
@@ -722,7 +747,7 @@ class StepRun {
   std::unique_ptr<CollectiveGroup> group_;  // these three: of several GPUs
   std::unique_ptr<RankThreads> threads_;
   std::vector<std::unique_ptr<Backend>> backends_;
-  ZeroExperts experts_;
+  StandInExperts experts_;
   std::unique_ptr<ForwardPass> decoder_;
   double read_ = 0;  // bytes of a step's weights
 };
@@ -744,20 +769,38 @@ void ParallelSteps(const ModelConfig& config, const Checkpoint& checkpoint) {
   }
 }
 
-enum class StepKind { kAll, kFew, kParallel };
+// Prompts with the experts' part of the time, on one GPU.
+void HalvedSteps(const ModelConfig& config, const Checkpoint& checkpoint) {
+  for (const int32_t halved_rows : {0, 128}) {
+    StepRun run(config, checkpoint,
+                {halved_rows == 0 ? "undivided" : "halves", TrunkFormat::kBf16, DType::kBF16, 4159,
+                 4, 512, halved_rows, 12e-3, 12e-6});
+    for (const int32_t rows : {512, 1024, 2048, 3072, 4096}) run.Run("prefill", 1, rows, 0);
+    run.Run("prefill", 1, 4096, 4096);
+  }
+}
+
+enum class StepKind { kAll, kFew, kParallel, kHalves };
 
 // kFew: a handful of steps of each kind, for a profiler.
 void Steps(const std::string& parent, StepKind kind) {
   const bool few = kind == StepKind::kFew;
   const std::string directory = parent + "/banyan-cuda-bench-" + std::to_string(getpid());
   std::filesystem::create_directory(directory);
-  std::ofstream(directory + "/config.json") << kConfig;
+  std::string text = kConfig;
+  if (kind == StepKind::kHalves) {  // seconds a step otherwise
+    constexpr std::string_view kLayers = "\"num_hidden_layers\": 48";
+    text.replace(text.find(kLayers), kLayers.size(), "\"num_hidden_layers\": 12");
+  }
+  std::ofstream(directory + "/config.json") << text;
   const ModelConfig config = ValueOf(LoadModelConfig(directory));
   const double start = Now();
   WriteTrunk(directory, config);
   std::printf("wrote the trunk in %.1f s; link %.1f GB/s\n", Now() - start, MeasureLink());
   if (kind == StepKind::kParallel) {
     ParallelSteps(config, *ValueOf(Checkpoint::Open(directory)));
+  } else if (kind == StepKind::kHalves) {
+    HalvedSteps(config, *ValueOf(Checkpoint::Open(directory)));
   } else if (few) {
     const auto checkpoint = ValueOf(Checkpoint::Open(directory));
     for (const StepCase& c :
@@ -806,6 +849,7 @@ int Main(int argc, char** argv) {
   bool step = false;
   bool few = false;
   bool parallel = false;
+  bool halves = false;
   std::string directory = "/dev/shm";
   for (int i = 1; i < argc; ++i) {
     const std::string_view arg = argv[i];
@@ -821,6 +865,8 @@ int Main(int argc, char** argv) {
       few = true;
     } else if (arg == "parallel") {
       parallel = true;
+    } else if (arg == "halves") {
+      halves = true;
     } else if (arg.rfind("--directory=", 0) == 0) {
       directory = arg.substr(std::strlen("--directory="));
     } else {
@@ -837,13 +883,14 @@ int Main(int argc, char** argv) {
   std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
               facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
               copy_gbps);
-  const bool all = !(ops || delta || top || step || few || parallel);
+  const bool all = !(ops || delta || top || step || few || parallel || halves);
   if (ops || all) Ops().Run();
   if (delta) Ops().RunDeltaNets();
   if (top) Ops().Tops();
   if (step || all) Steps(directory, StepKind::kAll);
   if (few) Steps(directory, StepKind::kFew);
   if (parallel) Steps(directory, StepKind::kParallel);
+  if (halves) Steps(directory, StepKind::kHalves);
   return 0;
 }
 
