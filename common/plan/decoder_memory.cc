@@ -42,6 +42,28 @@ int32_t MaxPositionOf(const ModelConfig& config, const DecoderOptions& options) 
                                         : config.max_position_embeddings;
 }
 
+namespace {
+
+// Of what the mixers and FFNs read; the head takes few rows.
+int32_t MaxColumns(const ModelConfig& c) {
+  int32_t columns = c.hidden_size;
+  if (CountMixers(c, MixerKind::kLinearAttention) > 0) {
+    columns = std::max(columns, static_cast<int32_t>(c.linear_value_dim()));
+  }
+  if (CountMixers(c, MixerKind::kFullAttention) > 0) {
+    columns = std::max(columns, c.num_attention_heads * c.head_dim);
+  }
+  if (CountMlps(c, MlpKind::kMoe) > 0) {
+    columns = std::max(columns, static_cast<int32_t>(c.shared_expert_intermediate_size));
+  }
+  if (CountMlps(c, MlpKind::kDense) > 0) {
+    columns = std::max(columns, static_cast<int32_t>(c.intermediate_size));
+  }
+  return columns;
+}
+
+}  // namespace
+
 OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
   return {.max_rows = options.max_rows,
           .max_segments = std::min(options.max_rows, options.num_slots),
@@ -51,6 +73,7 @@ OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
           .delta_net = DeltaNetShapeOf(config),
           .max_logits_rows = options.max_logits_rows,
           .vocab_size = config.vocab_size,
+          .max_columns = MaxColumns(config),
           .tensor_parallel = options.tensor_parallel,
           .max_reduced = int64_t{options.max_rows} * config.hidden_size,
           .max_parts = HasHalves(options) ? 2 : 1};

@@ -142,7 +142,7 @@ size_t CudaScratchBytes(const OpLimits& limits) {
   return static_cast<size_t>(limits.max_parts) * CudaStepTableBytes(limits) +
          static_cast<size_t>(CudaPartialBytes(limits)) +
          static_cast<size_t>(CudaTopLogitsBytes(limits)) + CudaDeltaBytes(limits) +
-         CudaReduceBytes(limits);
+         CudaReduceBytes(limits) + CudaSplitBytes(limits);
 }
 
 }  // namespace banyan

@@ -63,6 +63,13 @@ constexpr size_t CudaReduceBytes(const OpLimits& limits) {
                                            static_cast<size_t>(limits.max_reduced) * sizeof(float);
 }
 
+// x of the widest product, split in so many bf16 (ops/cuda/linear.h).
+inline constexpr int kCudaSplitTerms = 2;
+constexpr size_t CudaSplitBytes(const OpLimits& limits) {
+  return static_cast<size_t>(limits.max_rows) * static_cast<size_t>(limits.max_columns) *
+         sizeof(uint16_t) * kCudaSplitTerms;
+}
+
 // What matrices pass through on their way to 8-bit codes, two of them in turn.
 inline constexpr size_t kCudaCodeStagingBytes = size_t{16} << 20;
 

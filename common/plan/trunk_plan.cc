@@ -283,6 +283,7 @@ class Planner {
     blocks.Add(static_cast<uint64_t>(CudaTopLogitsBytes(limits)));
     blocks.Add(CudaDeltaBytes(limits));
     blocks.Add(CudaReduceBytes(limits));
+    blocks.Add(CudaSplitBytes(limits));
     blocks.Add(kDevicePieceAlignment);  // counters of hand-overs
     return blocks.block_bytes();
   }

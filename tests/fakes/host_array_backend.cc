@@ -70,14 +70,7 @@ class HostArrayBackend : public Backend {
 
   void BeginPart(int32_t part, const StepPlan& plan) override {
     parts_[part] = plan;
-    if (!reserved_)
-      CheckOk(Reserve({.max_rows = 4200,
-                       .max_segments = 64,
-                       .max_position = 8192,
-                       .num_experts = kMaxExperts,
-                       .attention = {},
-                       .delta_net = {},
-                       .max_parts = kMaxStepParts}));
+    EnsureReserved();
     inner_->BeginPart(part, plan);
     Measure(plan);
   }
@@ -94,6 +87,7 @@ class HostArrayBackend : public Backend {
   }
 
   void Linear(int32_t num_rows, std::span<const LinearArgs> calls) override {
+    EnsureReserved();
     std::vector<Matrix> matrices;
     for (const LinearArgs& call : calls) matrices.push_back(Place(*call.w));
     std::vector<LinearArgs> placed;
@@ -187,6 +181,7 @@ class HostArrayBackend : public Backend {
 
   void SwigluLinear(int32_t num_rows, float* gate, const float* up, const Matrix& w,
                     float* y) override {
+    EnsureReserved();
     const Matrix placed = Place(w);
     const int64_t count = int64_t{num_rows} * w.cols;
     inner_->SwigluLinear(num_rows, Out(gate, count), In(up, count), placed,
@@ -249,6 +244,18 @@ class HostArrayBackend : public Backend {
   const T* In(const T* host, int64_t count) {
     if (host == nullptr || count == 0) return host;
     return reinterpret_cast<const T*>(Bring(host, static_cast<size_t>(count) * sizeof(T)));
+  }
+
+  void EnsureReserved() {
+    if (reserved_) return;
+    CheckOk(Reserve({.max_rows = 4200,
+                     .max_segments = 64,
+                     .max_position = 8192,
+                     .num_experts = kMaxExperts,
+                     .attention = {},
+                     .delta_net = {},
+                     .max_columns = 4096,
+                     .max_parts = kMaxStepParts}));
   }
 
   // Brought over too, so that what the operation leaves alone stays as it was.

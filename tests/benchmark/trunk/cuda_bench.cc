@@ -120,7 +120,8 @@ class Ops {
                                .attention = kAttention,
                                .delta_net = kDeltaNet,
                                .max_logits_rows = kLogitsRows,
-                               .vocab_size = kVocab}));
+                               .vocab_size = kVocab,
+                               .max_columns = 4096}));
   }
 
   void Run() {

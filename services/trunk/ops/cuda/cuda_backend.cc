@@ -45,6 +45,7 @@ static_assert(kMaxSharedCopies <= kMaxCopies);
 static_assert(kMaxExperts == kMaxRouterExperts);
 static_assert(kGroupColumns == kInt8GroupColumns);
 static_assert(kMaxTop == kMaxTopLogits && kTopBound == kLogitBound);
+static_assert(kTerms == kCudaSplitTerms);
 
 // Up to here a kernel that touches mapped host memory is faster than the copy engine: it writes as
 // fast as the link, and reads at 7 GB/s (H200).
@@ -309,6 +310,10 @@ class CudaBackend : public Backend {
     if (const size_t bytes = CudaReduceBytes(limits); bytes > 0) {
       ASSIGN_OR_RETURN(std::byte * gathered, memory_.Allocate(bytes));
       gathered_ = reinterpret_cast<float*>(gathered);
+    }
+    if (const size_t bytes = CudaSplitBytes(limits); bytes > 0) {
+      ASSIGN_OR_RETURN(split_, memory_.Allocate(bytes));
+      split_bytes_ = static_cast<int64_t>(bytes);
     }
     return Synchronize();
   }
@@ -733,7 +738,10 @@ class CudaBackend : public Backend {
   }
 
   LinearTuning Tuning() const {
-    return {.num_sms = facts_.num_sms, .shared_bytes = facts_.shared_bytes};
+    return {.num_sms = facts_.num_sms,
+            .shared_bytes = facts_.shared_bytes,
+            .split = split_,
+            .split_bytes = split_bytes_};
   }
 
   // What WillRead announced, once.
@@ -878,6 +886,8 @@ class CudaBackend : public Backend {
   float* gathered_ = nullptr;  // of AllReduce
   std::byte* top_scratch_ = nullptr;
   int64_t top_scratch_bytes_ = 0;
+  std::byte* split_ = nullptr;  // of Linear
+  int64_t split_bytes_ = 0;
   float* partials_ = nullptr;
   int64_t partial_capacity_ = 0;     // pages
   ChunkKeys* chunk_keys_ = nullptr;  // of as many chunks of DeltaNet as are taken at once

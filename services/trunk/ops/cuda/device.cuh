@@ -18,11 +18,6 @@ struct Split2 {
   uint32_t lo;
 };
 
-// x as the sum of three bf16, within 2^-25 |x|.
-struct Split3 {
-  uint32_t term[3];  // the largest first
-};
-
 __device__ __forceinline__ uint32_t PackBf16(float a, float b) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(b), "f"(a));
@@ -42,17 +37,6 @@ __device__ __forceinline__ Split2 Split(float a, float b) {
   const float ah = __uint_as_float(hi << 16);
   const float bh = __uint_as_float(hi & 0xffff0000u);
   return {hi, PackBf16(a - ah, b - bh)};
-}
-
-__device__ __forceinline__ Split3 SplitThrice(float a, float b) {
-  Split3 split;
-#pragma unroll
-  for (int i = 0; i < 3; ++i) {
-    split.term[i] = PackBf16(a, b);
-    a -= __uint_as_float(split.term[i] << 16);
-    b -= __uint_as_float(split.term[i] & 0xffff0000u);
-  }
-  return split;
 }
 
 // c += A B for A [16, 16], B [16, 8] of bf16. Lane 4 g + t holds of

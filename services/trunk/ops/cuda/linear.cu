@@ -72,7 +72,11 @@ int32_t PlaceCtas(Batch* batch, int32_t outputs_per_cta) {
 constexpr int32_t kMostStagedRows = 4;
 constexpr int kJoinBytes = 32 << 10;  // the most that a kernel takes beside it
 
-int StagedBytes(const Batch& batch) { return 6 * batch.matrices[0].k * batch.num_rows; }
+int64_t SplitRowBytes(int32_t k) { return int64_t{2} * kTerms * k; }
+
+int StagedBytes(const Batch& batch) {
+  return static_cast<int>(SplitRowBytes(batch.matrices[0].k)) * batch.num_rows;
+}
 
 bool IsStaged(const Batch& batch, const LinearTuning& tuning) {
   return batch.num_rows <= kMostStagedRows &&
@@ -100,19 +104,65 @@ void LaunchFewOfBoth(Batch* batch, const LinearTuning& tuning, cudaStream_t stre
          static_cast<size_t>(kStaged ? StagedBytes(*batch) : 0), stream, *batch);
 }
 
-template <int kRows, int kWarpsN, bool kCodes>
+// Tiles of ManyRows, from large to small. Those that fill a multiprocessor's registers are the
+// fastest; others keep more of them busy where there are few.
+using LargeTile = Tile<128, 128, 2, 4, 4, 1>;
+using MediumTile = Tile<128, 64, 2, 4, 3, 2>;
+using SmallTile = Tile<64, 64, 2, 4, 4, 2>;
+
+template <typename T, bool kCodes>
 void LaunchMany(Batch* batch, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>((batch->num_rows + kRows - 1) / kRows),
-                  static_cast<unsigned>(PlaceCtas(batch, kTileOutputs)));
-  LaunchAlone(ManyRows<kRows, kWarpsN, kCodes>, grid, kThreads,
-              kStages * kStageBytes<kRows, kCodes>, stream, *batch);
+  const dim3 grid(static_cast<unsigned>((batch->num_rows + T::kRows - 1) / T::kRows),
+                  static_cast<unsigned>(PlaceCtas(batch, T::kOutputs)));
+  LaunchAlone(ManyRows<T, kCodes>, grid, T::kNumThreads, T::kStages * Stage<T, kCodes>::kBytes,
+              stream, *batch);
 }
 
-// Beyond so many rows the tile kernel is faster, unless its tiles are too few to fill the device:
-// H200, docs/performance.md.
+// Beyond so many rows tiles are faster, unless they are too few to fill the device: H200,
+// docs/performance.md.
 constexpr int32_t kMostFewRows = 64;
 // Up to here matrices of both kinds share a launch.
 constexpr int32_t kMostRowsOfBoth = 16;
+
+int64_t NumTiles(int32_t rows, int64_t outputs, int tile_rows, int tile_outputs) {
+  return (int64_t{rows} + tile_rows - 1) / tile_rows *
+         ((outputs + tile_outputs - 1) / tile_outputs);
+}
+
+bool IsMany(int32_t rows, int64_t outputs, int32_t k, const LinearTuning& tuning) {
+  return rows > kMostFewRows && SplitRowBytes(k) * rows <= tuning.split_bytes &&
+         NumTiles(rows, outputs, SmallTile::kRows, SmallTile::kOutputs) * 2 >= tuning.num_sms;
+}
+
+int64_t NumOutputs(const Batch& batch) {
+  int64_t outputs = 0;
+  for (int i = 0; i < batch.num_matrices; ++i) outputs += batch.matrices[i].n;
+  return outputs;
+}
+
+void SplitAhead(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
+  const LinearMatrix& like = batch->matrices[0];
+  auto* const split = static_cast<uint4*>(tuning.split);
+  const int64_t pieces = int64_t{batch->num_rows} * like.k / 8;
+  Launch(SplitRows, static_cast<unsigned>((pieces + kThreads - 1) / kThreads), kThreads, 0, stream,
+         like.x, like.up, pieces, split);
+  batch->split = split;
+}
+
+template <bool kCodes>
+void LaunchTiles(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
+  const int64_t outputs = NumOutputs(*batch);
+  const auto fill = [&](int tile_rows, int tile_outputs) {
+    return NumTiles(batch->num_rows, outputs, tile_rows, tile_outputs) >= tuning.num_sms * 3 / 4;
+  };
+  if (batch->num_rows > 64 && fill(LargeTile::kRows, LargeTile::kOutputs)) {
+    return LaunchMany<LargeTile, kCodes>(batch, stream);
+  }
+  if (fill(MediumTile::kRows, MediumTile::kOutputs)) {
+    return LaunchMany<MediumTile, kCodes>(batch, stream);
+  }
+  LaunchMany<SmallTile, kCodes>(batch, stream);
+}
 
 // One CTA for each multiprocessor does, or two do better.
 bool IsSmall(int64_t outputs, const LinearTuning& tuning) {
@@ -124,8 +174,8 @@ constexpr int64_t kManyOutputs = 400;
 
 template <template <int> typename Source, bool kCodes>
 void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
-  int64_t outputs = 0;
-  for (int i = 0; i < batch->num_matrices; ++i) outputs += batch->matrices[i].n;
+  if (batch->split != nullptr) return LaunchTiles<kCodes>(batch, tuning, stream);
+  const int64_t outputs = NumOutputs(*batch);
   const bool small = IsSmall(outputs, tuning);
   const int32_t rows = batch->num_rows;
   // Splitting x ahead of all tiles delays the first: one that few tiles follow is split as it goes,
@@ -145,15 +195,7 @@ void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream
                ? LaunchFew<Source<2>, 2, 2, 2, 1, false, false>(batch, tuning, stream)
                : LaunchFew<Source<1>, 1, 2, 4, 1, false, true>(batch, tuning, stream);
   }
-  const int64_t tiles = (int64_t{rows} + 63) / 64 * ((outputs + 127) / 128);
-  if (rows <= kMostFewRows || tiles * 2 < tuning.num_sms) {
-    return LaunchFew<Source<1>, 1, 4, 2, 1, false, true>(batch, tuning, stream);
-  }
-  const int64_t large_tiles = (int64_t{rows} + 127) / 128 * ((outputs + 127) / 128);
-  if (rows <= 128 || large_tiles < tuning.num_sms) {
-    return LaunchMany<64, 2, kCodes>(batch, stream);
-  }
-  return LaunchMany<128, 8, kCodes>(batch, stream);
+  LaunchFew<Source<1>, 1, 4, 2, 1, false, true>(batch, tuning, stream);
 }
 
 void LaunchBf16(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
@@ -173,9 +215,7 @@ void LaunchBothKinds(Batch* batch, const LinearTuning& tuning, cudaStream_t stre
   }
   if (batch->num_bf16 == batch->num_matrices) return LaunchBf16(batch, tuning, stream);
   if (batch->num_bf16 == 0) return LaunchCodes(batch, tuning, stream);
-  int64_t outputs = 0;
-  for (int i = 0; i < batch->num_matrices; ++i) outputs += batch->matrices[i].n;
-  if (batch->num_rows <= kMostRowsOfBoth && IsSmall(outputs, tuning)) {
+  if (batch->num_rows <= kMostRowsOfBoth && IsSmall(NumOutputs(*batch), tuning)) {
     if (IsStaged(*batch, tuning)) return LaunchFewOfBoth<1, 6, true>(batch, tuning, stream);
     return batch->num_rows <= 8 ? LaunchFewOfBoth<1, 6, false>(batch, tuning, stream)
                                 : LaunchFewOfBoth<2, 4, false>(batch, tuning, stream);
@@ -201,6 +241,9 @@ void LaunchTensorCores(const Batch& all, const LinearTuning& tuning, cudaStream_
       if (done[i] || m.x != like.x || m.k != like.k || m.up != like.up) continue;
       done[i] = true;
       batch.matrices[batch.num_matrices++] = m;
+    }
+    if (IsMany(batch.num_rows, NumOutputs(batch), like.k, tuning)) {
+      SplitAhead(&batch, tuning, stream);
     }
     LaunchBothKinds(&batch, tuning, stream);
   }
@@ -228,29 +271,31 @@ cudaError_t AllowStagedOfKind() {
   return AllowStaged(FewRows<Source<1>, 1, 1, 3, 2, true, true>);
 }
 
+template <typename T>
+cudaError_t AllowTile() {
+  const cudaError_t error =
+      cudaFuncSetAttribute(ManyRows<T, false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           T::kStages * Stage<T, false>::kBytes);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(ManyRows<T, true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              T::kStages * Stage<T, true>::kBytes);
+}
+
 }  // namespace
 
 cudaError_t PrepareLinear() {
-  const auto allow = [](void (*kernel)(Batch), int bytes) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  };
   cudaError_t error = AllowStagedOfKind<Bf16Source>();
-  if (error != cudaSuccess) return error;
-  error = AllowStagedOfKind<CodeSource>();
-  if (error != cudaSuccess) return error;
-  error = AllowStaged(FewRowsOfBoth<1, 6, true>);
-  if (error != cudaSuccess) return error;
-  error = allow(ManyRows<128, 8, false>, kStages * kStageBytes<128, false>);
-  if (error != cudaSuccess) return error;
-  error = allow(ManyRows<64, 2, false>, kStages * kStageBytes<64, false>);
-  if (error != cudaSuccess) return error;
-  error = allow(ManyRows<128, 8, true>, kStages * kStageBytes<128, true>);
-  if (error != cudaSuccess) return error;
-  return allow(ManyRows<64, 2, true>, kStages * kStageBytes<64, true>);
+  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource>();
+  if (error == cudaSuccess) error = AllowStaged(FewRowsOfBoth<1, 6, true>);
+  if (error == cudaSuccess) error = AllowTile<LargeTile>();
+  if (error == cudaSuccess) error = AllowTile<MediumTile>();
+  if (error == cudaSuccess) error = AllowTile<SmallTile>();
+  return error;
 }
 
 bool TakesSwiglu(const LinearMatrix& matrix, int32_t num_rows, const LinearTuning& tuning) {
-  return FitsTensorCores(matrix) && num_rows <= kMostFewRows && IsSmall(matrix.n, tuning);
+  return FitsTensorCores(matrix) && (IsMany(num_rows, matrix.n, matrix.k, tuning) ||
+                                     (num_rows <= kMostFewRows && IsSmall(matrix.n, tuning)));
 }
 
 cudaError_t Linear(const LinearMatrix* matrices, int num_matrices, int32_t num_rows,

@@ -1,13 +1,13 @@
 // y[r, n] = sum over k of x[r, k] * w[n, k] for up to eight matrices over the same rows.
 //
-// bf16 matrices of a multiple of 32 columns go through the tensor cores: x is split in three bf16,
-// which loses less than f32's own rounding, products with w are exact and summed in f32. Two would
-// be faster where many rows are at hand, and missed the golden router weights of tiny by a fifth.
-// The columns are cut in sixteen partitions, each summed in one order and then joined in order,
-// whether a partition is a warp of its own (few rows) or a stretch of a longer loop (many): so a
-// row's bits depend neither on the rows beside it nor on their number. Error: the rounding of the
-// sums. Codes of 8 bits are bf16 numbers as they are; each 32 columns are summed from zero and then
-// scaled. Other matrices are computed in plain f32, one warp per output.
+// bf16 matrices of a multiple of 32 columns go through the tensor cores: x is split in kTerms bf16,
+// products with w are exact and summed in f32. Few rows are split by the warps that multiply them,
+// many ahead, into LinearTuning::split. The columns are cut in sixteen partitions, each summed in
+// one order and then joined in order, whether a partition is a warp of its own (few rows) or a
+// stretch of a longer loop (many): so a row's bits depend neither on the rows beside it nor on
+// their number. Error: kSplitLoss of the sum of magnitudes, and the rounding of the sums. Codes of
+// 8 bits are bf16 numbers as they are; each 32 columns are summed from zero and then scaled. Other
+// matrices are computed in plain f32, one warp per output.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -18,6 +18,13 @@ namespace banyan::trunk::cuda {
 
 inline constexpr int kMaxMatrices = 8;
 inline constexpr int32_t kGroupColumns = 64;  // that share a scale
+
+// bf16 terms that x is the sum of: a half more bits than it has for one, 16 bits for two, all for
+// three. docs/adr/two-terms-on-gpus.md
+inline constexpr int kTerms = 2;
+static_assert(kTerms >= 1 && kTerms <= 3);
+// Of x at the most, relative: half a unit of each term's eight bits.
+inline constexpr double kSplitLoss = kTerms == 1 ? 0x1p-9 : kTerms == 2 ? 0x1p-18 : 0x1p-27;
 
 enum class WeightKind : int32_t { kF32, kBf16, kInt8 };
 
@@ -36,6 +43,10 @@ struct LinearMatrix {
 struct LinearTuning {
   int32_t num_sms = 132;
   int32_t shared_bytes = 227 << 10;  // that a CTA may have
+  // Where x is split ahead: 2 kTerms bytes for each value, 16-byte aligned, one call's at a time. A
+  // call that it is too small for is computed as one of few rows is.
+  void* split = nullptr;
+  int64_t split_bytes = 0;
 };
 
 // Whether Linear takes a matrix with `up` for so many rows.

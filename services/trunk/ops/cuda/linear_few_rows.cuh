@@ -10,27 +10,7 @@ namespace {
 
 // Rows of x, split, in the order in which lanes multiply them: [block][term][4 rows] of 16 bytes.
 __device__ __forceinline__ uint4* StagedAt(uint4* staged, int rows, int block, int term, int lane) {
-  return staged + (block * 3 + term) * (4 * rows) + lane;
-}
-
-// Eight columns from x, or of silu(x) * up where that is not null; zeros where there is no such
-// row. Nothing but the loads depends on that, so that those of several rows are on their way at
-// once.
-template <bool kSwiglu>
-__device__ __forceinline__ TokenFragment LoadToken(const float* x, const float* up, bool present) {
-  float4 a = {0, 0, 0, 0};
-  float4 b = {0, 0, 0, 0};
-  if (present) {
-    const auto* p = reinterpret_cast<const float4*>(x);
-    a = p[0];
-    b = p[1];
-    if (kSwiglu && up != nullptr) {
-      const auto* q = reinterpret_cast<const float4*>(up);
-      a = SwigluOf(a, q[0]);
-      b = SwigluOf(b, q[1]);
-    }
-  }
-  return SplitToken(a, b);
+  return staged + (block * kTerms + term) * (4 * rows) + lane;
 }
 
 // A CTA: tiles of 16 kM outputs and 8 kN rows, one after the other; a warp: one partition of the
@@ -82,10 +62,8 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
       const TokenFragment token =
           LoadToken<kSwiglu>(x_all + from, up_all == nullptr ? nullptr : up_all + from, true);
 #pragma unroll
-      for (int term = 0; term < 3; ++term) {
-        *StagedAt(staged, rows, piece / 4, term, row * 4 + piece % 4) = {
-            token.pair[0].term[term], token.pair[1].term[term], token.pair[2].term[term],
-            token.pair[3].term[term]};
+      for (int term = 0; term < kTerms; ++term) {
+        *StagedAt(staged, rows, piece / 4, term, row * 4 + piece % 4) = token.term[term];
       }
     }
     __syncthreads();
@@ -99,13 +77,9 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
         const int row = n * 8 + g;
         if constexpr (kStaged) {
 #pragma unroll
-          for (int term = 0; term < 3; ++term) {
-            const uint4 v =
+          for (int term = 0; term < kTerms; ++term) {
+            tokens[n].term[term] =
                 row < rows ? *StagedAt(staged, rows, block, term, row * 4 + t) : uint4{0, 0, 0, 0};
-            tokens[n].pair[0].term[term] = v.x;
-            tokens[n].pair[1].term[term] = v.y;
-            tokens[n].pair[2].term[term] = v.z;
-            tokens[n].pair[3].term[term] = v.w;
           }
         } else {
           const int64_t from = n * 8 * int64_t{batch.matrices[0].k} + block * kBlock;

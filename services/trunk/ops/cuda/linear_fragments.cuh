@@ -22,6 +22,7 @@ struct Batch {
   int32_t num_bf16;   // matrices; those of codes come after them
   int32_t bf16_ctas;  // that take tiles of these
   int32_t num_rows;
+  const uint4* split;  // rows split ahead (linear_many_rows.cuh), or null
 };
 
 __device__ __forceinline__ int FindMatrix(const Batch& batch, int cta) {
@@ -140,40 +141,76 @@ struct CodeSource {
   }
 };
 
+// Eight columns of a row as the sum of kTerms bf16 each, the largest first; two values packed.
 struct TokenFragment {
-  Split3 pair[4];
+  uint4 term[kTerms];
 };
 
-__device__ __forceinline__ TokenFragment SplitToken(const float4& a, const float4& b) {
-  return {
-      {SplitThrice(a.x, a.y), SplitThrice(a.z, a.w), SplitThrice(b.x, b.y), SplitThrice(b.z, b.w)}};
+__device__ __forceinline__ uint32_t TakeBf16(float* a, float* b) {
+  const uint32_t packed = PackBf16(*a, *b);
+  *a -= __uint_as_float(packed << 16);
+  *b -= __uint_as_float(packed & 0xffff0000u);
+  return packed;
 }
 
-// One block of columns for kM x kN results. The order of a result's six products is fixed; those of
+__device__ __forceinline__ TokenFragment SplitToken(float4 a, float4 b) {
+  TokenFragment token;
+#pragma unroll
+  for (int term = 0; term < kTerms; ++term) {
+    token.term[term] = {TakeBf16(&a.x, &a.y), TakeBf16(&a.z, &a.w), TakeBf16(&b.x, &b.y),
+                        TakeBf16(&b.z, &b.w)};
+  }
+  return token;
+}
+
+__device__ __forceinline__ float4 SwigluOf(const float4& gate, const float4& up) {
+  return {Silu(gate.x) * up.x, Silu(gate.y) * up.y, Silu(gate.z) * up.z, Silu(gate.w) * up.w};
+}
+
+// Eight columns from x, or of silu(x) * up where that is not null; zeros where there is no such
+// row. Nothing but the loads depends on that, so that those of several rows are on their way at
+// once.
+template <bool kSwiglu>
+__device__ __forceinline__ TokenFragment LoadToken(const float* x, const float* up, bool present) {
+  float4 a = {0, 0, 0, 0};
+  float4 b = {0, 0, 0, 0};
+  if (present) {
+    const auto* p = reinterpret_cast<const float4*>(x);
+    a = p[0];
+    b = p[1];
+    if (kSwiglu && up != nullptr) {
+      const auto* q = reinterpret_cast<const float4*>(up);
+      a = SwigluOf(a, q[0]);
+      b = SwigluOf(b, q[1]);
+    }
+  }
+  return SplitToken(a, b);
+}
+
+// One block of columns for kM x kN results. The order of a result's products is fixed; those of
 // different results are interleaved, since each waits for the one before it.
 template <int kM, int kN>
 __device__ __forceinline__ void MultiplyBlock(float (*acc)[kN][4], const Fragment (&w)[kM],
-                                              const TokenFragment* x, int first_n, int num_n) {
+                                              const TokenFragment (&x)[kN]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int term = 0; term < 3; ++term) {
+    for (int term = 0; term < kTerms; ++term) {
 #pragma unroll
-      for (int n = 0; n < num_n; ++n) {
+      for (int m = 0; m < kM; ++m) {
+        const uint32_t a[4] = {
+            half == 0 ? w[m].low.x : w[m].low.z, half == 0 ? w[m].high.x : w[m].high.z,
+            half == 0 ? w[m].low.y : w[m].low.w, half == 0 ? w[m].high.y : w[m].high.w};
 #pragma unroll
-        for (int m = 0; m < kM; ++m) {
-          const uint32_t a[4] = {
-              half == 0 ? w[m].low.x : w[m].low.z, half == 0 ? w[m].high.x : w[m].high.z,
-              half == 0 ? w[m].low.y : w[m].low.w, half == 0 ? w[m].high.y : w[m].high.w};
-          Mma(acc[m][first_n + n], a, x[n].pair[2 * half].term[term],
-              x[n].pair[2 * half + 1].term[term]);
+        for (int n = 0; n < kN; ++n) {
+          const uint4& b = x[n].term[term];
+          Mma(acc[m][n], a, half == 0 ? b.x : b.z, half == 0 ? b.y : b.w);
         }
       }
     }
   }
 }
 
-// The same from zero, then scaled.
 __device__ __forceinline__ void AddScaled(float (&acc)[4], const float (&sum)[4], float low,
                                           float high) {
   acc[0] = fmaf(sum[0], low, acc[0]);
@@ -184,26 +221,23 @@ __device__ __forceinline__ void AddScaled(float (&acc)[4], const float (&sum)[4]
 
 template <int kM, int kN>
 __device__ __forceinline__ void MultiplyHeld(float (*acc)[kN][4], const Fragment (&w)[kM],
-                                             const TokenFragment* x) {
-  MultiplyBlock<kM, kN>(acc, w, x, 0, kN);
+                                             const TokenFragment (&x)[kN]) {
+  MultiplyBlock<kM, kN>(acc, w, x);
 }
+// From zero, then scaled.
 template <int kM, int kN>
 __device__ __forceinline__ void MultiplyHeld(float (*acc)[kN][4], const CodeFragment (&w)[kM],
-                                             const TokenFragment* x) {
+                                             const TokenFragment (&x)[kN]) {
   Fragment wide[kM];
 #pragma unroll
   for (int m = 0; m < kM; ++m) wide[m] = {Widen(w[m].low), Widen(w[m].high)};
   float sum[kM][kN][4] = {};
-  MultiplyBlock<kM, kN>(sum, wide, x, 0, kN);
+  MultiplyBlock<kM, kN>(sum, wide, x);
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int n = 0; n < kN; ++n) AddScaled(acc[m][n], sum[m][n], w[m].low_scale, w[m].high_scale);
   }
-}
-
-__device__ __forceinline__ float4 SwigluOf(const float4& gate, const float4& up) {
-  return {Silu(gate.x) * up.x, Silu(gate.y) * up.y, Silu(gate.z) * up.z, Silu(gate.w) * up.w};
 }
 
 }  // namespace

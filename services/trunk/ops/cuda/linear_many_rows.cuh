@@ -1,10 +1,26 @@
-// Products over many rows: tiles of shared memory. Included by linear.cu alone.
+// Products over many rows: x split ahead, then tiles of shared memory. Included by linear.cu alone.
 #pragma once
 
+#include "services/trunk/ops/cuda/launch.cuh"
 #include "services/trunk/ops/cuda/linear_fragments.cuh"
 
 namespace banyan::trunk::cuda {
 namespace {
+
+// x, or silu(x) * up where that is not null, to [row][block][term][32] in bf16: once for all tiles.
+// `pieces` of eight columns.
+__global__ void __launch_bounds__(kThreads)
+    SplitRows(const float* x, const float* up, int64_t pieces, uint4* split) {
+  BeginKernel();
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= pieces) return;
+  const TokenFragment token =
+      LoadToken<true>(x + i * 8, up == nullptr ? nullptr : up + i * 8, true);
+#pragma unroll
+  for (int term = 0; term < kTerms; ++term) {
+    split[(i / 4 * kTerms + term) * 4 + i % 4] = token.term[term];
+  }
+}
 
 __device__ __forceinline__ void CopyAsync4(uint32_t shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global));
@@ -13,70 +29,96 @@ __device__ __forceinline__ void CopyAsync(uint32_t shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global));
 }
 
-constexpr int kTileOutputs = 128;
-constexpr int kStages = 4;
+// A tile: so many outputs and rows, shared out to kWarpsM x kWarpsN warps; columns come in steps of
+// two blocks, a group of codes, through a ring of kStages in shared memory.
+template <int kOutputsOfTile, int kRowsOfTile, int kWarpsAlongOutputs, int kWarpsAlongRows,
+          int kStagesOfRing, int kCtas>
+struct Tile {
+  static constexpr int kOutputs = kOutputsOfTile;
+  static constexpr int kRows = kRowsOfTile;
+  static constexpr int kWarpsM = kWarpsAlongOutputs;
+  static constexpr int kWarpsN = kWarpsAlongRows;
+  static constexpr int kStages = kStagesOfRing;
+  static constexpr int kCtasPerSm = kCtas;
+  static constexpr int kNumThreads = kWarpsM * kWarpsN * kWarp;
+};
 
-template <bool kCodes>
-constexpr int kWeightBytes = kBlock*(kCodes ? 1 : 2);  // of one row of a stage
-// Weights, tokens, and a scale for each output.
-template <int kRows, bool kCodes>
-constexpr int kStageBytes = kTileOutputs* kWeightBytes<kCodes> + kRows* kBlock * 4 +
-                            (kCodes ? kTileOutputs * 4 : 0);
+constexpr int kStepBlocks = 2;
+static_assert(kStepBlocks * kBlock == kGroupColumns);
 
-// A CTA: 128 outputs, kRows rows, one block of columns after the other through a ring of stages in
-// shared memory. kWarpsN warps share the rows, 8 / kWarpsN the outputs.
-template <int kRows, int kWarpsN, bool kCodes>
-__global__ void __launch_bounds__(kThreads) ManyRows(const __grid_constant__ Batch batch) {
-  constexpr int kWarpsM = 8 / kWarpsN;
-  constexpr int kM = kTileOutputs / kWarpsM / 16;
-  constexpr int kN = kRows / kWarpsN / 8;
-  constexpr int kRowBytes = kWeightBytes<kCodes>;
-  constexpr int kTokensAt = kTileOutputs * kRowBytes;
-  constexpr int kScalesAt = kTokensAt + kRows * kBlock * 4;
-  constexpr int kPieces = kRowBytes / 16;
+// Of one step: 16-byte pieces of a row of weights, and of a row of x; where x and scales lie.
+template <typename T, bool kCodes>
+struct Stage {
+  static constexpr int kWeightPieces = kStepBlocks * kBlock * (kCodes ? 1 : 2) / 16;
+  static constexpr int kTokenPieces = kStepBlocks * kBlock * 2 * kTerms / 16;
+  static constexpr int kTokensAt = T::kOutputs * kWeightPieces * 16;
+  static constexpr int kScalesAt = kTokensAt + T::kRows * kTokenPieces * 16;
+  static constexpr int kBytes = kScalesAt + (kCodes ? T::kOutputs * 4 : 0);
+};
+
+// Where piece `piece` of a row lies. Eight lanes read half of a 128-byte line from each of two rows
+// (16 bytes each), or sixteen a quarter of it from each of four (8 bytes): all banks once.
+template <int kPieces>
+__device__ __forceinline__ int SwizzledPiece(int row, int piece) {
+  return row * kPieces + (kPieces == 4 ? piece ^ (row & 2) : piece ^ ((row & 1) << 2));
+}
+
+template <typename T, bool kCodes>
+__global__ void __launch_bounds__(T::kNumThreads, T::kCtasPerSm)
+    ManyRows(const __grid_constant__ Batch batch) {
+  using S = Stage<T, kCodes>;
+  constexpr int kM = T::kOutputs / T::kWarpsM / 16;
+  constexpr int kN = T::kRows / T::kWarpsN / 8;
+  constexpr int kAtOnce = kM % 2 == 0 ? 2 : 1;  // of kM
   extern __shared__ __align__(128) unsigned char shared[];
   const int which = FindMatrix(batch, static_cast<int>(blockIdx.y));
   const LinearMatrix& matrix = batch.matrices[which];
-  const int n0 = (static_cast<int>(blockIdx.y) - batch.first_cta[which]) * kTileOutputs;
-  const int row0 = static_cast<int>(blockIdx.x) * kRows;
+  const int n0 = (static_cast<int>(blockIdx.y) - batch.first_cta[which]) * T::kOutputs;
+  const int row0 = static_cast<int>(blockIdx.x) * T::kRows;
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarp;
   const int lane = thread % kWarp;
   const int g = lane / 4;
   const int t = lane % 4;
-  const int64_t k = matrix.k;
   const int num_blocks = matrix.k / kBlock;
+  const int num_steps = (num_blocks + kStepBlocks - 1) / kStepBlocks;
+  const int64_t weight_bytes = int64_t{matrix.k} * (kCodes ? 1 : 2);
+  const auto* const weights = static_cast<const unsigned char*>(matrix.w);
+  const uint4* const tokens_from = batch.split;
+  const int64_t token_pieces = int64_t{num_blocks} * kTerms * 4;
 
-  const int groups = (matrix.k + kGroupColumns - 1) / kGroupColumns;
-
-  // Weights: rows of 64 bytes, or 32 of codes. Tokens: rows of 128 bytes, 16-byte pieces of odd
-  // rows swapped in pairs, so that eight lanes reading together touch all banks.
   const auto shared_at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const auto fetch = [&](int block) {
-    const uint32_t stage =
-        shared_at + static_cast<uint32_t>(block % kStages * kStageBytes<kRows, kCodes>);
-    if (block < num_blocks) {
+  const auto fetch = [&](int step) {
+    const uint32_t stage = shared_at + static_cast<uint32_t>(step % T::kStages * S::kBytes);
+    if (step < num_steps) {
+      // The last step may have one block alone.
+      const int blocks = num_blocks - step * kStepBlocks;
+      constexpr int kW = S::kWeightPieces;
 #pragma unroll
-      for (int i = 0; i < kTileOutputs * kPieces / kThreads; ++i) {
-        const int piece = i * kThreads + thread;
-        const int64_t row = min(n0 + piece / kPieces, matrix.n - 1);
-        CopyAsync(stage + static_cast<uint32_t>(piece * 16),
-                  static_cast<const unsigned char*>(matrix.w) +
-                      (row * k + block * kBlock) * (kCodes ? 1 : 2) + piece % kPieces * 16);
+      for (int i = thread; i < T::kOutputs * kW; i += T::kNumThreads) {
+        const int row = i / kW;
+        const int piece = i % kW;
+        if (piece / (kW / kStepBlocks) < blocks) {
+          CopyAsync(
+              stage + static_cast<uint32_t>(SwizzledPiece<kW>(row, piece) * 16),
+              weights + min(n0 + row, matrix.n - 1) * weight_bytes + (step * kW + piece) * 16);
+        }
       }
-      if (kCodes && thread < kTileOutputs) {
-        const int64_t row = min(n0 + thread, matrix.n - 1);
-        CopyAsync4(stage + static_cast<uint32_t>(kScalesAt + thread * 4),
-                   matrix.scales + row * groups + block / (kGroupColumns / kBlock));
-      }
+      constexpr int kX = S::kTokenPieces;
 #pragma unroll
-      for (int i = 0; i < kRows * 8 / kThreads; ++i) {
-        const int piece = i * kThreads + thread;
-        const int row = piece / 8;
-        const int64_t from = min(row0 + row, batch.num_rows - 1);
-        const int to = row * 8 + ((piece % 8) ^ (row & 1));
-        CopyAsync(stage + static_cast<uint32_t>(kTokensAt + to * 16),
-                  matrix.x + from * k + block * kBlock + piece % 8 * 4);
+      for (int i = thread; i < T::kRows * kX; i += T::kNumThreads) {
+        const int row = i / kX;
+        const int piece = i % kX;
+        if (piece / (kX / kStepBlocks) < blocks) {
+          CopyAsync(
+              stage + static_cast<uint32_t>(S::kTokensAt + SwizzledPiece<kX>(row, piece) * 16),
+              tokens_from + min(row0 + row, batch.num_rows - 1) * token_pieces + step * kX + piece);
+        }
+      }
+      if (kCodes && thread < T::kOutputs) {
+        const int64_t groups = (matrix.k + kGroupColumns - 1) / kGroupColumns;
+        CopyAsync4(stage + static_cast<uint32_t>(S::kScalesAt + thread * 4),
+                   matrix.scales + min(n0 + thread, matrix.n - 1) * groups + step);
       }
     }
     asm volatile("cp.async.commit_group;");
@@ -84,75 +126,74 @@ __global__ void __launch_bounds__(kThreads) ManyRows(const __grid_constant__ Bat
 
   float acc[kM][kN][4] = {};
   float total[kM][kN][4] = {};
-  const int warp_n0 = warp % kWarpsM * (kM * 16);
-  const int warp_row0 = warp / kWarpsM * (kN * 8);
+  const int warp_n0 = warp % T::kWarpsM * (kM * 16);
+  const int warp_row0 = warp / T::kWarpsM * (kN * 8);
 #pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) fetch(i);
+  for (int i = 0; i < T::kStages - 1; ++i) fetch(i);
   int partition = 0;
   int partition_end = num_blocks / kPartitions;
-  for (int block = 0; block < num_blocks; ++block) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2));
+  for (int step = 0; step < num_steps; ++step) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(T::kStages - 2));
     __syncthreads();
-    fetch(block + kStages - 1);
-    while (block == partition_end) {
+    fetch(step + T::kStages - 1);
+    const unsigned char* stage = shared + step % T::kStages * S::kBytes;
 #pragma unroll
-      for (int m = 0; m < kM; ++m) {
+    for (int half = 0; half < kStepBlocks; ++half) {
+      const int block = step * kStepBlocks + half;
+      if (block >= num_blocks) break;
+      TokenFragment tokens[kN];
 #pragma unroll
-        for (int n = 0; n < kN; ++n) {
+      for (int n = 0; n < kN; ++n) {
+        const int row = warp_row0 + n * 8 + g;
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            total[m][n][i] += acc[m][n][i];
-            acc[m][n][i] = 0;
-          }
+        for (int term = 0; term < kTerms; ++term) {
+          const int piece = (half * kTerms + term) * 4 + t;
+          tokens[n].term[term] = *reinterpret_cast<const uint4*>(
+              stage + S::kTokensAt + SwizzledPiece<S::kTokenPieces>(row, piece) * 16);
         }
       }
-      ++partition;
-      partition_end = (partition + 1) * num_blocks / kPartitions;
-    }
-    const unsigned char* stage = shared + block % kStages * kStageBytes<kRows, kCodes>;
-    Fragment w[kCodes ? 1 : kM];
-    if constexpr (!kCodes) {
+      while (block == partition_end) {
 #pragma unroll
-      for (int m = 0; m < kM; ++m) {
-        const unsigned char* p = stage + (warp_n0 + m * 16 + g) * kRowBytes + t * 16;
-        w[m].low = *reinterpret_cast<const uint4*>(p);
-        w[m].high = *reinterpret_cast<const uint4*>(p + 8 * kRowBytes);
-      }
-    }
+        for (int m = 0; m < kM; ++m) {
 #pragma unroll
-    for (int n = 0; n < kN; n += 2) {
-      TokenFragment tokens[2];
+          for (int n = 0; n < kN; ++n) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = warp_row0 + (n + i) * 8 + g;
-        const auto* p = reinterpret_cast<const float4*>(stage + kTokensAt + row * 128);
-        tokens[i] = SplitToken(p[(2 * t) ^ (row & 1)], p[(2 * t + 1) ^ (row & 1)]);
-      }
-      if constexpr (!kCodes) {
-        MultiplyBlock<kM, kN>(acc, w, tokens, n, 2);
-      } else {
-        // Two times two results at once: as many as there are registers for.
-        static_assert(kM % 2 == 0);
-#pragma unroll
-        for (int m = 0; m < kM; m += 2) {
-          Fragment wide[2];
-          float sum[2][2][4] = {};
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const unsigned char* p = stage + (warp_n0 + (m + i) * 16 + g) * kRowBytes + t * 8;
-            wide[i] = {Widen(*reinterpret_cast<const uint2*>(p)),
-                       Widen(*reinterpret_cast<const uint2*>(p + 8 * kRowBytes))};
-          }
-          MultiplyBlock<2, 2>(sum, wide, tokens, 0, 2);
-          const auto* scales =
-              reinterpret_cast<const float*>(stage + kScalesAt) + warp_n0 + m * 16 + g;
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-              AddScaled(acc[m + i][n + j], sum[i][j], scales[i * 16], scales[i * 16 + 8]);
+            for (int i = 0; i < 4; ++i) {
+              total[m][n][i] += acc[m][n][i];
+              acc[m][n][i] = 0;
             }
           }
+        }
+        ++partition;
+        partition_end = (partition + 1) * num_blocks / kPartitions;
+      }
+#pragma unroll
+      for (int m = 0; m < kM; m += kAtOnce) {
+        if constexpr (kCodes) {
+          CodeFragment w[kAtOnce];
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i) {
+            const int row = warp_n0 + (m + i) * 16 + g;
+            const int piece = half * 2 + t / 2;
+            const unsigned char* low =
+                stage + SwizzledPiece<S::kWeightPieces>(row, piece) * 16 + t % 2 * 8;
+            const auto* scales = reinterpret_cast<const float*>(stage + S::kScalesAt) + row;
+            w[i] = {*reinterpret_cast<const uint2*>(low),
+                    *reinterpret_cast<const uint2*>(low + 8 * S::kWeightPieces * 16), scales[0],
+                    scales[8]};
+          }
+          MultiplyHeld<kAtOnce, kN>(acc + m, w, tokens);
+        } else {
+          Fragment w[kAtOnce];
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i) {
+            const int row = warp_n0 + (m + i) * 16 + g;
+            const unsigned char* low =
+                stage + SwizzledPiece<S::kWeightPieces>(row, half * 4 + t) * 16;
+            w[i] = {*reinterpret_cast<const uint4*>(low),
+                    *reinterpret_cast<const uint4*>(low + 8 * S::kWeightPieces * 16)};
+          }
+          MultiplyHeld<kAtOnce, kN>(acc + m, w, tokens);
         }
       }
     }

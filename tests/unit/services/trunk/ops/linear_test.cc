@@ -80,7 +80,7 @@ TEST_P(LinearTest, AwkwardShapesAgainstDoubles) {
                 magnitude += std::abs(term);
               }
               // At most k/8 + 4 roundings of a partial sum lie between a product and the result.
-              const double bound = (k / 8.0 + 5) * Roundings() * kEps;
+              const double bound = (k / 8.0 + 5) * Roundings() * kEps + SplitLoss();
               ASSERT_NEAR(y[static_cast<size_t>(r * n + j)], sum, bound * magnitude)
                   << DTypeName(dtype) << " k " << k << " n " << n << " rows " << rows;
             }
