@@ -83,39 +83,43 @@ bool IsStaged(const Batch& batch, const LinearTuning& tuning) {
          StagedBytes(batch) + kJoinBytes <= tuning.shared_bytes / 2;
 }
 
-template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, bool kStaged, bool kSwiglu>
+template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, Rows kRows, bool kSwiglu>
 void LaunchFew(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
   const int tiles = PlaceCtas(batch, 16 * kM);
   const int groups = (batch->num_rows + 8 * kN - 1) / (8 * kN);
   const int resident = std::max(1, tuning.num_sms * kCtasPerSm / groups);
   const dim3 grid(static_cast<unsigned>(std::min(tiles, resident)), static_cast<unsigned>(groups));
-  Launch(FewRows<Source, kM, kN, kAhead, kCtasPerSm, kStaged, kSwiglu>, grid, kFewThreads,
-         static_cast<size_t>(kStaged ? StagedBytes(*batch) : 0), stream, *batch);
+  Launch(FewRows<Source, kM, kN, kAhead, kCtasPerSm, kRows, kSwiglu>, grid, kFewThreads,
+         static_cast<size_t>(kRows == Rows::kStaged ? StagedBytes(*batch) : 0), stream, *batch);
 }
 
-template <int kN, int kAhead, bool kStaged>
+template <int kN, int kAhead, Rows kRows>
 void LaunchFewOfBoth(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
   const int tiles = PlaceCtas(batch, 16);
   const int bf16_tiles = batch->first_cta[batch->num_bf16];
   // At least one for either kind.
   const int ctas = std::clamp(tuning.num_sms, 2, tiles);
   batch->bf16_ctas = std::clamp(static_cast<int>(int64_t{ctas} * bf16_tiles / tiles), 1, ctas - 1);
-  Launch(FewRowsOfBoth<kN, kAhead, kStaged>, static_cast<unsigned>(ctas), kFewThreads,
-         static_cast<size_t>(kStaged ? StagedBytes(*batch) : 0), stream, *batch);
+  Launch(FewRowsOfBoth<kN, kAhead, kRows>, static_cast<unsigned>(ctas), kFewThreads,
+         static_cast<size_t>(kRows == Rows::kStaged ? StagedBytes(*batch) : 0), stream, *batch);
 }
 
 // Tiles of ManyRows, from large to small. Those that fill a multiprocessor's registers are the
-// fastest; others keep more of them busy where there are few.
+// fastest; others keep more of them busy where there are few, and their rings fit every device.
 using LargeTile = Tile<128, 128, 2, 4, 4, 1>;
 using MediumTile = Tile<128, 64, 2, 4, 3, 2>;
 using SmallTile = Tile<64, 64, 2, 4, 4, 2>;
 
 template <typename T, bool kCodes>
+constexpr int kRingBytes = T::kStages* Stage<T, kCodes>::kBytes;
+static_assert(kRingBytes<MediumTile, false> <= 99 << 10 &&
+              kRingBytes<SmallTile, false> <= 99 << 10);
+
+template <typename T, bool kCodes>
 void LaunchMany(Batch* batch, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((batch->num_rows + T::kRows - 1) / T::kRows),
                   static_cast<unsigned>(PlaceCtas(batch, T::kOutputs)));
-  LaunchAlone(ManyRows<T, kCodes>, grid, T::kNumThreads, T::kStages * Stage<T, kCodes>::kBytes,
-              stream, *batch);
+  LaunchAlone(ManyRows<T, kCodes>, grid, T::kNumThreads, kRingBytes<T, kCodes>, stream, *batch);
 }
 
 // Beyond so many rows tiles are faster, unless they are too few to fill the device: H200,
@@ -155,7 +159,8 @@ void LaunchTiles(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) 
   const auto fill = [&](int tile_rows, int tile_outputs) {
     return NumTiles(batch->num_rows, outputs, tile_rows, tile_outputs) >= tuning.num_sms * 3 / 4;
   };
-  if (batch->num_rows > 64 && fill(LargeTile::kRows, LargeTile::kOutputs)) {
+  if (kRingBytes<LargeTile, kCodes> <= tuning.shared_bytes &&
+      fill(LargeTile::kRows, LargeTile::kOutputs)) {
     return LaunchMany<LargeTile, kCodes>(batch, stream);
   }
   if (fill(MediumTile::kRows, MediumTile::kOutputs)) {
@@ -182,20 +187,20 @@ void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream
   // if its weights are wide enough to hide that.
   const bool pays = kCodes || small || outputs >= int64_t{tuning.num_sms} * kManyOutputs;
   if (pays && IsStaged(*batch, tuning)) {
-    return small ? LaunchFew<Source<1>, 1, 1, 8, 1, true, true>(batch, tuning, stream)
-                 : LaunchFew<Source<1>, 1, 1, 3, 2, true, true>(batch, tuning, stream);
+    return small ? LaunchFew<Source<1>, 1, 1, 8, 1, Rows::kStaged, true>(batch, tuning, stream)
+                 : LaunchFew<Source<1>, 1, 1, 3, 2, Rows::kStaged, true>(batch, tuning, stream);
   }
   if (rows <= 8) {
-    return small ? LaunchFew<Source<1>, 1, 1, 8, 1, false, true>(batch, tuning, stream)
-                 : LaunchFew<Source<1>, 1, 1, 3, 2, false, false>(batch, tuning, stream);
+    return small ? LaunchFew<Source<1>, 1, 1, 8, 1, Rows::kAnew, true>(batch, tuning, stream)
+                 : LaunchFew<Source<1>, 1, 1, 3, 2, Rows::kAnew, false>(batch, tuning, stream);
   }
   if (rows <= 16) {
     // Larger tiles read x less often; smaller ones keep every multiprocessor busy.
     return outputs >= int64_t{tuning.num_sms} * 64
-               ? LaunchFew<Source<2>, 2, 2, 2, 1, false, false>(batch, tuning, stream)
-               : LaunchFew<Source<1>, 1, 2, 4, 1, false, true>(batch, tuning, stream);
+               ? LaunchFew<Source<2>, 2, 2, 2, 1, Rows::kAnew, false>(batch, tuning, stream)
+               : LaunchFew<Source<1>, 1, 2, 4, 1, Rows::kAnew, true>(batch, tuning, stream);
   }
-  LaunchFew<Source<1>, 1, 4, 2, 1, false, true>(batch, tuning, stream);
+  LaunchFew<Source<1>, 1, 4, 2, 1, Rows::kAnew, true>(batch, tuning, stream);
 }
 
 void LaunchBf16(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
@@ -216,9 +221,10 @@ void LaunchBothKinds(Batch* batch, const LinearTuning& tuning, cudaStream_t stre
   if (batch->num_bf16 == batch->num_matrices) return LaunchBf16(batch, tuning, stream);
   if (batch->num_bf16 == 0) return LaunchCodes(batch, tuning, stream);
   if (batch->num_rows <= kMostRowsOfBoth && IsSmall(NumOutputs(*batch), tuning)) {
-    if (IsStaged(*batch, tuning)) return LaunchFewOfBoth<1, 6, true>(batch, tuning, stream);
-    return batch->num_rows <= 8 ? LaunchFewOfBoth<1, 6, false>(batch, tuning, stream)
-                                : LaunchFewOfBoth<2, 4, false>(batch, tuning, stream);
+    if (IsStaged(*batch, tuning))
+      return LaunchFewOfBoth<1, 6, Rows::kStaged>(batch, tuning, stream);
+    return batch->num_rows <= 8 ? LaunchFewOfBoth<1, 6, Rows::kAnew>(batch, tuning, stream)
+                                : LaunchFewOfBoth<2, 4, Rows::kAnew>(batch, tuning, stream);
   }
   Batch codes = *batch;
   codes.num_matrices = batch->num_matrices - batch->num_bf16;
@@ -266,19 +272,29 @@ cudaError_t AllowStaged(void (*kernel)(Batch)) {
 
 template <template <int> typename Source>
 cudaError_t AllowStagedOfKind() {
-  const cudaError_t error = AllowStaged(FewRows<Source<1>, 1, 1, 8, 1, true, true>);
+  const cudaError_t error = AllowStaged(FewRows<Source<1>, 1, 1, 8, 1, Rows::kStaged, true>);
   if (error != cudaSuccess) return error;
-  return AllowStaged(FewRows<Source<1>, 1, 1, 3, 2, true, true>);
+  return AllowStaged(FewRows<Source<1>, 1, 1, 3, 2, Rows::kStaged, true>);
+}
+
+template <typename T, bool kCodes>
+cudaError_t AllowTileOfKind() {
+  int device = 0;
+  int most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  // A large one may be too large for the device: LaunchTiles leaves it alone.
+  if (error != cudaSuccess || kRingBytes < T, kCodes >> most) return error;
+  return cudaFuncSetAttribute(ManyRows<T, kCodes>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              kRingBytes<T, kCodes>);
 }
 
 template <typename T>
 cudaError_t AllowTile() {
-  const cudaError_t error =
-      cudaFuncSetAttribute(ManyRows<T, false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           T::kStages * Stage<T, false>::kBytes);
-  if (error != cudaSuccess) return error;
-  return cudaFuncSetAttribute(ManyRows<T, true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              T::kStages * Stage<T, true>::kBytes);
+  const cudaError_t error = AllowTileOfKind<T, false>();
+  return error == cudaSuccess ? AllowTileOfKind<T, true>() : error;
 }
 
 }  // namespace
@@ -286,7 +302,7 @@ cudaError_t AllowTile() {
 cudaError_t PrepareLinear() {
   cudaError_t error = AllowStagedOfKind<Bf16Source>();
   if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource>();
-  if (error == cudaSuccess) error = AllowStaged(FewRowsOfBoth<1, 6, true>);
+  if (error == cudaSuccess) error = AllowStaged(FewRowsOfBoth<1, 6, Rows::kStaged>);
   if (error == cudaSuccess) error = AllowTile<LargeTile>();
   if (error == cudaSuccess) error = AllowTile<MediumTile>();
   if (error == cudaSuccess) error = AllowTile<SmallTile>();

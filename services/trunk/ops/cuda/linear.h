@@ -19,12 +19,12 @@ namespace banyan::trunk::cuda {
 inline constexpr int kMaxMatrices = 8;
 inline constexpr int32_t kGroupColumns = 64;  // that share a scale
 
-// bf16 terms that x is the sum of: a half more bits than it has for one, 16 bits for two, all for
-// three. docs/adr/two-terms-on-gpus.md
+// bf16 terms that x is the sum of: 16 bits of mantissa. One, bf16 alone, is for measurements.
+// docs/adr/two-terms-on-gpus.md
 inline constexpr int kTerms = 2;
-static_assert(kTerms >= 1 && kTerms <= 3);
-// Of x at the most, relative: half a unit of each term's eight bits.
-inline constexpr double kSplitLoss = kTerms == 1 ? 0x1p-9 : kTerms == 2 ? 0x1p-18 : 0x1p-27;
+static_assert(kTerms == 1 || kTerms == 2);
+// Of x at the most, relative: half a unit of the last term's eight bits.
+inline constexpr double kSplitLoss = kTerms == 1 ? 0x1p-9 : 0x1p-18;
 
 enum class WeightKind : int32_t { kF32, kBf16, kInt8 };
 

@@ -13,14 +13,27 @@ __device__ __forceinline__ uint4* StagedAt(uint4* staged, int rows, int block, i
   return staged + (block * kTerms + term) * (4 * rows) + lane;
 }
 
+// x is the same for all tiles of a CTA. Where a warp has it from:
+enum class Rows {
+  kAnew,    // global memory, split for every tile
+  kStaged,  // shared memory, split once by all threads
+  kHeld     // registers, split once: partitions of up to kAhead blocks
+};
+
+// Where the partitions of a tile meet: two in turn, if they fit, so that one barrier does.
+template <int kM, int kN>
+struct Partials {
+  static constexpr int kTurns = kM * kN <= 2 ? 2 : 1;
+  float of[kTurns][kPartitions][kM * kN * 4][kWarp];
+};
+
 // A CTA: tiles of 16 kM outputs and 8 kN rows, one after the other; a warp: one partition of the
 // columns. Weights are read once, kAhead blocks before they are used, straight into the registers
 // of the product; those of the next tile are on their way while the partitions of this one are
-// joined. x is the same for all tiles: kStaged keeps it in shared memory, split once, which pays up
-// to four rows (H200); else it is split for every tile anew.
-template <typename Source, int kM, int kN, int kAhead, bool kStaged, bool kSwiglu>
+// joined.
+template <typename Source, int kM, int kN, int kAhead, Rows kRows, bool kSwiglu>
 __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int num_tiles, int step,
-                                             float (*partial)[kM * kN * 4][kWarp], uint4* staged) {
+                                             Partials<kM, kN>* partials, uint4* staged) {
   const int row0 = static_cast<int>(blockIdx.y) * 8 * kN;
   const int rows = min(8 * kN, batch.num_rows - row0);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -51,7 +64,20 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
   const int64_t lane_x = (row0 + g) * int64_t{batch.matrices[0].k} + t * 8;
   const float* const x = x_all + lane_x;
   const float* const up = up_all == nullptr ? nullptr : up_all + lane_x;
-  if constexpr (kStaged) {
+  TokenFragment held[kRows == Rows::kHeld ? kAhead : 1][kN];
+  const auto load_tokens = [&](int block, TokenFragment(&tokens)[kN], bool present) {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      const int64_t from = n * 8 * int64_t{batch.matrices[0].k} + block * kBlock;
+      tokens[n] = LoadToken<kSwiglu>(x + from, kSwiglu && up != nullptr ? up + from : nullptr,
+                                     present && n * 8 + g < rows);
+    }
+  };
+  if constexpr (kRows == Rows::kHeld) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) load_tokens(begin + i, held[i], begin + i < end);
+  }
+  if constexpr (kRows == Rows::kStaged) {
     // All threads at once: one wait for memory, not one for each block.
     const int pieces = batch.matrices[0].k / 8;
 #pragma unroll 2
@@ -68,33 +94,37 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
     }
     __syncthreads();
   }
+  int turn = 0;
   while (true) {
     float acc[kM][kN][4] = {};
-    const auto multiply = [&](int block, const typename Source::Held(&from)[kM]) {
+    const auto multiply = [&](int block, int i) {
+      if constexpr (kRows == Rows::kHeld) {
+        MultiplyHeld<kM, kN>(acc, w[i], held[i]);
+        return;
+      }
       TokenFragment tokens[kN];
+      if constexpr (kRows == Rows::kAnew) load_tokens(block, tokens, true);
+      if constexpr (kRows == Rows::kStaged) {
 #pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        const int row = n * 8 + g;
-        if constexpr (kStaged) {
+        for (int n = 0; n < kN; ++n) {
+          const int row = n * 8 + g;
 #pragma unroll
           for (int term = 0; term < kTerms; ++term) {
             tokens[n].term[term] =
                 row < rows ? *StagedAt(staged, rows, block, term, row * 4 + t) : uint4{0, 0, 0, 0};
           }
-        } else {
-          const int64_t from = n * 8 * int64_t{batch.matrices[0].k} + block * kBlock;
-          tokens[n] = LoadToken<kSwiglu>(x + from, kSwiglu && up != nullptr ? up + from : nullptr,
-                                         row < rows);
         }
       }
-      MultiplyHeld<kM, kN>(acc, from, tokens);
+      MultiplyHeld<kM, kN>(acc, w[i], tokens);
     };
     int block = begin;
-    for (; block + kAhead < end; block += kAhead) {
+    if constexpr (kRows != Rows::kHeld) {
+      for (; block + kAhead < end; block += kAhead) {
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        multiply(block + i, w[i]);
-        if (block + i + kAhead < end) source.Load(block + i + kAhead, w[i]);
+        for (int i = 0; i < kAhead; ++i) {
+          multiply(block + i, i);
+          if (block + i + kAhead < end) source.Load(block + i + kAhead, w[i]);
+        }
       }
     }
     float* const y = batch.matrices[which].y;
@@ -105,10 +135,11 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
     if (more) enter();
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (block + i < end) multiply(block + i, w[i]);
+      if (block + i < end) multiply(block + i, i);
       if (more && begin + i < end) source.Load(begin + i, w[i]);
     }
-    __syncthreads();  // the tile before this one is joined
+    auto& partial = partials->of[turn];
+    if (Partials<kM, kN>::kTurns == 1) __syncthreads();  // the tile before this one is joined
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -132,36 +163,37 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
         y[static_cast<int64_t>(row0 + row) * n + done_n0 + output] = total;
       }
     }
+    turn = (turn + 1) % Partials<kM, kN>::kTurns;
     if (!more) return;
   }
 }
 
-template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, bool kStaged, bool kSwiglu>
+template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, Rows kRows, bool kSwiglu>
 __global__ void __launch_bounds__(kFewThreads, kCtasPerSm)
     FewRows(const __grid_constant__ Batch batch) {
   LetNextStart();
-  __shared__ float partial[kPartitions][kM * kN * 4][kWarp];
+  __shared__ Partials<kM, kN> partials;
   extern __shared__ __align__(16) uint4 staged[];
-  FewRowsTiles<Source, kM, kN, kAhead, kStaged, kSwiglu>(
+  FewRowsTiles<Source, kM, kN, kAhead, kRows, kSwiglu>(
       batch, static_cast<int>(blockIdx.x), batch.first_cta[batch.num_matrices],
-      static_cast<int>(gridDim.x), partial, staged);
+      static_cast<int>(gridDim.x), &partials, staged);
 }
 
 // Matrices of both kinds: the first CTAs take those of bf16.
-template <int kN, int kAhead, bool kStaged>
+template <int kN, int kAhead, Rows kRows>
 __global__ void __launch_bounds__(kFewThreads) FewRowsOfBoth(const __grid_constant__ Batch batch) {
   LetNextStart();
-  __shared__ float partial[kPartitions][kN * 4][kWarp];
+  __shared__ Partials<1, kN> partials;
   extern __shared__ __align__(16) uint4 staged[];
   const int cta = static_cast<int>(blockIdx.x);
   const int bf16_tiles = batch.first_cta[batch.num_bf16];
   if (cta < batch.bf16_ctas) {
-    FewRowsTiles<Bf16Source<1>, 1, kN, kAhead, kStaged, false>(batch, cta, bf16_tiles,
-                                                               batch.bf16_ctas, partial, staged);
+    FewRowsTiles<Bf16Source<1>, 1, kN, kAhead, kRows, false>(batch, cta, bf16_tiles,
+                                                             batch.bf16_ctas, &partials, staged);
   } else {
-    FewRowsTiles<CodeSource<1>, 1, kN, kAhead, kStaged, false>(
+    FewRowsTiles<CodeSource<1>, 1, kN, kAhead, kRows, false>(
         batch, bf16_tiles + cta - batch.bf16_ctas, batch.first_cta[batch.num_matrices],
-        static_cast<int>(gridDim.x) - batch.bf16_ctas, partial, staged);
+        static_cast<int>(gridDim.x) - batch.bf16_ctas, &partials, staged);
   }
 }
 
