@@ -63,10 +63,12 @@ constexpr size_t CudaReduceBytes(const OpLimits& limits) {
                                            static_cast<size_t>(limits.max_reduced) * sizeof(float);
 }
 
-// x of the widest product, split in so many bf16 (ops/cuda/linear.h).
+// x of the widest product, rows in whole groups, split in so many bf16 (ops/cuda/linear.h).
 inline constexpr int kCudaSplitTerms = 2;
+inline constexpr int32_t kCudaSplitRows = 128;
 constexpr size_t CudaSplitBytes(const OpLimits& limits) {
-  return static_cast<size_t>(limits.max_rows) * static_cast<size_t>(limits.max_columns) *
+  const int32_t groups = (limits.max_rows + kCudaSplitRows - 1) / kCudaSplitRows;
+  return static_cast<size_t>(groups) * kCudaSplitRows * static_cast<size_t>(limits.max_columns) *
          sizeof(uint16_t) * kCudaSplitTerms;
 }
 

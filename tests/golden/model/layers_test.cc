@@ -54,6 +54,34 @@ testing::AssertionResult Near(std::span<const float> found, std::span<const floa
   return testing::AssertionSuccess() << "largest difference " << worst;
 }
 
+// On a GPU: rows in the norm, of which bf16 may lose 2e-2 (golden/README) and two bf16 lose 2^-9 of
+// that (docs/adr/two-terms-on-gpus.md); beside it what an f32 engine may be off.
+testing::AssertionResult RowsNear(std::span<const float> found, std::span<const float> expected,
+                                  int64_t row_size) {
+  if (found.size() != expected.size()) {
+    return testing::AssertionFailure() << found.size() << " values, expected " << expected.size();
+  }
+  const auto size = static_cast<size_t>(row_size);
+  double worst = 0;
+  for (size_t first = 0; first < found.size(); first += size) {
+    double difference = 0;
+    double norm = 0;
+    for (size_t i = first; i < first + size; ++i) {
+      const double d = static_cast<double>(found[i]) - expected[i];
+      difference += d * d;
+      norm += static_cast<double>(expected[i]) * expected[i];
+    }
+    const double bound = kTolerance * std::sqrt(row_size) + 2e-2 * 0x1p-9 * std::sqrt(norm);
+    worst = std::max(worst, std::sqrt(difference) / bound);
+    if (!(std::sqrt(difference) <= bound)) {
+      return testing::AssertionFailure()
+             << "row " << first / size << ": difference " << std::sqrt(difference) << " of norm "
+             << std::sqrt(norm) << ", bound " << bound;
+    }
+  }
+  return testing::AssertionSuccess() << "worst " << worst << " of the bound";
+}
+
 class LayersTest : public testing::TestWithParam<Case> {
  protected:
   // Feeds tokens of one sequence; logits of all of them.
@@ -84,6 +112,12 @@ TEST_P(LayersTest, AgreesWithTheReference) {
                       .tensor_parallel = GetParam().tensor_parallel});
   const ModelConfig& config = model.config();
   const int64_t hidden = config.hidden_size;
+  const bool on_cpu = IsCpu(GetParam().backend);
+  const auto near = [on_cpu](std::span<const float> found, std::span<const float> expected,
+                             int64_t row_size) {
+    return on_cpu ? Near(found, expected, kTolerance, row_size)
+                  : RowsNear(found, expected, row_size);
+  };
   const int64_t top_k = config.num_experts_per_tok;
   const auto block = static_cast<size_t>(golden.num_tokens * hidden);
   const auto routed = static_cast<size_t>(golden.num_tokens * top_k);
@@ -107,19 +141,18 @@ TEST_P(LayersTest, AgreesWithTheReference) {
     }
     ASSERT_TRUE(Near(seen.layers[l].expert_weights,
                      std::span(golden.router_weights).subspan(l * routed, routed),
-                     IsCpu(GetParam().backend) ? kWeightTolerance : kGpuWeightTolerance, top_k))
+                     on_cpu ? kWeightTolerance : kGpuWeightTolerance, top_k))
         << "layer " << layer << " router_topk weights: the router, or before it " << mixer;
     // The reference keeps the last layer's output after the final norm only.
     if (layer + 1 < config.num_hidden_layers) {
-      ASSERT_TRUE(
-          Near(seen.layers[l].hidden, states.subspan((l + 1) * block, block), kTolerance, hidden))
+      ASSERT_TRUE(near(seen.layers[l].hidden, states.subspan((l + 1) * block, block), hidden))
           << "layer " << layer << " output: experts, shared expert or moe_combine";
     }
   }
-  ASSERT_TRUE(Near(seen.final_norm, states.last(block), kTolerance, hidden))
+  ASSERT_TRUE(near(seen.final_norm, states.last(block), hidden))
       << "last layer's experts or final norm";
   const int32_t vocab = config.vocab_size;
-  ASSERT_TRUE(Near(logits, golden.prefill_logits, kTolerance, vocab)) << "lm_head";
+  ASSERT_TRUE(near(logits, golden.prefill_logits, vocab)) << "lm_head";
 
   // Greedy decoding, fed with the reference's tokens so that every step is comparable:
   // decode_logits[i] follow decode_ids[i].
@@ -135,7 +168,7 @@ TEST_P(LayersTest, AgreesWithTheReference) {
     last = model.Run({{&sequence, {golden.decode_ids[at]}, false}});
     const auto row = golden.decode_logits.begin() + i * vocab;
     expected.assign(row, row + vocab);
-    ASSERT_TRUE(Near(last, expected, kTolerance, vocab)) << "decode step " << i;
+    ASSERT_TRUE(near(last, expected, vocab)) << "decode step " << i;
   }
 }
 

@@ -29,6 +29,7 @@
 #include "services/trunk/ops/cuda/handover.h"
 #include "services/trunk/ops/cuda/int8_rows.h"
 #include "services/trunk/ops/cuda/linear.h"
+#include "services/trunk/ops/cuda/linear_hopper.h"
 #include "services/trunk/ops/cuda/paged_attention.h"
 #include "services/trunk/ops/cuda/rms_norm.h"
 #include "services/trunk/ops/cuda/router_topk.h"
@@ -46,6 +47,7 @@ static_assert(kMaxExperts == kMaxRouterExperts);
 static_assert(kGroupColumns == kInt8GroupColumns);
 static_assert(kMaxTop == kMaxTopLogits && kTopBound == kLogitBound);
 static_assert(kTerms == kCudaSplitTerms);
+static_assert(kHopperSplitRows == kCudaSplitRows);
 
 // Up to here a kernel that touches mapped host memory is faster than the copy engine: it writes as
 // fast as the link, and reads at 7 GB/s (H200).
@@ -740,6 +742,7 @@ class CudaBackend : public Backend {
   LinearTuning Tuning() const {
     return {.num_sms = facts_.num_sms,
             .shared_bytes = facts_.shared_bytes,
+            .hopper = facts_.hopper,
             .split = split_,
             .split_bytes = split_bytes_};
   }

@@ -2,11 +2,14 @@
 
 #include <cuda_runtime_api.h>
 
+#include <vector>
+
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "services/trunk/ops/cuda/cuda_status.h"
 #include "services/trunk/ops/cuda/delta_net.h"
 #include "services/trunk/ops/cuda/linear.h"
+#include "services/trunk/ops/cuda/linear_hopper.h"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -64,7 +67,11 @@ absl::StatusOr<DeviceFacts> OpenDevice(int ordinal) {
   // A step waits for the device often and briefly.
   RETURN_IF_ERROR(CudaStatus(cudaSetDeviceFlags(cudaDeviceScheduleSpin | cudaDeviceMapHost),
                              "cudaSetDeviceFlags"));
-  for (const auto prepare : {PrepareLinear, PrepareDeltaNetChunks, PrepareDeltaNetPrefill}) {
+  facts.hopper = HopperTilesBuilt() && facts.compute_major == 9 && facts.compute_minor == 0;
+  std::vector<cudaError_t (*)()> kernels = {PrepareLinear, PrepareDeltaNetChunks,
+                                              PrepareDeltaNetPrefill};
+  if (facts.hopper) kernels.push_back(PrepareHopperTiles);
+  for (const auto prepare : kernels) {
     const cudaError_t error = prepare();
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
       return FailedPreconditionF(

@@ -4,6 +4,7 @@
 #include "services/trunk/ops/cuda/launch.cuh"
 #include "services/trunk/ops/cuda/linear.h"
 #include "services/trunk/ops/cuda/linear_few_rows.cuh"
+#include "services/trunk/ops/cuda/linear_hopper.h"
 #include "services/trunk/ops/cuda/linear_many_rows.cuh"
 
 namespace banyan::trunk::cuda {
@@ -57,15 +58,6 @@ __global__ void __launch_bounds__(kThreads) AnyShape(LinearMatrix matrix, int32_
 
 bool FitsTensorCores(const LinearMatrix& m) {
   return m.kind != WeightKind::kF32 && m.k % kBlock == 0 && m.k > 0;
-}
-
-int32_t PlaceCtas(Batch* batch, int32_t outputs_per_cta) {
-  batch->first_cta[0] = 0;
-  for (int i = 0; i < batch->num_matrices; ++i) {
-    batch->first_cta[i + 1] =
-        batch->first_cta[i] + (batch->matrices[i].n + outputs_per_cta - 1) / outputs_per_cta;
-  }
-  return batch->first_cta[batch->num_matrices];
 }
 
 // Up to here x is kept split in shared memory.
@@ -125,6 +117,7 @@ void LaunchMany(Batch* batch, cudaStream_t stream) {
 // Beyond so many rows tiles are faster, unless they are too few to fill the device: H200,
 // docs/performance.md.
 constexpr int32_t kMostFewRows = 64;
+constexpr int32_t kMostFewRowsBesideHopper = 16;
 // Up to here matrices of both kinds share a launch.
 constexpr int32_t kMostRowsOfBoth = 16;
 
@@ -133,8 +126,21 @@ int64_t NumTiles(int32_t rows, int64_t outputs, int tile_rows, int tile_outputs)
          ((outputs + tile_outputs - 1) / tile_outputs);
 }
 
+int64_t SplitBytes(int32_t rows, int32_t k, bool hopper) {
+  constexpr int64_t kGroup = kHopperSplitRows;
+  const int64_t kept = hopper ? (rows + kGroup - 1) / kGroup * kGroup : rows;
+  return kept * SplitRowBytes(k);
+}
+
 bool IsMany(int32_t rows, int64_t outputs, int32_t k, const LinearTuning& tuning) {
-  return rows > kMostFewRows && SplitRowBytes(k) * rows <= tuning.split_bytes &&
+  if (SplitBytes(rows, k, tuning.hopper) > tuning.split_bytes) return false;
+  if (tuning.hopper) {
+    // A tile of 128 outputs and 64 rows.
+    const int64_t tiles = NumTiles(rows, outputs, 64, 128);
+    return rows > kMostFewRowsBesideHopper &&
+           tiles * (rows > kMostFewRows ? 4 : 2) >= tuning.num_sms;
+  }
+  return rows > kMostFewRows &&
          NumTiles(rows, outputs, SmallTile::kRows, SmallTile::kOutputs) * 2 >= tuning.num_sms;
 }
 
@@ -145,6 +151,7 @@ int64_t NumOutputs(const Batch& batch) {
 }
 
 void SplitAhead(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
+  if (tuning.hopper) return SplitForHopper(batch, tuning.split, stream);
   const LinearMatrix& like = batch->matrices[0];
   auto* const split = static_cast<uint4*>(tuning.split);
   const int64_t pieces = int64_t{batch->num_rows} * like.k / 8;
@@ -155,6 +162,7 @@ void SplitAhead(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
 
 template <bool kCodes>
 void LaunchTiles(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
+  if (tuning.hopper) return LaunchHopperTiles(batch, kCodes, tuning.num_sms, stream);
   const int64_t outputs = NumOutputs(*batch);
   const auto fill = [&](int tile_rows, int tile_outputs) {
     return NumTiles(batch->num_rows, outputs, tile_rows, tile_outputs) >= tuning.num_sms * 3 / 4;
@@ -176,6 +184,7 @@ bool IsSmall(int64_t outputs, const LinearTuning& tuning) {
 
 // Of a multiprocessor: a dozen tiles for each of its CTAs.
 constexpr int64_t kManyOutputs = 400;
+constexpr int kHeldBlocks = 4;  // of a partition
 
 template <template <int> typename Source, bool kCodes>
 void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
@@ -195,9 +204,14 @@ void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream
                  : LaunchFew<Source<1>, 1, 1, 3, 2, Rows::kAnew, false>(batch, tuning, stream);
   }
   if (rows <= 16) {
-    // Larger tiles read x less often; smaller ones keep every multiprocessor busy.
-    return outputs >= int64_t{tuning.num_sms} * 64
-               ? LaunchFew<Source<2>, 2, 2, 2, 1, Rows::kAnew, false>(batch, tuning, stream)
+    // Of many outputs, larger tiles read x less often. Of few columns, a warp's part of x stays in
+    // its registers.
+    if (outputs >= int64_t{tuning.num_sms} * kManyOutputs) {
+      return LaunchFew<Source<2>, 2, 2, 2, 1, Rows::kAnew, false>(batch, tuning, stream);
+    }
+    return batch->matrices[0].k <= kPartitions * kHeldBlocks * kBlock
+               ? LaunchFew<Source<1>, 1, 2, kHeldBlocks, 1, Rows::kHeld, true>(batch, tuning,
+                                                                               stream)
                : LaunchFew<Source<1>, 1, 2, 4, 1, Rows::kAnew, true>(batch, tuning, stream);
   }
   LaunchFew<Source<1>, 1, 4, 2, 1, Rows::kAnew, true>(batch, tuning, stream);

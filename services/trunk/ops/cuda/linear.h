@@ -43,8 +43,9 @@ struct LinearMatrix {
 struct LinearTuning {
   int32_t num_sms = 132;
   int32_t shared_bytes = 227 << 10;  // that a CTA may have
-  // Where x is split ahead: 2 kTerms bytes for each value, 16-byte aligned, one call's at a time. A
-  // call that it is too small for is computed as one of few rows is.
+  bool hopper = false;               // linear_hopper.h: there, and the device is one
+  // Where x is split ahead: 2 kTerms bytes for each value, rows in groups of 128, 16-byte aligned,
+  // one call's at a time. A call that it is too small for is computed as one of few rows is.
   void* split = nullptr;
   int64_t split_bytes = 0;
 };

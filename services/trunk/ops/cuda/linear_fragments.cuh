@@ -5,7 +5,7 @@
 #include <cuda_bf16.h>
 
 #include "services/trunk/ops/cuda/device.cuh"
-#include "services/trunk/ops/cuda/linear.h"
+#include "services/trunk/ops/cuda/linear_batch.h"
 
 namespace banyan::trunk::cuda {
 namespace {
@@ -15,15 +15,7 @@ constexpr int kBlock = 32;  // columns that a warp takes at a time
 constexpr int kThreads = 256;
 constexpr int kFewThreads = kPartitions * kWarp;
 
-struct Batch {
-  LinearMatrix matrices[kMaxMatrices];
-  int32_t first_cta[kMaxMatrices + 1];  // along x
-  int32_t num_matrices;
-  int32_t num_bf16;   // matrices; those of codes come after them
-  int32_t bf16_ctas;  // that take tiles of these
-  int32_t num_rows;
-  const uint4* split;  // rows split ahead (linear_many_rows.cuh), or null
-};
+using Batch = LinearBatch;
 
 __device__ __forceinline__ int FindMatrix(const Batch& batch, int cta) {
   int i = 0;
@@ -238,6 +230,24 @@ __device__ __forceinline__ void MultiplyHeld(float (*acc)[kN][4], const CodeFrag
 #pragma unroll
     for (int n = 0; n < kN; ++n) AddScaled(acc[m][n], sum[m][n], w[m].low_scale, w[m].high_scale);
   }
+}
+
+// Columns of many rows come in steps of two blocks, a group of codes.
+constexpr int kStepBlocks = 2;
+static_assert(kStepBlocks * kBlock == kGroupColumns);
+
+__device__ __forceinline__ void CopyAsync4(uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global));
+}
+__device__ __forceinline__ void CopyAsync(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global));
+}
+
+// Where piece `piece` of a row lies. Eight lanes read half of a 128-byte line from each of two rows
+// (16 bytes each), or sixteen a quarter of it from each of four (8 bytes): all banks once.
+template <int kPieces>
+__device__ __forceinline__ int SwizzledPiece(int row, int piece) {
+  return row * kPieces + (kPieces == 4 ? piece ^ (row & 2) : piece ^ ((row & 1) << 2));
 }
 
 }  // namespace

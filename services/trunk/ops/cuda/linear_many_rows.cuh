@@ -22,13 +22,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__device__ __forceinline__ void CopyAsync4(uint32_t shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global));
-}
-__device__ __forceinline__ void CopyAsync(uint32_t shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global));
-}
-
 // A tile: so many outputs and rows, shared out to kWarpsM x kWarpsN warps; columns come in steps of
 // two blocks, a group of codes, through a ring of kStages in shared memory.
 template <int kOutputsOfTile, int kRowsOfTile, int kWarpsAlongOutputs, int kWarpsAlongRows,
@@ -43,9 +36,6 @@ struct Tile {
   static constexpr int kNumThreads = kWarpsM * kWarpsN * kWarp;
 };
 
-constexpr int kStepBlocks = 2;
-static_assert(kStepBlocks * kBlock == kGroupColumns);
-
 // Of one step: 16-byte pieces of a row of weights, and of a row of x; where x and scales lie.
 template <typename T, bool kCodes>
 struct Stage {
@@ -55,13 +45,6 @@ struct Stage {
   static constexpr int kScalesAt = kTokensAt + T::kRows * kTokenPieces * 16;
   static constexpr int kBytes = kScalesAt + (kCodes ? T::kOutputs * 4 : 0);
 };
-
-// Where piece `piece` of a row lies. Eight lanes read half of a 128-byte line from each of two rows
-// (16 bytes each), or sixteen a quarter of it from each of four (8 bytes): all banks once.
-template <int kPieces>
-__device__ __forceinline__ int SwizzledPiece(int row, int piece) {
-  return row * kPieces + (kPieces == 4 ? piece ^ (row & 2) : piece ^ ((row & 1) << 2));
-}
 
 template <typename T, bool kCodes>
 __global__ void __launch_bounds__(T::kNumThreads, T::kCtasPerSm)
