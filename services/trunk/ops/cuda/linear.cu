@@ -75,13 +75,20 @@ bool IsStaged(const Batch& batch, const LinearTuning& tuning) {
          StagedBytes(batch) + kJoinBytes <= tuning.shared_bytes / 2;
 }
 
+// kSwiglu: such a batch may have `up`.
 template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, Rows kRows, bool kSwiglu>
 void LaunchFew(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
   const int tiles = PlaceCtas(batch, 16 * kM);
   const int groups = (batch->num_rows + 8 * kN - 1) / (8 * kN);
   const int resident = std::max(1, tuning.num_sms * kCtasPerSm / groups);
   const dim3 grid(static_cast<unsigned>(std::min(tiles, resident)), static_cast<unsigned>(groups));
-  Launch(FewRows<Source, kM, kN, kAhead, kCtasPerSm, kRows, kSwiglu>, grid, kFewThreads,
+  auto kernel = FewRows<Source, kM, kN, kAhead, kCtasPerSm, kRows, false>;
+  if constexpr (kSwiglu) {
+    if (batch->matrices[0].up != nullptr) {
+      kernel = FewRows<Source, kM, kN, kAhead, kCtasPerSm, kRows, true>;
+    }
+  }
+  Launch(kernel, grid, kFewThreads,
          static_cast<size_t>(kRows == Rows::kStaged ? StagedBytes(*batch) : 0), stream, *batch);
 }
 
@@ -117,7 +124,7 @@ void LaunchMany(Batch* batch, cudaStream_t stream) {
 // Beyond so many rows tiles are faster, unless they are too few to fill the device: H200,
 // docs/performance.md.
 constexpr int32_t kMostFewRows = 64;
-constexpr int32_t kMostFewRowsBesideHopper = 16;
+constexpr int32_t kMostFewRowsBesideHopper = 32;
 // Up to here matrices of both kinds share a launch.
 constexpr int32_t kMostRowsOfBoth = 16;
 
@@ -136,9 +143,8 @@ bool IsMany(int32_t rows, int64_t outputs, int32_t k, const LinearTuning& tuning
   if (SplitBytes(rows, k, tuning.hopper) > tuning.split_bytes) return false;
   if (tuning.hopper) {
     // A tile of 128 outputs and 64 rows.
-    const int64_t tiles = NumTiles(rows, outputs, 64, 128);
     return rows > kMostFewRowsBesideHopper &&
-           tiles * (rows > kMostFewRows ? 4 : 2) >= tuning.num_sms;
+           NumTiles(rows, outputs, 64, 128) >= tuning.num_sms * 3 / 8;
   }
   return rows > kMostFewRows &&
          NumTiles(rows, outputs, SmallTile::kRows, SmallTile::kOutputs) * 2 >= tuning.num_sms;
@@ -284,11 +290,11 @@ cudaError_t AllowStaged(void (*kernel)(Batch)) {
                               most - static_cast<int>(attributes.sharedSizeBytes));
 }
 
-template <template <int> typename Source>
+template <typename Source, bool kSwiglu>
 cudaError_t AllowStagedOfKind() {
-  const cudaError_t error = AllowStaged(FewRows<Source<1>, 1, 1, 8, 1, Rows::kStaged, true>);
+  const cudaError_t error = AllowStaged(FewRows<Source, 1, 1, 8, 1, Rows::kStaged, kSwiglu>);
   if (error != cudaSuccess) return error;
-  return AllowStaged(FewRows<Source<1>, 1, 1, 3, 2, Rows::kStaged, true>);
+  return AllowStaged(FewRows<Source, 1, 1, 3, 2, Rows::kStaged, kSwiglu>);
 }
 
 template <typename T, bool kCodes>
@@ -314,8 +320,10 @@ cudaError_t AllowTile() {
 }  // namespace
 
 cudaError_t PrepareLinear() {
-  cudaError_t error = AllowStagedOfKind<Bf16Source>();
-  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource>();
+  cudaError_t error = AllowStagedOfKind<Bf16Source<1>, false>();
+  if (error == cudaSuccess) error = AllowStagedOfKind<Bf16Source<1>, true>();
+  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource<1>, false>();
+  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource<1>, true>();
   if (error == cudaSuccess) error = AllowStaged(FewRowsOfBoth<1, 6, Rows::kStaged>);
   if (error == cudaSuccess) error = AllowTile<LargeTile>();
   if (error == cudaSuccess) error = AllowTile<MediumTile>();

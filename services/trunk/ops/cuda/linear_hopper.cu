@@ -49,6 +49,9 @@ struct Tile {
   static constexpr bool kCodes = kOfCodes;
   static constexpr int kOutputs = kGroups * 64;
   static constexpr int kNumThreads = kGroups * kWarpgroup;
+  // Addresses take registers, of which three warpgroups have fewer; one copy after the other takes
+  // longer than the products of a step (H200).
+  static constexpr int kCopiesAtOnce = kGroups == 3 || kCtasPerSm == 2 ? 2 : 4;
   // Of a step: 16-byte pieces of a row of weights; bytes of eight columns of x, and of a block.
   static constexpr int kWeightPieces = kStepBlocks * kBlock * (kCodes ? 1 : 2) / 16;
   static constexpr int kSumBytes = kRows * 16;
@@ -89,8 +92,7 @@ __global__ void __launch_bounds__(T::kNumThreads, T::kCtasPerSm)
       // The last step may have one block alone.
       const int blocks = num_blocks - step * kStepBlocks;
       constexpr int kW = T::kWeightPieces;
-      // Not unrolled: registers are the products'.
-#pragma unroll 1
+#pragma unroll(T::kCopiesAtOnce)
       for (int i = thread; i < T::kOutputs * kW; i += T::kNumThreads) {
         const int row = i / kW;
         const int piece = i % kW;
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(T::kNumThreads, T::kCtasPerSm)
       }
       constexpr int kX = kStepBlocks * kTerms * 4;  // times eight columns
       const unsigned char* const from = tokens + int64_t{step} * (kX * kColumnBytes);
-#pragma unroll 1
+#pragma unroll(T::kCopiesAtOnce)
       for (int i = thread; i < kX * T::kRows; i += T::kNumThreads) {
         if (i / (kX / kStepBlocks * T::kRows) < blocks) {
           CopyAsync(stage + static_cast<uint32_t>(T::kTokensAt + i * 16),
