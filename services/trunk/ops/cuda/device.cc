@@ -69,7 +69,7 @@ absl::StatusOr<DeviceFacts> OpenDevice(int ordinal) {
                              "cudaSetDeviceFlags"));
   facts.hopper = HopperTilesBuilt() && facts.compute_major == 9 && facts.compute_minor == 0;
   std::vector<cudaError_t (*)()> kernels = {PrepareLinear, PrepareDeltaNetChunks,
-                                              PrepareDeltaNetPrefill};
+                                            PrepareDeltaNetPrefill};
   if (facts.hopper) kernels.push_back(PrepareHopperTiles);
   for (const auto prepare : kernels) {
     const cudaError_t error = prepare();
