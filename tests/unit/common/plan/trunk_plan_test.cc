@@ -294,6 +294,28 @@ TEST(TrunkPlanTest, GatheredPartsAreScratch) {
   }
 }
 
+// The widest x, split in two bf16, rows in whole groups: what mixers and FFNs read.
+TEST(TrunkPlanTest, SplitRowsAreScratch) {
+  OpLimits limits;
+  limits.max_rows = 129;
+  EXPECT_EQ(CudaSplitBytes(limits), 0u);
+  limits.max_columns = 4096;
+  EXPECT_EQ(CudaSplitBytes(limits), size_t{256} * 4096 * 4);
+  const size_t with = CudaScratchBytes(limits);
+  limits.max_columns = 0;
+  EXPECT_EQ(with - CudaScratchBytes(limits), size_t{256} * 4096 * 4);
+
+  const ModelConfig config = Demo();
+  DecoderOptions options;
+  options.max_rows = 8;
+  options.num_slots = 1;
+  const int32_t columns = OpLimitsOf(config, options).max_columns;
+  EXPECT_GE(columns, config.hidden_size);
+  EXPECT_GE(columns, config.num_attention_heads * config.head_dim);
+  EXPECT_GE(columns, config.linear_value_dim());
+  EXPECT_GE(columns, config.shared_expert_intermediate_size);
+}
+
 // What is pinned for a GPU is the host's: the embedding that is not the head too, two pieces that
 // uploads pass through, what experts read and write.
 TEST(TrunkPlanTest, ChunksOfDeltaNetAreScratch) {
