@@ -16,7 +16,7 @@ if [[ -d $here/bin ]]; then
 fi
 layers=48
 log_dir=.
-threads=0
+threads=$(($(nproc) - 1))  # one CPU for the trunk's thread
 activations=auto
 halves=no
 while [[ ${1:-} == --* ]]; do

@@ -118,7 +118,10 @@ absl::StatusOr<int32_t> CountOf(const Options& options, const char* flag) {
   return value;
 }
 
-bool HasGpu() { return access("/dev/nvidiactl", F_OK) == 0; }
+bool IsTrunkOnGpu(const Options& options) {
+  const std::string backend = Find(options.to_trunk, "--backend")->value_or("auto");
+  return backend == "cuda" || (backend == "auto" && access("/dev/nvidiactl", F_OK) == 0);
+}
 
 // What the services will plan themselves. The trunk takes a GPU that is there, and only it knows
 // how much of that is free: nullopt then, unless --vram_budget says it.
@@ -141,8 +144,7 @@ absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& opt
     ASSIGN_OR_RETURN(out.tensor_parallel, CountOf(options, "--tensor_parallel"));
     RETURN_IF_ERROR(CheckTensorParallelSize(out.tensor_parallel));
   }
-  const std::string backend = Find(options.to_trunk, "--backend")->value_or("auto");
-  out.on_gpu = backend == "cuda" || (backend == "auto" && HasGpu());
+  out.on_gpu = IsTrunkOnGpu(options);
   if (out.on_gpu && out.vram_budget_bytes == 0) return std::optional<ClusterPlanOptions>();
   ASSIGN_OR_RETURN(out.trunk_format,
                    ParseTrunkFormat(Find(options.to_trunk, "--trunk_format")->value_or("auto")));
@@ -157,7 +159,7 @@ absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& opt
       out.halved_rows,
       ParsePrefillHalves(Find(options.to_trunk, "--prefill_halves")->value_or("auto"), out.on_gpu));
   const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
-  out.num_threads = ShareThreads(cpus, options.shards).trunk;
+  out.num_threads = ShareThreads(cpus, options.shards, out.on_gpu).trunk;
   return std::optional<ClusterPlanOptions>(std::move(out));
 }
 
@@ -205,7 +207,7 @@ absl::Status AddServices(const Options& options, const RunDirectory& run,
                          SupervisorOptions& supervised) {
   const std::string bin = ProgramDirectory();
   const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
-  const ThreadShares shares = ShareThreads(cpus, options.shards);
+  const ThreadShares shares = ShareThreads(cpus, options.shards, IsTrunkOnGpu(options));
   nlohmann::ordered_json cluster = {{"shards", nlohmann::ordered_json::array()}};
   for (int32_t i = 0; i < options.shards; ++i) {
     SupervisorOptions::Service expert;

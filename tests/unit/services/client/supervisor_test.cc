@@ -34,13 +34,13 @@ std::string ReadFile(const std::string& path) {
 }
 
 TEST(ShareThreads, StaysWithinTheMachineAndGivesEachOne) {
-  EXPECT_EQ(ShareThreads(2, 2).trunk, 1);
-  EXPECT_EQ(ShareThreads(2, 2).expert, 1);
-  EXPECT_EQ(ShareThreads(16, 2).trunk, 4);
-  EXPECT_EQ(ShareThreads(16, 2).expert, 6);
+  EXPECT_EQ(ShareThreads(2, 2, false).trunk, 1);
+  EXPECT_EQ(ShareThreads(2, 2, false).expert, 1);
+  EXPECT_EQ(ShareThreads(16, 2, false).trunk, 4);
+  EXPECT_EQ(ShareThreads(16, 2, false).expert, 6);
   for (int cpus = 1; cpus <= 130; ++cpus) {
     for (int experts = 1; experts <= 8; ++experts) {
-      const ThreadShares shares = ShareThreads(cpus, experts);
+      const ThreadShares shares = ShareThreads(cpus, experts, false);
       EXPECT_GE(shares.trunk, 1);
       EXPECT_GE(shares.expert, 1);
       if (cpus >= experts + 1) {
@@ -48,6 +48,13 @@ TEST(ShareThreads, StaysWithinTheMachineAndGivesEachOne) {
       }
     }
   }
+}
+
+TEST(ShareThreads, LeavesOneCpuToATrunkOnAGpu) {
+  EXPECT_EQ(ShareThreads(16, 1, true).expert, 15);
+  EXPECT_EQ(ShareThreads(16, 2, true).expert, 7);
+  EXPECT_EQ(ShareThreads(16, 1, true).trunk, 4);  // to load
+  EXPECT_EQ(ShareThreads(1, 1, true).expert, 1);
 }
 
 TEST(RestartBackoff, DoublesUpToALimitAndForgetsAfterAMinuteOfWork) {
