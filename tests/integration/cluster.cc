@@ -15,8 +15,6 @@
 namespace banyan::test {
 namespace {
 
-constexpr absl::Duration kStartTimeout = absl::Seconds(60);
-
 std::string Join(const std::vector<std::string>& parts) {
   return fmt::format("{}", fmt::join(parts, ","));
 }
@@ -50,7 +48,7 @@ absl::Status Cluster::StartExpert(int shard) {
   args.insert(args.end(), options_.expert_args.begin(), options_.expert_args.end());
   experts_[i].reset();
   experts_[i] = std::make_unique<Process>(args);
-  ASSIGN_OR_RETURN(address, experts_[i]->ListeningAddress(kStartTimeout));
+  ASSIGN_OR_RETURN(address, experts_[i]->ListeningAddress(kPatience));
   return absl::OkStatus();
 }
 
@@ -73,7 +71,7 @@ absl::Status Cluster::StartTrunk() {
   args.insert(args.end(), more.begin(), more.end());
   trunk_.reset();
   trunk_ = std::make_unique<Process>(args);
-  ASSIGN_OR_RETURN(trunk_address_, trunk_->ListeningAddress(kStartTimeout));
+  ASSIGN_OR_RETURN(trunk_address_, trunk_->ListeningAddress(kPatience));
   return absl::OkStatus();
 }
 

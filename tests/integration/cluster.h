@@ -9,10 +9,14 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/inference/v1/inference.grpc.pb.h"
+#include "tests/fakes/sanitized.h"
 #include "tests/fakes/temp_dir.h"
 #include "tests/integration/process.h"
 
 namespace banyan::test {
+
+// How long a process may take to listen and a request to be answered.
+inline const absl::Duration kPatience = absl::Seconds(kSanitized ? 480 : 60);
 
 struct ClusterOptions {
   std::string model_dir;
@@ -65,6 +69,6 @@ struct Answer {
 
 absl::StatusOr<Answer> Generate(inference::v1::Inference::Stub& stub,
                                 const inference::v1::GenerateRequest& request,
-                                absl::Duration timeout = absl::Seconds(60));
+                                absl::Duration timeout = kPatience);
 
 }  // namespace banyan::test
