@@ -48,7 +48,7 @@ struct OpLimits {
   // Rows of logits, and logits of one on this device. 0: TopLogits is not called.
   int32_t max_logits_rows = 0;
   int32_t vocab_size = 0;
-  int32_t max_columns = 0;   // of a matrix that max_rows rows are multiplied by
+  int32_t max_columns = 0;  // of a matrix that max_rows rows are multiplied by
   // Devices that share the model, and the most values of an AllReduce.
   int32_t tensor_parallel = 1;
   int64_t max_reduced = 0;

@@ -17,8 +17,11 @@
 namespace banyan {
 namespace {
 
-// The program and its threads; activations, hidden vectors and products of a call; replies.
-constexpr uint64_t kWorkspaceBytes = uint64_t{192} << 20;
+// The program and its threads, activations and hidden vectors of a call, replies.
+constexpr uint64_t kWorkspaceBytes = uint64_t{128} << 20;
+// What down gives of all pairs of a call before it is summed, a slice at a time
+// (services/expert/runtime/down_by_expert.cc).
+constexpr uint64_t kMostProductBytes = uint64_t{48} << 20;
 // A page of 4 KiB takes an entry of 8 bytes; huge pages keep the tables they may fall back to.
 constexpr uint64_t kBytesPerTableByte = 512;
 
@@ -57,6 +60,12 @@ std::string MappedFormat(const Checkpoint& checkpoint, const ShardGeometry& geom
   return bf16 && f32 ? "mixed" : bf16 ? "bf16" : "f32";
 }
 
+uint64_t ProductBytes(const ModelConfig& config) {
+  const auto of_a_row = static_cast<uint64_t>(config.num_experts_per_tok) *
+                        static_cast<uint64_t>(config.hidden_size) * sizeof(float);
+  return std::min(kMostProductBytes, kMaxRows * of_a_row);
+}
+
 absl::StatusOr<MemoryPlan> MemoryOf(const ShardPlanInput& input, const ShardPool& pool) {
   const bool mapped = input.memory == PoolMemoryMode::kMap && !input.weights_generated;
   const uint64_t there =
@@ -78,7 +87,8 @@ absl::StatusOr<MemoryPlan> MemoryOf(const ShardPlanInput& input, const ShardPool
                        pool.geometry.num_shard_experts, pool.format,
                        input.weights_generated ? "generated" : PoolMemoryName(input.memory)));
   plan.Add("page tables", pool.pool_bytes / kBytesPerTableByte, "8 bytes for 4 KiB");
-  plan.Add("workspace", kWorkspaceBytes, "program, threads, activations, replies");
+  plan.Add("workspace", kWorkspaceBytes + ProductBytes(*input.config),
+           "program, threads, activations, replies");
   plan.Add("tensor index", TensorIndexBytes(*input.checkpoint),
            "names and places in the checkpoint");
   return plan;
