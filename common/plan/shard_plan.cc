@@ -19,9 +19,6 @@ namespace {
 
 // The program and its threads, activations and hidden vectors of a call, replies.
 constexpr uint64_t kWorkspaceBytes = uint64_t{128} << 20;
-// What down gives of all pairs of a call before it is summed, a slice at a time
-// (services/expert/runtime/down_by_expert.cc).
-constexpr uint64_t kMostProductBytes = uint64_t{48} << 20;
 // A page of 4 KiB takes an entry of 8 bytes; huge pages keep the tables they may fall back to.
 constexpr uint64_t kBytesPerTableByte = 512;
 
@@ -63,7 +60,7 @@ std::string MappedFormat(const Checkpoint& checkpoint, const ShardGeometry& geom
 uint64_t ProductBytes(const ModelConfig& config) {
   const auto of_a_row = static_cast<uint64_t>(config.num_experts_per_tok) *
                         static_cast<uint64_t>(config.hidden_size) * sizeof(float);
-  return std::min(kMostProductBytes, kMaxRows * of_a_row);
+  return std::min(kMaxProductBytes, kMaxRows * of_a_row);
 }
 
 absl::StatusOr<MemoryPlan> MemoryOf(const ShardPlanInput& input, const ShardPool& pool) {

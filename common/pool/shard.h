@@ -22,6 +22,9 @@ absl::StatusOr<ShardSplit> ParseShardSplit(std::string_view text);
 
 inline constexpr int32_t kMaxShards = 8;
 inline constexpr int32_t kMaxRows = 4096;  // of one call, where a message holds that many
+// Of a call of many rows: what down gives of all pairs before it is summed, a slice at a time that
+// the outer cache holds (services/expert/runtime/down_by_expert.cc).
+inline constexpr uint64_t kMaxProductBytes = uint64_t{48} << 20;
 
 // Shard `index` of `num_shards`, 0 <= index < num_shards <= kMaxShards.
 struct ShardSpec {

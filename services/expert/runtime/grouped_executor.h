@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "common/parallel/worker_pool.h"
+#include "common/pool/shard.h"
 #include "services/expert/kernels/expert_ffn.h"
 #include "services/expert/runtime/expert_executor.h"
 #include "services/expert/runtime/row_grouping.h"
@@ -40,8 +41,7 @@ class GroupedExecutor : public ExpertExecutor {
     size_t max_scratch_bytes = 64 << 20;
     // From so many (row, expert) pairs on down is cut by expert, with four threads or more.
     int64_t min_pairs_by_expert = 512;
-    // Of what that gives before it is summed: a slice that the outer cache holds.
-    size_t max_product_bytes = 48 << 20;
+    size_t max_product_bytes = kMaxProductBytes;
   };
 
   // What a successful call did; for metrics.
