@@ -46,6 +46,11 @@ void RecordingObserver::OnRouting(int32_t layer, std::span<const uint16_t> exper
 }
 void RecordingObserver::OnFinalNorm(std::span<const float> hidden) { Append(hidden, &final_norm); }
 
+std::vector<int32_t> ModelHarness::Ways() {
+  const bool two = IsCpu(DefaultBackend()) || AvailableGpus() >= 2;
+  return two ? std::vector<int32_t>{1, 2} : std::vector<int32_t>{1};
+}
+
 std::string ModelHarness::DefaultBackend() {
   const char* const name = std::getenv("BANYAN_TEST_BACKEND");
   return name != nullptr ? name : "auto";

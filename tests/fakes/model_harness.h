@@ -58,6 +58,9 @@ class ModelHarness {
  public:
   // $BANYAN_TEST_BACKEND, else the best CPU tier: whole suites run once more on another backend.
   static std::string DefaultBackend();
+  // Over how many of its devices a small model with two heads can be spread here: one, and two
+  // unless there are fewer GPUs.
+  static std::vector<int32_t> Ways();
   // $BANYAN_TEST_TRUNK_FORMAT (int8), $BANYAN_TEST_KV_FORMAT (bf16),
   // $BANYAN_TEST_EXPERT_ACTIVATIONS (bf16), likewise.
   static trunk::TrunkFormat DefaultTrunkFormat();

@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "tests/fakes/backends.h"
 #include "tests/fakes/model_harness.h"
 #include "tests/fakes/sanitized.h"
 #include "tests/fakes/source_dir.h"
@@ -123,13 +122,7 @@ TEST_P(DemoModelTest, PerplexityOfTheAnswers) {
   EXPECT_NEAR(perplexity, expected_perplexity_, 0.0005);
 }
 
-// Two heads: two devices at the most, and two GPUs where the backend is CUDA's.
-std::vector<int32_t> Ways() {
-  const bool two = IsCpu(ModelHarness::DefaultBackend()) || AvailableGpus() >= 2;
-  return two ? std::vector<int32_t>{1, 2} : std::vector<int32_t>{1};
-}
-
-INSTANTIATE_TEST_SUITE_P(Ways, DemoModelTest, testing::ValuesIn(Ways()));
+INSTANTIATE_TEST_SUITE_P(Ways, DemoModelTest, testing::ValuesIn(ModelHarness::Ways()));
 
 }  // namespace
 }  // namespace banyan::test

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/fakes/model_harness.h"
+#include "tests/fakes/same_bits.h"
 #include "tests/fakes/source_dir.h"
 
 namespace banyan::test {
@@ -30,19 +31,6 @@ std::vector<int32_t> RandomTokens(std::mt19937_64* random, int32_t count, int32_
 
 std::vector<int32_t> Slice(const std::vector<int32_t>& tokens, int64_t begin, int64_t end) {
   return {tokens.begin() + begin, tokens.begin() + end};
-}
-
-// Bitwise, so that a NaN would not hide.
-testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  if (a.size() != b.size()) {
-    return testing::AssertionFailure() << a.size() << " against " << b.size() << " values";
-  }
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0) {
-      return testing::AssertionFailure() << "value " << i << ": " << a[i] << " and " << b[i];
-    }
-  }
-  return testing::AssertionSuccess();
 }
 
 // A prompt and generated tokens after it.

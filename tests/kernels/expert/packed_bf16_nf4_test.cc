@@ -15,12 +15,14 @@
 #include "common/quant/reference.h"
 #include "services/expert/kernels/packed_ffn.h"
 #include "services/expert/kernels/packed_kernel_table.h"
+#include "tests/fakes/same_bits.h"
 #include "tests/kernels/expert/emulated_amx_bf16.h"
 #include "tests/kernels/expert/packed_int_problem.h"
 
 namespace banyan::expert {
 namespace {
 
+using test::SameBits;
 using testing::AlignedBytes;
 using testing::PackedProblem;
 using testing::PackedShape;
@@ -140,15 +142,6 @@ std::vector<float> RunAll(const PackedKernels& kernels, const PackedProblem& p) 
   std::vector<float> sum = Zeros(p);
   RunPacked(kernels, p, 0, p.shape.num_rows, {}, &sum);
   return sum;
-}
-
-::testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0) {
-      return ::testing::AssertionFailure() << "at " << i << ": " << a[i] << " and " << b[i];
-    }
-  }
-  return ::testing::AssertionSuccess();
 }
 
 void ExpectOracle(const PackedKernels& kernels, const PackedProblem& p) {

@@ -8,14 +8,15 @@
 #include <string>
 #include <vector>
 
-#include "tests/fakes/backends.h"
 #include "tests/fakes/model_harness.h"
+#include "tests/fakes/same_bits.h"
 #include "tests/fakes/source_dir.h"
 
 namespace banyan::trunk {
 namespace {
 
 using test::ModelHarness;
+using test::SameBits;
 using test::TestSequence;
 using ::testing::ElementsAre;
 
@@ -31,18 +32,6 @@ std::vector<int32_t> Tokens(int32_t count, int32_t seed = 0) {
   return tokens;
 }
 
-testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  if (a.size() != b.size()) {
-    return testing::AssertionFailure() << a.size() << " against " << b.size() << " values";
-  }
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0) {
-      return testing::AssertionFailure() << "value " << i << ": " << a[i] << " and " << b[i];
-    }
-  }
-  return testing::AssertionSuccess();
-}
-
 // Dispatches that a Combine of an earlier batch came after: two batches were under way.
 int CallsAhead(const std::vector<std::string>& calls) {
   int under_way = 0;
@@ -55,14 +44,7 @@ int CallsAhead(const std::vector<std::string>& calls) {
 }
 
 // 2: on GPUs under BANYAN_TEST_BACKEND=cuda that takes two of them.
-class HalvesTest : public testing::TestWithParam<int32_t> {
- protected:
-  void SetUp() override {
-    if (!test::IsCpu(ModelHarness::DefaultBackend()) && test::AvailableGpus() < GetParam()) {
-      GTEST_SKIP() << GetParam() << " GPUs";
-    }
-  }
-};
+class HalvesTest : public testing::TestWithParam<int32_t> {};
 
 TEST_P(HalvesTest, PromptsOfAnyLengthGiveTheSameBits) {
   ModelHarness undivided(Tiny(0, GetParam()));
@@ -122,7 +104,7 @@ TEST_P(HalvesTest, RaggedBatchesGiveTheSameBits) {
   EXPECT_TRUE(SameBits(results[2], results[0]));
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, HalvesTest, testing::Values(1, 2));
+INSTANTIATE_TEST_SUITE_P(Ways, HalvesTest, testing::ValuesIn(ModelHarness::Ways()));
 
 TEST(HalvesOrderTest, TheSecondHalfIsSentBeforeTheFirstIsAwaited) {
   ModelHarness model(Tiny(100));
@@ -162,9 +144,6 @@ class HalvesFailureTest : public testing::TestWithParam<int32_t> {};
 // Wherever a call fails: the step fails with that, nothing of it stays under way, and the next
 // steps, halved and not, are what they would have been.
 TEST_P(HalvesFailureTest, AFailedCallOfEitherHalfFailsTheStepAndNoOther) {
-  if (!test::IsCpu(ModelHarness::DefaultBackend()) && test::AvailableGpus() < GetParam()) {
-    GTEST_SKIP() << GetParam() << " GPUs";
-  }
   ModelHarness model(Tiny(100, GetParam()));
   TestSequence first = model.NewSequence();
   const std::vector<float> expected = model.Run({{&first, Tokens(200), true}});
@@ -192,7 +171,7 @@ TEST_P(HalvesFailureTest, AFailedCallOfEitherHalfFailsTheStepAndNoOther) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, HalvesFailureTest, testing::Values(1, 2));
+INSTANTIATE_TEST_SUITE_P(Ways, HalvesFailureTest, testing::ValuesIn(ModelHarness::Ways()));
 
 }  // namespace
 }  // namespace banyan::trunk
