@@ -152,6 +152,11 @@ std::span<const std::byte> BytesOf(const std::string& text) {
 
 }  // namespace
 
+absl::Status CheckForwardFlags(uint32_t flags) {
+  if ((flags & ~uint32_t{kActivationsF32 | kReplyF32}) == 0) return absl::OkStatus();
+  return InvalidArgumentF("ForwardRequest flags {:#x}: only bits 0 and 1 have a meaning", flags);
+}
+
 grpc::ByteBuffer MakeForwardRequest(const ForwardRequestHeader& header,
                                     std::span<const uint16_t> expert_ids,
                                     std::span<const float> weights, grpc::Slice activations,
@@ -316,10 +321,7 @@ class ForwardFrameParser::Impl {
     const ForwardRequestHeader& header = view.header;
     RETURN_IF_ERROR(CheckCount("ForwardRequest", "num_rows", header.num_rows));
     RETURN_IF_ERROR(CheckCount("ForwardRequest", "top_k", header.top_k));
-    if ((header.flags & ~uint32_t{kActivationsF32 | kReplyF32}) != 0) {
-      return InvalidArgumentF("ForwardRequest flags {:#x}: only bits 0 and 1 have a meaning",
-                              header.flags);
-    }
+    RETURN_IF_ERROR(CheckForwardFlags(header.flags));
     const uint64_t rows = header.num_rows;
     RETURN_IF_ERROR(CheckSize("ForwardRequest", "expert_ids", view.expert_ids.size(), rows,
                               header.top_k, sizeof(uint16_t)));

@@ -48,6 +48,9 @@ struct ForwardResponseHeader {
   uint32_t compute_ns = 0;
 };
 
+// kInvalidArgument when a request's flags have bits without a meaning.
+absl::Status CheckForwardFlags(uint32_t flags);
+
 // Frames of one to three slices. Ids and weights (60 bytes a row at top-10) are copied behind the
 // header; the large payload is the caller's slice, referenced. A reference-counted slice
 // (payload_buffer.h) may be released at once; memory under a static slice must stay unchanged until

@@ -3,11 +3,9 @@
 #include <grpcpp/alarm.h>
 #include <grpcpp/completion_queue.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <deque>
-#include <limits>
 #include <optional>
 #include <set>
 #include <string>
@@ -19,12 +17,15 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/check.h"
 #include "common/base/logging.h"
+#include "common/base/status_macros.h"
 #include "common/base/strings.h"
-#include "common/base/trace_context.h"
 #include "common/rpc/expert_frame.h"
 #include "common/rpc/grpc_status.h"
 #include "common/rpc/payload_buffer.h"
 #include "common/rpc/queue_poller.h"
+#include "common/rpc/shm_ring.h"
+#include "services/expert/server/call_runner.h"
+#include "services/expert/server/ring_server.h"
 
 namespace banyan::expert {
 namespace {
@@ -32,49 +33,36 @@ namespace {
 using SteadyClock = QueuePoller::Clock;
 using NextStatus = grpc::CompletionQueue::NextStatus;
 
-uint32_t ClampedNs(SteadyClock::duration duration) {
-  const int64_t ns = std::chrono::duration_cast<std::chrono::nanoseconds>(duration).count();
-  return static_cast<uint32_t>(std::clamp<int64_t>(ns, 0, std::numeric_limits<uint32_t>::max()));
-}
-
-double Seconds(SteadyClock::duration duration) {
-  return std::chrono::duration<double>(duration).count();
-}
-
 struct Metrics {
   explicit Metrics(MetricsRegistry& registry)
-      : calls(registry.HotCounter("banyan_expert_calls_total", "Expert calls answered.")),
-        rows(registry.HotCounter("banyan_expert_rows_total", "Rows of the calls answered.")),
-        received_bytes(registry.HotCounter("banyan_expert_received_bytes_total",
+      : received_bytes(registry.HotCounter("banyan_expert_received_bytes_total",
                                            "Bytes of the requests received on Forward streams.")),
         sent_bytes(registry.HotCounter("banyan_expert_sent_bytes_total",
                                        "Bytes of the replies sent on Forward streams.")),
-        refused(registry.Counter("banyan_expert_frames_refused_total",
-                                 "Frames that broke a rule and ended their stream.")),
         streams_total(
             registry.Counter("banyan_expert_streams_opened_total", "Forward streams taken.")),
-        streams(registry.Gauge("banyan_expert_streams", "Forward streams open.")),
-        queue(registry.HotHistogram("banyan_expert_call_queue_seconds",
-                                    "From a frame's arrival to the start of its computation.",
-                                    LatencyBuckets())),
-        compute(registry.HotHistogram("banyan_expert_call_compute_seconds",
-                                      "Computation of one expert call.", LatencyBuckets())) {}
+        rings_total(registry.Counter("banyan_expert_shm_rings_opened_total",
+                                     "Streams whose calls come through shared memory.")),
+        streams(registry.Gauge("banyan_expert_streams", "Forward streams open.")) {}
 
-  HotCounter& calls;
-  HotCounter& rows;
   HotCounter& received_bytes;
   HotCounter& sent_bytes;
-  prometheus::Counter& refused;
   prometheus::Counter& streams_total;
+  prometheus::Counter& rings_total;
   prometheus::Gauge& streams;
-  HotHistogram& queue;
-  HotHistogram& compute;
 };
 
 // One Forward stream. An operation in flight is a bit of `pending`; the object dies when none is
 // left after Finish.
 struct Stream {
-  enum Operation : uint32_t { kOpen = 1, kMetadata = 2, kRead = 4, kWrite = 8, kFinish = 16 };
+  enum Operation : uint32_t {
+    kOpen = 1,
+    kMetadata = 2,
+    kRead = 4,
+    kWrite = 8,
+    kFinish = 16,
+    kRing = 32,  // the ring's thread runs
+  };
   struct Tag {
     Stream* stream;
     Operation operation;
@@ -83,7 +71,7 @@ struct Stream {
   grpc::ServerContext context;
   ForwardStreamServer::RawStream rpc{&context};
   Tag open{this, kOpen}, metadata{this, kMetadata}, read{this, kRead}, write{this, kWrite},
-      finish{this, kFinish};
+      finish{this, kFinish}, ring_end{this, kRing};
   uint32_t pending = 0;
   bool finished = false;  // nothing is left but operations in flight
 
@@ -96,11 +84,14 @@ struct Stream {
   bool behind_reply = false;   // it does until held_reply has left
   bool aside = false;          // an earlier one is being answered by the other thread
   bool closed = false;         // by the trunk: none follows
-  std::optional<uint64_t> last_sequence;
+  CallOrigin origin;
   std::optional<ForwardFrameParser> parser;
   PayloadBuffer sums;
   std::optional<grpc::ByteBuffer> held_reply;  // until the previous one has left
-  std::optional<grpc::Status> end;             // likewise
+  std::optional<grpc::Status> end;             // likewise, and until the ring's thread has ended
+
+  grpc::Alarm ring_alarm;
+  std::unique_ptr<RingServer> ring;
 };
 
 }  // namespace
@@ -110,6 +101,7 @@ class ForwardStreamServer::Impl {
   Impl(const Options& options, grpc::ServerBuilder& builder, MetricsRegistry& metrics)
       : options_(options),
         metrics_(metrics),
+        runner_(metrics),
         queue_(builder.AddCompletionQueue()),
         poller_(queue_.get(), absl::ToChronoNanoseconds(options.spin)) {}
 
@@ -121,9 +113,7 @@ class ForwardStreamServer::Impl {
     thread_ = std::thread([this] { Loop(); });
   }
 
-  void SetExecutor(ExpertExecutor* executor) {
-    executor_.store(executor, std::memory_order_release);
-  }
+  void SetExecutor(ExpertExecutor* executor) { runner_.SetExecutor(executor); }
 
   void Drain() {
     absl::MutexLock lock(&mutex_);
@@ -219,6 +209,9 @@ class ForwardStreamServer::Impl {
         break;
       case Stream::kMetadata:
         break;
+      case Stream::kRing:
+        OnRingEnd(stream);
+        break;
       case Stream::kFinish:
         CountStream(-1);
         stream->finished = true;
@@ -263,7 +256,7 @@ class ForwardStreamServer::Impl {
     metrics_.streams_total.Increment();
     CountStream(+1);
     if (!stopping_) RequestStream();
-    ExpertExecutor* executor = executor_.load(std::memory_order_acquire);
+    const ExpertExecutor* executor = runner_.executor();
     if (draining_) {
       End(stream, Draining());
     } else if (executor == nullptr) {
@@ -273,13 +266,52 @@ class ForwardStreamServer::Impl {
           StatusF(absl::StatusCode::kResourceExhausted,
                   "{} Forward streams are open, the most this host serves", options_.max_streams));
     } else {
+      stream->origin.peer = stream->context.peer();
       stream->parser.emplace(executor->geometry().hidden_size);
+      OpenRing(stream, executor->geometry());
       // Tells the trunk that the stream is served, before its first call.
       stream->context.AddInitialMetadata(kForwardMetadataKey,
                                          std::to_string(kForwardProtocolVersion));
       stream->pending |= Stream::kMetadata;
       stream->rpc.SendInitialMetadata(&stream->metadata);
       Read(stream);
+    }
+  }
+
+  // Where the trunk offers shared memory and this host can open it.
+  void OpenRing(Stream* stream, const ShardGeometry& geometry) {
+    const auto& metadata = stream->context.client_metadata();
+    const auto offer = metadata.find(kShmRingMetadataKey);
+    if (offer == metadata.end()) return;
+    const auto u32 = [](int32_t value) { return static_cast<uint32_t>(value); };
+    absl::StatusOr<std::unique_ptr<ShmRingHost>> ring =
+        ShmRingHost::Open({offer->second.data(), offer->second.size()},
+                          {u32(geometry.max_rows), u32(geometry.max_top_k),
+                           u32(geometry.hidden_size)});
+    if (!ring.ok()) {
+      LogInfo("shm_ring_not_opened",
+              {{"peer", stream->origin.peer}, {"reason", ring.status().message()}});
+      return;
+    }
+    metrics_.rings_total.Increment();
+    stream->context.AddInitialMetadata(kShmRingMetadataKey, "open");
+    stream->pending |= Stream::kRing;
+    stream->ring = std::make_unique<RingServer>(
+        RingServer::Options{.spin = options_.spin,
+                            .received_bytes = &metrics_.received_bytes,
+                            .sent_bytes = &metrics_.sent_bytes},
+        *std::move(ring), stream->origin.peer, &runner_, [this, stream] {
+          stream->ring_alarm.Set(queue_.get(), gpr_now(GPR_CLOCK_MONOTONIC), &stream->ring_end);
+        });
+  }
+
+  void OnRingEnd(Stream* stream) {
+    const absl::Status status = stream->ring->status();
+    stream->ring.reset();
+    if (!stream->end.has_value()) {
+      End(stream, status);
+    } else if ((stream->pending & Stream::kWrite) == 0) {
+      Finish(stream);
     }
   }
 
@@ -361,9 +393,6 @@ class ForwardStreamServer::Impl {
 
   void OnAnswer(Stream* stream, absl::StatusOr<grpc::ByteBuffer> reply) {
     if (!reply.ok()) {
-      metrics_.refused.Increment();
-      LogWarning("forward_refused",
-                 {{"peer", stream->context.peer()}, {"reason", reply.status().message()}});
       End(stream, reply.status());
       return;
     }
@@ -393,82 +422,35 @@ class ForwardStreamServer::Impl {
       const grpc::ByteBuffer reply = *std::exchange(stream->held_reply, std::nullopt);
       Write(stream, reply);
       if (std::exchange(stream->behind_reply, false)) waiting_.push_back(stream);
-    } else if (stream->end.has_value()) {
+    } else if (stream->end.has_value() && stream->ring == nullptr) {
       Finish(stream);
     }
   }
 
   absl::StatusOr<grpc::ByteBuffer> Answer(Stream* stream, const Stream::Request& request) {
-    absl::StatusOr<ForwardRequestView> parsed = stream->parser->ParseRequest(request.frame);
-    if (!parsed.ok()) return parsed.status();
-    const ForwardRequestHeader& header = parsed->header;
-    ExpertExecutor* executor = executor_.load(std::memory_order_acquire);
-    const ShardGeometry& geometry = executor->geometry();
-    if (stream->last_sequence.has_value() && header.sequence <= *stream->last_sequence) {
-      return InvalidArgumentF("ForwardRequest sequence {} after {}: expected it to grow",
-                              header.sequence, *stream->last_sequence);
+    const absl::StatusOr<ForwardRequestView> parsed = stream->parser->ParseRequest(request.frame);
+    if (!parsed.ok()) {
+      runner_.CountRefused(stream->origin, parsed.status());
+      return parsed.status();
     }
-    stream->last_sequence = header.sequence;
-    // Checked here as well as in Run: the reply's memory follows from the row count.
-    if (header.num_rows > static_cast<uint32_t>(geometry.max_rows)) {
-      return InvalidArgumentF("ForwardRequest num_rows {}: expected 1 to {}", header.num_rows,
-                              geometry.max_rows);
-    }
-    if (header.layer > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
-      return InvalidArgumentF("ForwardRequest layer {}: expected 0 to {}", header.layer,
-                              geometry.num_layers - 1);
-    }
-    const bool reply_f32 = (header.flags & kReplyF32) != 0;
-    const size_t reply_bytes =
-        size_t{header.num_rows} * static_cast<size_t>(geometry.hidden_size) * (reply_f32 ? 4 : 2);
-    ExpertCall call{.layer = static_cast<int32_t>(header.layer),
-                    .num_rows = static_cast<int32_t>(header.num_rows),
-                    .top_k = static_cast<int32_t>(header.top_k),
-                    .expert_ids = parsed->expert_ids.data(),
-                    .weights = parsed->weights.data(),
-                    .activations = parsed->activations.data(),
-                    .activation_type = (header.flags & kActivationsF32) != 0
-                                           ? ActivationType::kF32
-                                           : ActivationType::kBF16,
-                    .out = stream->sums.Prepare(reply_bytes).data(),
-                    .reply_type = reply_f32 ? ActivationType::kF32 : ActivationType::kBF16};
-    const SteadyClock::time_point start = SteadyClock::now();
-    if (absl::Status status = executor->Run(call); !status.ok()) return status;
-    const SteadyClock::time_point done = SteadyClock::now();
-
-    if (!parsed->trace.empty()) LogJoined(stream, *parsed);
-    metrics_.calls.Increment();
-    metrics_.rows.Increment(header.num_rows);
-    metrics_.queue.Observe(Seconds(start - request.arrival));
-    metrics_.compute.Observe(Seconds(done - start));
-    return MakeForwardResponse({.sequence = header.sequence,
-                                .num_rows = header.num_rows,
-                                .flags = header.flags & kReplyF32,
-                                .queue_ns = ClampedNs(start - request.arrival),
-                                .compute_ns = ClampedNs(done - start)},
-                               stream->sums.Share(reply_bytes));
+    size_t reply_bytes = 0;
+    ASSIGN_OR_RETURN(const ForwardResponseHeader answer,
+                     runner_.Run(*parsed, request.arrival, &stream->origin, [&](size_t bytes) {
+                       reply_bytes = bytes;
+                       return stream->sums.Prepare(bytes).data();
+                     }));
+    return MakeForwardResponse(answer, stream->sums.Share(reply_bytes));
   }
 
-  // A line for every request that the trunk says has joined; the parser has checked the names.
-  static void LogJoined(const Stream* stream, const ForwardRequestView& request) {
-    if (!LogEnabled(LogLevel::kInfo)) return;
-    const absl::StatusOr<std::vector<TraceEntry>> entries = ParseTrace(request.trace);
-    CHECK(entries.ok());
-    for (const TraceEntry& entry : *entries) {
-      LogInfo("request_joined", {{"request_id", entry.request_id},
-                                 {"trace_id", LogValue::NonEmpty(TraceId(entry.traceparent))},
-                                 {"step", request.header.step},
-                                 {"layer", request.header.layer},
-                                 {"attempt", request.header.attempt},
-                                 {"peer", stream->context.peer()}});
-    }
-  }
-
-  // Ends the stream once its last reply has left.
+  // Ends the stream once its last reply has left, and the ring has answered.
   void End(Stream* stream, const absl::Status& status) {
     if (stream->end.has_value()) return;
     stream->end = ToGrpc(status);
-    if ((stream->pending & Stream::kWrite) == 0) Finish(stream);
+    if (stream->ring != nullptr) {
+      stream->ring->Close();
+    } else if ((stream->pending & Stream::kWrite) == 0) {
+      Finish(stream);
+    }
   }
 
   void Finish(Stream* stream) {
@@ -502,6 +484,7 @@ class ForwardStreamServer::Impl {
 
   const Options options_;
   Metrics metrics_;
+  CallRunner runner_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   QueuePoller poller_;
   absl::Mutex mutex_;  // Drain and Stop
@@ -512,7 +495,6 @@ class ForwardStreamServer::Impl {
   Stream::Tag answered_{nullptr, Stream::kOpen};
   grpc::Alarm answered_alarm_;
   RequestForward request_;
-  std::atomic<ExpertExecutor*> executor_{nullptr};
   std::atomic<bool> draining_{false};
   bool stopped_ = false;
   std::thread thread_;

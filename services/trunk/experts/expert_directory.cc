@@ -14,6 +14,7 @@
 #include "common/base/strings.h"
 #include "common/rpc/channel_settings.h"
 #include "common/rpc/grpc_status.h"
+#include "common/rpc/shm_ring.h"
 #include "proto/expert/v1/expert.grpc.pb.h"
 
 namespace banyan::trunk {
@@ -231,7 +232,10 @@ class ExpertDirectory::Impl {
   void PollStreams(std::vector<int32_t>& expired) ABSL_LOCKS_EXCLUDED(mutex_) {
     if (!links_->TryTakeTurn()) return;
     bool any = true;
-    while (any) links_->Poll(&any);
+    while (any) {
+      // An answer to a call that is over.
+      if (ExpertStream* stream = links_->Poll(&any); stream != nullptr) stream->TakeReply();
+    }
     for (int32_t replica : expired) {
       const ExpertStream* stream = links_->stream(replica);
       if (stream != nullptr && stream->state() == ExpertStream::State::kOpening) {
@@ -322,6 +326,21 @@ class ExpertDirectory::Impl {
     }
   }
 
+  // Memory to offer to a host that may be on this machine.
+  std::unique_ptr<ShmRingCaller> NewRing(const Replica& replica) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!options_.shared_memory || replica.address.rfind("unix:", 0) != 0) return nullptr;
+    const expert::v1::DescribeResponse& host =
+        shards_[static_cast<size_t>(replica.shard)].host->description;
+    auto ring = ShmRingCaller::Create({.max_rows = host.max_rows(),
+                                       .max_top_k = host.max_top_k(),
+                                       .hidden_size = host.hidden_size()});
+    if (ring.ok()) return *std::move(ring);
+    LogWarning("shm_ring_not_made",
+               {{"address", replica.address}, {"reason", ring.status().message()}});
+    return nullptr;
+  }
+
   void OpenDescribed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const Clock::time_point patience =
         Clock::now() + absl::ToChronoNanoseconds(options_.connect_timeout);
@@ -330,7 +349,7 @@ class ExpertDirectory::Impl {
       if (replica.phase != Phase::kDescribed) continue;
       replica.phase = Phase::kOpening;
       replica.next = patience;
-      links_->Open(static_cast<int32_t>(r), std::move(replica.channel));
+      links_->Open(static_cast<int32_t>(r), std::move(replica.channel), NewRing(replica));
     }
   }
 

@@ -34,6 +34,8 @@ class ExpertDirectory {
     absl::Duration connect_timeout = absl::Seconds(2);      // to connect and to describe; to open
     // How long a waiting call polls before it sleeps in the kernel: above the time of most calls.
     absl::Duration spin = absl::Milliseconds(2);
+    // Calls to hosts at unix: addresses go through shared memory where that can be had.
+    bool shared_memory = true;
   };
 
   struct ReplicaInfo {

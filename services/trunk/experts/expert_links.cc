@@ -1,6 +1,7 @@
 #include "services/trunk/experts/expert_links.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "common/base/check.h"
@@ -13,14 +14,17 @@ using NextStatus = grpc::CompletionQueue::NextStatus;
 ExpertLinks::ExpertLinks(int32_t num_replicas, absl::Duration spin, Listener listener)
     : listener_(std::move(listener)),
       poller_(&queue_, absl::ToChronoNanoseconds(spin)),
+      spin_(absl::ToChronoNanoseconds(spin)),
       streams_(static_cast<size_t>(num_replicas)) {}
 
 ExpertLinks::~ExpertLinks() {
   const absl::Status stopped = absl::CancelledError("the trunk stops");
   for (auto& stream : streams_) {
-    if (stream == nullptr) continue;
-    stream->Cancel(stopped);
-    buried_.push_back(std::move(stream));
+    if (stream != nullptr) stream->Cancel(stopped);
+  }
+  if (event_.has_value()) Handle(*event_);
+  for (auto& stream : streams_) {
+    if (stream != nullptr) buried_.push_back(std::move(stream));
   }
   void* tag;
   bool ok;
@@ -34,9 +38,10 @@ ExpertLinks::~ExpertLinks() {
   while (queue_.Next(&tag, &ok)) continue;
 }
 
-void ExpertLinks::Open(int32_t replica, std::shared_ptr<grpc::Channel> channel) {
+void ExpertLinks::Open(int32_t replica, std::shared_ptr<grpc::Channel> channel,
+                       std::unique_ptr<ShmRingCaller> ring) {
   absl::MutexLock lock(&requests_mutex_);
-  requests_.push_back({replica, std::move(channel)});
+  requests_.push_back({replica, std::move(channel), std::move(ring)});
   has_requests_.store(true, std::memory_order_release);
 }
 
@@ -47,31 +52,81 @@ void ExpertLinks::Adopt() {
     requests.swap(requests_);
     has_requests_.store(false, std::memory_order_relaxed);
   }
-  for (const Request& request : requests) {
+  for (Request& request : requests) {
     auto& stream = streams_[static_cast<size_t>(request.replica)];
     CHECK(stream == nullptr);
-    stream = std::make_unique<ExpertStream>(request.replica, request.channel, &queue_);
+    stream = std::make_unique<ExpertStream>(request.replica, request.channel, &queue_,
+                                            std::move(request.ring));
   }
 }
 
+ExpertStream* ExpertLinks::RingAnswer() {
+  for (const auto& stream : streams_) {
+    if (stream != nullptr && stream->RingAnswered()) return stream.get();
+  }
+  return nullptr;
+}
+
+// One that waits for an answer there.
+ExpertStream* ExpertLinks::RingAwaited() {
+  for (const auto& stream : streams_) {
+    if (stream != nullptr && stream->ring() != nullptr && !stream->awaited().empty()) {
+      return stream.get();
+    }
+  }
+  return nullptr;
+}
+
+bool ExpertLinks::PollQueue() {
+  QueueEvent event = {};
+  if (poller_.Poll(&event.tag, &event.ok) != grpc::CompletionQueue::GOT_EVENT) return false;
+  event_ = event;
+  return true;
+}
+
 ExpertStream* ExpertLinks::Next(Clock::time_point deadline, bool* any) {
-  if (has_requests_.load(std::memory_order_acquire)) Adopt();
-  void* tag = nullptr;
-  bool ok = false;
-  *any = poller_.Next(&tag, &ok, deadline) == grpc::CompletionQueue::GOT_EVENT;
-  return *any ? Handle(tag, ok) : nullptr;
+  if (ExpertStream* stream = Poll(any); *any) return stream;
+  ExpertStream* const awaited = RingAwaited();
+  if (awaited == nullptr) {
+    QueueEvent event = {};
+    *any = poller_.Next(&event.tag, &event.ok, deadline) == grpc::CompletionQueue::GOT_EVENT;
+    return *any ? Handle(event) : nullptr;
+  }
+  // Answers come in memory, everything else by the queue: both are looked at, the memory closely.
+  // Asleep, the queue is looked at now and then; it tells only of streams that come and go.
+  constexpr int kLooksPerPoll = 16;
+  constexpr std::chrono::microseconds kNap(500);
+  int looks = 0;
+  const auto look = [&] {
+    return LookForAMicrosecond([this] { return RingAnswer() != nullptr; }) ||
+           (++looks % kLooksPerPoll == 0 && PollQueue());
+  };
+  if (!spin_.Until(deadline, look)) {
+    while (Clock::now() < deadline && RingAnswer() == nullptr && !PollQueue()) {
+      awaited->ring()->Wait(std::min<Clock::duration>(kNap, deadline - Clock::now()));
+    }
+  }
+  return Poll(any);
 }
 
 ExpertStream* ExpertLinks::Poll(bool* any) {
   if (has_requests_.load(std::memory_order_acquire)) Adopt();
-  void* tag = nullptr;
-  bool ok = false;
-  *any = poller_.Poll(&tag, &ok) == grpc::CompletionQueue::GOT_EVENT;
-  return *any ? Handle(tag, ok) : nullptr;
+  ExpertStream* answered = RingAnswer();
+  if (answered == nullptr && (event_.has_value() || PollQueue())) {
+    // It may be the end of a stream whose last answers are there.
+    answered = RingAnswer();
+    if (answered == nullptr) {
+      *any = true;
+      return Handle(*std::exchange(event_, std::nullopt));
+    }
+  }
+  *any = answered != nullptr;
+  return answered;
 }
 
-ExpertStream* ExpertLinks::Handle(void* tag, bool ok) {
-  const ExpertStream::Event event = *static_cast<const ExpertStream::Event*>(tag);
+ExpertStream* ExpertLinks::Handle(const QueueEvent& from_queue) {
+  const bool ok = from_queue.ok;
+  const ExpertStream::Event event = *static_cast<const ExpertStream::Event*>(from_queue.tag);
   ExpertStream* stream = event.stream;
   switch (stream->OnEvent(event.operation, ok)) {
     case ExpertStream::News::kReply:

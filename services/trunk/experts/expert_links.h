@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -15,6 +16,8 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/rpc/queue_poller.h"
+#include "common/rpc/shm_ring.h"
+#include "common/rpc/yielding_spin.h"
 #include "services/trunk/experts/expert_stream.h"
 
 namespace banyan::trunk {
@@ -35,8 +38,10 @@ class ExpertLinks {
   ExpertLinks(const ExpertLinks&) = delete;
   ExpertLinks& operator=(const ExpertLinks&) = delete;
 
-  // Opens a stream at the next poll; the replica must have none. Thread-safe.
-  void Open(int32_t replica, std::shared_ptr<grpc::Channel> channel);
+  // Opens a stream at the next poll; the replica must have none. `ring`: memory to offer, or
+  // nullptr. Thread-safe.
+  void Open(int32_t replica, std::shared_ptr<grpc::Channel> channel,
+            std::unique_ptr<ShmRingCaller> ring);
 
   // Taken and given back by the same thread. Not recursive.
   void TakeTurn() ABSL_EXCLUSIVE_LOCK_FUNCTION(turn_) { turn_.Lock(); }
@@ -58,14 +63,23 @@ class ExpertLinks {
   struct Request {
     int32_t replica;
     std::shared_ptr<grpc::Channel> channel;
+    std::unique_ptr<ShmRingCaller> ring;
+  };
+  struct QueueEvent {
+    void* tag;
+    bool ok;
   };
   void Adopt();
-  ExpertStream* Handle(void* tag, bool ok);
+  bool PollQueue();
+  ExpertStream* RingAnswer();
+  ExpertStream* RingAwaited();
+  ExpertStream* Handle(const QueueEvent& event);
   void Bury(int32_t replica);
 
   const Listener listener_;
   grpc::CompletionQueue queue_;
   QueuePoller poller_;
+  YieldingSpin spin_;
 
   absl::Mutex requests_mutex_;
   std::vector<Request> requests_ ABSL_GUARDED_BY(requests_mutex_);
@@ -75,6 +89,7 @@ class ExpertLinks {
   // turn:
   std::vector<std::unique_ptr<ExpertStream>> streams_;  // by replica
   std::vector<std::unique_ptr<ExpertStream>> buried_;   // over, events still to come
+  std::optional<QueueEvent> event_;                     // taken from the queue, not handled yet
 };
 
 }  // namespace banyan::trunk

@@ -13,8 +13,12 @@ constexpr char kMethod[] = "/banyan.expert.v1.Experts/Forward";
 }  // namespace
 
 ExpertStream::ExpertStream(int32_t replica, const std::shared_ptr<grpc::Channel>& channel,
-                           grpc::CompletionQueue* queue)
-    : replica_(replica), stub_(channel), rpc_(stub_.PrepareCall(&context_, kMethod, queue)) {
+                           grpc::CompletionQueue* queue, std::unique_ptr<ShmRingCaller> ring)
+    : replica_(replica),
+      stub_(channel),
+      rpc_(stub_.PrepareCall(&context_, kMethod, queue)),
+      ring_(std::move(ring)) {
+  if (ring_ != nullptr) context_.AddMetadata(kShmRingMetadataKey, ring_->offer());
   for (int i = 0; i < 5; ++i) events_[i] = {this, static_cast<Operation>(i)};
   rpc_->StartCall(Begin(Operation::kStart));
 }
@@ -25,10 +29,20 @@ void* ExpertStream::Begin(Operation operation) {
   return &events_[static_cast<size_t>(operation)];
 }
 
-void ExpertStream::Send(const grpc::ByteBuffer& frame, uint64_t sequence) {
+void ExpertStream::Await(uint64_t sequence) {
   CHECK(MaySend() && sequence > last_sequence_);
   last_sequence_ = sequence;
   awaited_[num_awaited_++] = sequence;
+}
+
+void ExpertStream::Post(const ForwardRequestHeader& header, std::span<const uint16_t> expert_ids,
+                        std::span<const float> weights, std::string_view trace) {
+  Await(header.sequence);
+  ring_->Post(header, expert_ids, weights, trace);
+}
+
+void ExpertStream::Send(const grpc::ByteBuffer& frame, uint64_t sequence) {
+  Await(sequence);
   if ((pending_ & Bit(Operation::kWrite)) != 0) {
     held_ = frame;
     return;
@@ -45,12 +59,22 @@ bool ExpertStream::Awaits(uint64_t sequence) const {
   return std::find(awaited().begin(), awaited().end(), sequence) != awaited().end();
 }
 
-void ExpertStream::OnReply() {
+uint64_t ExpertStream::TakeAwaited() {
   CHECK(num_awaited_ > 0);
-  arrived_ = {std::move(reply_), awaited_[0]};
-  reply_.Clear();
+  const uint64_t sequence = awaited_[0];
   std::copy(awaited_.begin() + 1, awaited_.end(), awaited_.begin());
   --num_awaited_;
+  return sequence;
+}
+
+ExpertStream::Reply ExpertStream::TakeReply() {
+  if (!RingAnswered()) return std::exchange(arrived_, {});
+  return {.frame = {}, .in_ring = ring_->TakeAnswer(), .sequence = TakeAwaited()};
+}
+
+void ExpertStream::OnReply() {
+  arrived_ = {.frame = std::move(reply_), .in_ring = {}, .sequence = TakeAwaited()};
+  reply_.Clear();
   // Of a call that is still held: its own Write comes first.
   if (num_awaited_ > (held_.has_value() ? 1 : 0)) PostRead();
 }
@@ -69,6 +93,13 @@ ExpertStream::News ExpertStream::OnEvent(Operation operation, bool ok) {
         return News::kNone;
       }
       state_ = State::kReady;
+      ring_opened_ = ring_ != nullptr &&
+                     context_.GetServerInitialMetadata().count(kShmRingMetadataKey) != 0;
+      if (ring_opened_) {
+        ring_->CloseFile();
+      } else {
+        ring_.reset();
+      }
       return News::kReady;
     case Operation::kWrite:  // when it failed the status follows
       if (ok && state_ == State::kReady && held_.has_value()) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -37,6 +38,7 @@ struct ShardMetrics {
   HotHistogram& compute;
   HotHistogram& transport;
   HotCounter& rows;
+  HotCounter& shm_calls;
   HotCounter& sent_bytes;
   HotCounter& received_bytes;
   prometheus::Counter& failures;
@@ -52,6 +54,8 @@ struct ShardMetrics {
         transport(Phase(registry, labels, "transport")),
         rows(
             registry.HotCounter("banyan_trunk_expert_rows_total", "Rows sent to experts.", labels)),
+        shm_calls(registry.HotCounter("banyan_trunk_expert_shm_calls_total",
+                                      "Expert calls sent through shared memory.", labels)),
         sent_bytes(registry.HotCounter("banyan_trunk_expert_sent_bytes_total",
                                        "Bytes of expert calls sent.", labels)),
         received_bytes(registry.HotCounter("banyan_trunk_expert_received_bytes_total",
@@ -221,14 +225,12 @@ class GrpcTransport::Impl {
   }
 
   absl::Status Collect(UnderWay& batch, float* out) {
-    std::memset(out, 0,
-                static_cast<size_t>(batch.batch.num_rows) * static_cast<size_t>(hidden_size_) *
-                    sizeof(float));
     size_t added = 0;
+    bool written = false;
     while (true) {
       // In shard order, each as soon as those before it are there.
       for (; added < batch.calls.size() && batch.calls[added]->done; ++added) {
-        Add(batch, *batch.calls[added], out);
+        Add(batch, *batch.calls[added], &written, out);
       }
       if (added == batch.calls.size()) break;
       bool any = false;
@@ -236,22 +238,45 @@ class GrpcTransport::Impl {
       if (stream != nullptr && OnReply(stream)) continue;
       RETURN_IF_ERROR(CheckCalls());
     }
+    if (!written) std::memset(out, 0, OutBytes(batch));
     return absl::OkStatus();
   }
 
-  // gRPC may hold the bytes longer than the batch lives, when a replica hangs: what does not lie in
-  // memory that waits for it is copied, once.
+  size_t OutBytes(const UnderWay& batch) const {
+    return static_cast<size_t>(batch.batch.num_rows) * static_cast<size_t>(hidden_size_) *
+           sizeof(float);
+  }
+
   void PrepareActivations(UnderWay& next) {
-    const size_t bytes = static_cast<size_t>(next.batch.num_rows) * RowBytes(next.batch);
-    if (lent_.has_value() && next.batch.activations == lent_->taken()) {
-      next.source = lent_->taken();
-      next.shared_slice = lent_->Share(bytes);
-      return;
+    next.source = static_cast<const std::byte*>(next.batch.activations);
+    next.shared_slice = lent_.has_value() && next.source == lent_->taken()
+                            ? lent_->Share(ActivationBytes(next))
+                            : grpc::Slice();
+  }
+
+  size_t ActivationBytes(const UnderWay& batch) const {
+    return static_cast<size_t>(batch.batch.num_rows) * RowBytes(batch.batch);
+  }
+
+  // For a frame. gRPC may hold the bytes longer than the batch lives, when a replica hangs: what
+  // does not lie in memory that waits for it is copied, once.
+  const grpc::Slice& FrameActivations(UnderWay& batch, Call& call) {
+    if (call.activations.size() > 0) return call.activations;
+    const DispatchPlan::ShardRows& rows = batch.rows(call);
+    if (!rows.all_rows) {
+      const size_t row_bytes = RowBytes(batch.batch);
+      const size_t bytes = static_cast<size_t>(rows.num_rows) * row_bytes;
+      GatherRows(rows, batch.source, row_bytes, call.gathered.Prepare(bytes).data());
+      call.activations = call.gathered.Share(bytes);
+      return call.activations;
     }
-    std::byte* to = next.shared.Prepare(bytes).data();
-    std::memcpy(to, next.batch.activations, bytes);
-    next.source = to;
-    next.shared_slice = next.shared.Share(bytes);
+    if (batch.shared_slice.size() == 0) {
+      const size_t bytes = ActivationBytes(batch);
+      std::memcpy(batch.shared.Prepare(bytes).data(), batch.source, bytes);
+      batch.shared_slice = batch.shared.Share(bytes);
+    }
+    call.activations = batch.shared_slice;
+    return call.activations;
   }
 
   size_t RowBytes(const Batch& batch) const {
@@ -272,14 +297,7 @@ class GrpcTransport::Impl {
       call.trace = batch.batch.trace;
       shard.traced_step = batch.batch.step_id;
     }
-    if (rows.all_rows) {
-      call.activations = batch.shared_slice;
-    } else {
-      const size_t row_bytes = RowBytes(batch.batch);
-      const size_t bytes = static_cast<size_t>(rows.num_rows) * row_bytes;
-      GatherRows(rows, batch.source, row_bytes, call.gathered.Prepare(bytes).data());
-      call.activations = call.gathered.Share(bytes);
-    }
+    call.activations = grpc::Slice();
     const int32_t to_compute = rows.num_rows + RowsBefore(batch, shard);
     call.start = now;
     call.resend_at = now + Limit(options_.resend_after, options_.resend_after_per_row, to_compute);
@@ -331,28 +349,47 @@ class GrpcTransport::Impl {
       if (std::find(call.asked.begin(), call.asked.end(), replica) != call.asked.end()) continue;
       ExpertStream* stream = links_.stream(replica);
       if (!IsFree(stream)) continue;
-      const DispatchPlan::ShardRows& rows = batch.rows(call);
-      const bool f32 = batch.batch.activations_dtype == DType::kF32;
-      const uint32_t flags =
-          (f32 ? uint32_t{kActivationsF32} : 0u) | (options_.reply_f32 ? uint32_t{kReplyF32} : 0u);
-      const uint64_t sequence = ++last_sequence_;
-      const grpc::ByteBuffer frame =
-          MakeForwardRequest({.sequence = sequence,
-                              .step = static_cast<uint64_t>(batch.batch.step_id),
-                              .layer = static_cast<uint32_t>(batch.batch.layer),
-                              .num_rows = static_cast<uint32_t>(rows.num_rows),
-                              .top_k = static_cast<uint32_t>(batch.batch.top_k),
-                              .flags = flags,
-                              .attempt = static_cast<uint32_t>(call.asked.size())},
-                             rows.expert_ids, rows.weights, call.activations, call.trace);
-      stream->Send(frame, sequence);
-      call.attempts.push_back({replica, sequence, now});
+      Send(batch, call, stream);
+      call.attempts.push_back({replica, last_sequence_, now});
       call.asked.push_back(replica);
-      call.shard->metrics.rows.Increment(rows.num_rows);
-      call.shard->metrics.sent_bytes.Increment(static_cast<double>(frame.Length()));
+      call.shard->metrics.rows.Increment(batch.rows(call).num_rows);
       return true;
     }
     return false;
+  }
+
+  void Send(UnderWay& batch, Call& call, ExpertStream* stream) {
+    const DispatchPlan::ShardRows& rows = batch.rows(call);
+    const bool f32 = batch.batch.activations_dtype == DType::kF32;
+    const ForwardRequestHeader header = {
+        .sequence = ++last_sequence_,
+        .step = static_cast<uint64_t>(batch.batch.step_id),
+        .layer = static_cast<uint32_t>(batch.batch.layer),
+        .num_rows = static_cast<uint32_t>(rows.num_rows),
+        .top_k = static_cast<uint32_t>(batch.batch.top_k),
+        .flags = (f32 ? uint32_t{kActivationsF32} : 0u) |
+                 (options_.reply_f32 ? uint32_t{kReplyF32} : 0u),
+        .attempt = static_cast<uint32_t>(call.asked.size())};
+    ShardMetrics& metrics = call.shard->metrics;
+    if (ShmRingCaller* ring = stream->ring(); ring != nullptr) {
+      const size_t row_bytes = RowBytes(batch.batch);
+      const size_t bytes = static_cast<size_t>(rows.num_rows) * row_bytes;
+      if (rows.all_rows) {
+        std::memcpy(ring->Rows(), batch.source, bytes);
+      } else {
+        GatherRows(rows, batch.source, row_bytes, ring->Rows());
+      }
+      stream->Post(header, rows.expert_ids, rows.weights, call.trace);
+      metrics.shm_calls.Increment();
+      metrics.sent_bytes.Increment(static_cast<double>(bytes) +
+                                   static_cast<double>(std::span(rows.expert_ids).size_bytes()) +
+                                   static_cast<double>(std::span(rows.weights).size_bytes()));
+      return;
+    }
+    const grpc::ByteBuffer frame = MakeForwardRequest(
+        header, rows.expert_ids, rows.weights, FrameActivations(batch, call), call.trace);
+    stream->Send(frame, header.sequence);
+    metrics.sent_bytes.Increment(static_cast<double>(frame.Length()));
   }
 
   // A stream still waits for the answer to a call that is over; it may come back in time.
@@ -380,8 +417,7 @@ class GrpcTransport::Impl {
       const auto attempt = std::find_if(call.attempts.begin(), call.attempts.end(), is_its);
       if (found || attempt == call.attempts.end()) return absl::OkStatus();
       found = true;
-      call.shard->metrics.received_bytes.Increment(static_cast<double>(reply.frame.Length()));
-      absl::Status status = Accept(batch, call, *attempt, reply.frame);
+      absl::Status status = Accept(batch, call, *attempt, reply);
       if (status.ok()) {
         call.attempts.clear();  // other attempts are late from now on
       } else {
@@ -403,8 +439,14 @@ class GrpcTransport::Impl {
   }
 
   absl::Status Accept(const UnderWay& batch, Call& call, const Attempt& attempt,
-                      const grpc::ByteBuffer& frame) {
-    ASSIGN_OR_RETURN(call.reply, call.parser.ParseResponse(frame));
+                      const ExpertStream::Reply& reply) {
+    if (reply.in_ring.has_value()) {
+      call.reply = *reply.in_ring;
+    } else {
+      ASSIGN_OR_RETURN(call.reply, call.parser.ParseResponse(reply.frame));
+    }
+    call.shard->metrics.received_bytes.Increment(
+        static_cast<double>(call.reply.partial_sums.size()));
     const ForwardResponseHeader& header = call.reply.header;
     const auto expected_rows = static_cast<uint32_t>(batch.rows(call).num_rows);
     const uint32_t expected_flags = options_.reply_f32 ? uint32_t{kReplyF32} : 0u;
@@ -428,13 +470,21 @@ class GrpcTransport::Impl {
     return absl::OkStatus();
   }
 
-  void Add(const UnderWay& batch, const Call& call, float* out) const {
+  // *written: out holds sums, not what was there before.
+  void Add(const UnderWay& batch, const Call& call, bool* written, float* out) const {
     const DispatchPlan::ShardRows& rows = batch.rows(call);
     if (rows.num_rows == 0) return;
+    const std::span<const std::byte> sums = call.reply.partial_sums;
+    const bool first = !std::exchange(*written, true);
+    if (first && rows.all_rows && options_.reply_f32) {
+      std::memcpy(out, sums.data(), sums.size());
+      return;
+    }
+    if (first) std::memset(out, 0, OutBytes(batch));
     if (options_.reply_f32) {
-      AddPartialRowsF32(rows, call.reply.partial_sums.data(), hidden_size_, out);
+      AddPartialRowsF32(rows, sums.data(), hidden_size_, out);
     } else {
-      AddPartialRowsBF16(rows, call.reply.partial_sums.data(), hidden_size_, out);
+      AddPartialRowsBF16(rows, sums.data(), hidden_size_, out);
     }
   }
 
