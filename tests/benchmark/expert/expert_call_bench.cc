@@ -1,10 +1,11 @@
 // Round trip of an expert call between two processes: the trunk's transport against the expert's
 // data plane, beside a raw-socket ping-pong of the same bytes. The server reads every byte of the
-// request and writes every byte of the reply; it computes nothing.
+// request and writes every byte of the reply; it computes nothing. Calls are gRPC frames over tcp
+// and unix; shm: through memory that both share, beside a Unix socket.
 // Figures are medians over rounds; "above raw" is the median difference to the raw socket's p50 of
 // the same round.
-//   expert_call_bench [--rounds N] [--seconds S] [--transport tcp,unix] [--shards 1,2,4] [--output
-//   text|json]
+//   expert_call_bench [--rounds N] [--seconds S] [--transport tcp,unix,shm] [--shards 1,2,4]
+//   [--output text|json]
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -47,7 +48,7 @@ struct Settings {
   double spin_us = 1000;
   bool plain_server = false;
   int rounds = 5;
-  std::vector<std::string> transports = {"tcp", "unix"};
+  std::vector<std::string> transports = {"tcp", "unix", "shm"};
   std::vector<int32_t> shards = {1, 2, 4};
   std::vector<int32_t> rows = {1, 4, 16, 64, 512};
 };
@@ -119,10 +120,10 @@ struct Types {
   bool reply_f32;
   bool lent = false;
 };
-constexpr Types kTypes[] = {{"gRPC, bf16", DType::kBF16, false},
-                            {"gRPC, bf16 there", DType::kBF16, true},
+constexpr Types kTypes[] = {{"call, bf16", DType::kBF16, false},
+                            {"call, bf16 there", DType::kBF16, true},
                             {"the same, lent", DType::kBF16, true, true},
-                            {"gRPC, f32", DType::kF32, true}};
+                            {"call, f32", DType::kF32, true}};
 
 struct Figures {
   double p50_us, p99_us, min_us, token_ms;  // token: 48 calls in sequence, median
@@ -252,7 +253,7 @@ class Bench {
       for (int round = 0; round < settings_.rounds; ++round) {
         RunRaw(transport);
         for (int32_t shards : settings_.shards) {
-          for (const Types& types : kTypes) RunGrpc(transport, shards, types);
+          for (const Types& types : kTypes) RunCalls(transport, shards, types);
         }
       }
     }
@@ -275,7 +276,7 @@ class Bench {
     }
   }
 
-  void RunGrpc(const std::string& transport, int32_t shards, const Types& types) {
+  void RunCalls(const std::string& transport, int32_t shards, const Types& types) {
     std::vector<std::unique_ptr<SelfProcess>> servers;
     trunk::ExpertDirectory::Options options;
     for (int32_t s = 0; s < shards; ++s) {
@@ -295,10 +296,11 @@ class Bench {
                      .max_rows = kMaxRows};
     for (int32_t i = 0; i < kSequence; ++i) options.model.moe_layers.push_back(i);
     options.spin = absl::Microseconds(settings_.spin_us);
-    RunGrpc(transport, options, types);
+    options.shared_memory = transport == "shm";
+    RunCalls(transport, options, types);
   }
 
-  void RunGrpc(const std::string& transport, const trunk::ExpertDirectory::Options& options,
+  void RunCalls(const std::string& transport, const trunk::ExpertDirectory::Options& options,
                const Types& types) {
     const auto shards = static_cast<int32_t>(options.cluster.shards.size());
     MetricsRegistry metrics;

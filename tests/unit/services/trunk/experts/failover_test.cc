@@ -21,7 +21,8 @@ using namespace testing_experts;  // NOLINT: names of the small model
 
 constexpr absl::Duration kPatience = absl::Seconds(60);
 
-class FailoverTest : public testing::Test {
+// Calls as frames, and through shared memory.
+class FailoverTest : public testing::TestWithParam<bool> {
  protected:
   std::string Address(const std::string& name) { return "unix:" + temp_.File(name); }
 
@@ -35,6 +36,7 @@ class FailoverTest : public testing::Test {
     ExpertDirectory::Options directory_options;
     for (const auto& replicas : shards) directory_options.cluster.shards.push_back({replicas});
     directory_options.model = Model();
+    directory_options.shared_memory = GetParam();
     auto created = ExpertDirectory::Create(directory_options, &metrics_);
     ASSERT_TRUE(created.ok());
     directory_ = *std::move(created);
@@ -109,7 +111,7 @@ class FailoverTest : public testing::Test {
   uint32_t seed_ = 100;
 };
 
-TEST_F(FailoverTest, WaitsForAHostThatStartsLate) {
+TEST_P(FailoverTest, WaitsForAHostThatStartsLate) {
   const auto first = Host(Address("a"), 0, 2);
   Connect({{Address("a")}, {Address("b")}});
   WaitState(Address("a") + " (connecting: waiting for the other shards)");
@@ -120,7 +122,7 @@ TEST_F(FailoverTest, WaitsForAHostThatStartsLate) {
   ExpectRight();
 }
 
-TEST_F(FailoverTest, ADeadHostFailsTheCallAndReturns) {
+TEST_P(FailoverTest, ADeadHostFailsTheCallAndReturns) {
   const auto first = Host("127.0.0.1:0", 0, 2);
   auto second = Host(Address("b"), 1, 2);
   Connect({{first->address()}, {Address("b")}});
@@ -153,7 +155,7 @@ TEST_F(FailoverTest, ADeadHostFailsTheCallAndReturns) {
   ExpectRight();
 }
 
-TEST_F(FailoverTest, AnotherReplicaAnswersForADeadOne) {
+TEST_P(FailoverTest, AnotherReplicaAnswersForADeadOne) {
   auto first = Host(Address("a"), 0, 1);
   const auto second = Host("127.0.0.1:0", 0, 1);
   Connect({{Address("a"), second->address()}});
@@ -171,7 +173,7 @@ TEST_F(FailoverTest, AnotherReplicaAnswersForADeadOne) {
   ExpectRight();
 }
 
-TEST_F(FailoverTest, AnotherReplicaAnswersForAHungOneAndTheLateReplyIsDropped) {
+TEST_P(FailoverTest, AnotherReplicaAnswersForAHungOneAndTheLateReplyIsDropped) {
   const auto first = Host(Address("a"), 0, 1);
   const auto second = Host(Address("b"), 0, 1);
   Connect({{Address("a"), Address("b")}},
@@ -191,7 +193,7 @@ TEST_F(FailoverTest, AnotherReplicaAnswersForAHungOneAndTheLateReplyIsDropped) {
   second->Signal(SIGCONT);
 }
 
-TEST_F(FailoverTest, AHungHostIsGivenUpInBoundedTimeAndReturns) {
+TEST_P(FailoverTest, AHungHostIsGivenUpInBoundedTimeAndReturns) {
   const auto only = Host(Address("a"), 0, 1);
   Connect({{Address("a")}}, {.give_up_after = absl::Milliseconds(200),
                              .give_up_after_per_row = absl::ZeroDuration()});
@@ -211,7 +213,7 @@ TEST_F(FailoverTest, AHungHostIsGivenUpInBoundedTimeAndReturns) {
 }
 
 // Both batches of a step whose host dies go to the other replica, in their order.
-TEST_F(FailoverTest, AnotherReplicaAnswersBothBatchesOfADeadOne) {
+TEST_P(FailoverTest, AnotherReplicaAnswersBothBatchesOfADeadOne) {
   auto first = Host(Address("a"), 0, 1);
   const auto second = Host(Address("b"), 0, 1);
   Connect({{Address("a"), Address("b")}});
@@ -232,7 +234,7 @@ TEST_F(FailoverTest, AnotherReplicaAnswersBothBatchesOfADeadOne) {
 }
 
 // Nobody is left for either: the first Combine says so at once, and a hung host in bounded time.
-TEST_F(FailoverTest, TwoBatchesFailInBoundedTime) {
+TEST_P(FailoverTest, TwoBatchesFailInBoundedTime) {
   auto only = Host(Address("a"), 0, 1);
   Connect({{Address("a")}}, {.give_up_after = absl::Milliseconds(200),
                              .give_up_after_per_row = absl::ZeroDuration()});
@@ -258,7 +260,7 @@ TEST_F(FailoverTest, TwoBatchesFailInBoundedTime) {
   ExpectRight();
 }
 
-TEST_F(FailoverTest, EndsWhileHostsAreGoneOrHung) {
+TEST_P(FailoverTest, EndsWhileHostsAreGoneOrHung) {
   const auto hung = Host(Address("a"), 0, 2);
   Connect({{Address("a")}, {Address("nobody")}});
   WaitState("waiting for the other shards");
@@ -266,6 +268,10 @@ TEST_F(FailoverTest, EndsWhileHostsAreGoneOrHung) {
   transport_.reset();
   directory_.reset();
 }
+
+INSTANTIATE_TEST_SUITE_P(Ways, FailoverTest, testing::Bool(), [](const auto& test) {
+  return test.param ? "SharedMemory" : "Frames";
+});
 
 }  // namespace
 }  // namespace banyan::trunk

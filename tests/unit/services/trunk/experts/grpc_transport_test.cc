@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -55,8 +56,9 @@ class LocalCluster {
 
 struct Trunk {
   explicit Trunk(const ClusterConfig& config, const GrpcTransport::Options& options = {},
-                 const ExpectedModel& model = Model()) {
+                 const ExpectedModel& model = Model(), bool shared_memory = true) {
     ExpertDirectory::Options directory_options;
+    directory_options.shared_memory = shared_memory;
     directory_options.cluster = config;
     directory_options.model = model;
     auto created = ExpertDirectory::Create(directory_options, &metrics);
@@ -85,24 +87,52 @@ struct Trunk {
     return out;
   }
 
+  double SharedMemoryCalls(int32_t shard) {
+    return metrics
+        .HotCounter("banyan_trunk_expert_shm_calls_total",
+                    "Expert calls sent through shared memory.", {{"shard", std::to_string(shard)}})
+        .Value();
+  }
+
   MetricsRegistry metrics;
   std::unique_ptr<ExpertDirectory> directory;
   std::unique_ptr<GrpcTransport> transport;
 };
 
+enum class Way { kTcp, kUnix, kShared };
+
+const char* WayName(Way way) {
+  return way == Way::kTcp ? "Tcp" : way == Way::kUnix ? "Unix" : "Shared";
+}
+
 struct Case {
   bool by_experts;
-  bool unix_socket;
+  Way way;
   int32_t num_shards;
 };
 
-class EveryClusterTest : public testing::TestWithParam<Case> {};
+class EveryClusterTest : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    const Case& param = GetParam();
+    cluster_.emplace(param.by_experts, param.num_shards, param.way != Way::kTcp);
+    trunk_.emplace(cluster_->config(), GrpcTransport::Options{}, Model(),
+                   param.way == Way::kShared);
+    ASSERT_EQ(trunk_->transport->WaitReady(absl::Now() + kPatience), absl::OkStatus());
+  }
+  void TearDown() override {
+    for (int32_t s = 0; s < GetParam().num_shards; ++s) {
+      EXPECT_EQ(trunk_->SharedMemoryCalls(s) > 0, GetParam().way == Way::kShared);
+    }
+  }
+
+  std::optional<LocalCluster> cluster_;
+  std::optional<Trunk> trunk_;
+};
 
 TEST_P(EveryClusterTest, DeliversTheSumInShardOrderBitForBit) {
   const Case& param = GetParam();
-  LocalCluster cluster(param.by_experts, param.num_shards, param.unix_socket);
-  Trunk trunk(cluster.config());
-  ASSERT_EQ(trunk.transport->WaitReady(absl::Now() + kPatience), absl::OkStatus());
+  Trunk& trunk = *trunk_;
   EXPECT_EQ(trunk.transport->Ready(), absl::OkStatus());
   for (const int32_t num_rows : {1, 2, 5, 17, kRowLimit}) {
     for (int32_t layer = 0; layer < kLayers; ++layer) {
@@ -125,9 +155,7 @@ TEST_P(EveryClusterTest, DeliversTheSumInShardOrderBitForBit) {
 // rounding.
 TEST_P(EveryClusterTest, SendsRowsInBf16AsTheyAre) {
   const Case& param = GetParam();
-  LocalCluster cluster(param.by_experts, param.num_shards, param.unix_socket);
-  Trunk trunk(cluster.config());
-  ASSERT_EQ(trunk.transport->WaitReady(absl::Now() + kPatience), absl::OkStatus());
+  Trunk& trunk = *trunk_;
   for (const int32_t num_rows : {1, 5, kRowLimit}) {
     const Rows rows = RandomRows(static_cast<uint32_t>(num_rows), num_rows);
     Rows rounded = rows;
@@ -139,17 +167,18 @@ TEST_P(EveryClusterTest, SendsRowsInBf16AsTheyAre) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shards, EveryClusterTest,
-                         testing::Values(Case{false, false, 1}, Case{false, true, 2},
-                                         Case{false, false, 3}, Case{false, true, 8},
-                                         Case{true, true, 1}, Case{true, false, 2},
-                                         Case{true, true, 3}, Case{true, true, 5},
-                                         Case{true, false, 8}),
-                         [](const auto& test) {
-                           return std::string(test.param.by_experts ? "Experts" : "Width") +
-                                  (test.param.unix_socket ? "Unix" : "Tcp") +
-                                  std::to_string(test.param.num_shards);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Shards, EveryClusterTest,
+    testing::Values(Case{false, Way::kTcp, 1}, Case{false, Way::kUnix, 2},
+                    Case{false, Way::kTcp, 3}, Case{false, Way::kUnix, 8},
+                    Case{true, Way::kUnix, 1}, Case{true, Way::kTcp, 2}, Case{true, Way::kUnix, 3},
+                    Case{true, Way::kUnix, 5}, Case{true, Way::kTcp, 8},
+                    Case{false, Way::kShared, 1}, Case{true, Way::kShared, 2},
+                    Case{false, Way::kShared, 4}, Case{true, Way::kShared, 8}),
+    [](const auto& test) {
+      return std::string(test.param.by_experts ? "Experts" : "Width") + WayName(test.param.way) +
+             std::to_string(test.param.num_shards);
+    });
 
 TEST(GrpcTransportTest, ARowsBitsDoNotDependOnTheRowsBesideIt) {
   for (const auto& [dtype, reply_f32] :
@@ -175,11 +204,17 @@ TEST(GrpcTransportTest, ARowsBitsDoNotDependOnTheRowsBesideIt) {
   }
 }
 
+// Frames, and shared memory.
+class WaysTest : public testing::TestWithParam<bool> {};
+INSTANTIATE_TEST_SUITE_P(All, WaysTest, testing::Bool(), [](const auto& test) {
+  return test.param ? "SharedMemory" : "Frames";
+});
+
 // Memory lent for rows is sent from, block after block, while rows from elsewhere go as ever.
-TEST(GrpcTransportTest, SendsFromMemoryItWasLent) {
+TEST_P(WaysTest, SendFromMemoryThatWasLent) {
   for (const bool by_experts : {false, true}) {
     LocalCluster cluster(by_experts, 2, true);
-    Trunk trunk(cluster.config());
+    Trunk trunk(cluster.config(), {}, Model(), GetParam());
     ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
     EXPECT_EQ(trunk.transport->TakeRowsMemory(), nullptr);
     constexpr size_t kBlockBytes = sizeof(float) * kRowLimit * kHidden;
@@ -207,10 +242,10 @@ TEST(GrpcTransportTest, SendsFromMemoryItWasLent) {
 
 // Two batches under way, answers in their order, whatever their sizes; memory that was lent too,
 // and hosts that read the second while they compute the first.
-TEST(GrpcTransportTest, CarriesTwoBatchesAtOnce) {
+TEST_P(WaysTest, CarryTwoBatchesAtOnce) {
   for (const bool by_experts : {false, true}) {
     LocalCluster cluster(by_experts, 3, true, /*aside=*/by_experts);
-    Trunk trunk(cluster.config());
+    Trunk trunk(cluster.config(), {}, Model(), GetParam());
     ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
     constexpr size_t kBlockBytes = sizeof(float) * kRowLimit * kHidden;
     std::vector<std::shared_ptr<std::byte>> blocks;
@@ -249,9 +284,9 @@ TEST(GrpcTransportTest, CarriesTwoBatchesAtOnce) {
   }
 }
 
-TEST(GrpcTransportTest, AbandonedBatchesAreForgotten) {
+TEST_P(WaysTest, ForgetAbandonedBatches) {
   LocalCluster cluster(false, 2, true);
-  Trunk trunk(cluster.config());
+  Trunk trunk(cluster.config(), {}, Model(), GetParam());
   ASSERT_TRUE(trunk.transport->WaitReady(absl::Now() + kPatience).ok());
   trunk.transport->Abandon();  // nothing
   for (uint32_t i = 0; i < 20; ++i) {
