@@ -25,9 +25,19 @@ std::array<Slot, 1024> slots;
 const std::byte writing{};
 const std::byte* const kWriting = &writing;
 
-void Say(const char* text) {
+// In one piece: other threads may be writing lines as well.
+void Say(const char* path) {
+  constexpr char kBefore[] = "error: ";
+  constexpr char kAfter[] = ": was truncated, or could not be read, while it was in use\n";
+  char line[sizeof(kBefore) + kMaxName + sizeof(kAfter)];
+  size_t length = 0;
+  for (const char* part : {kBefore, path, kAfter}) {
+    const size_t bytes = strlen(part);
+    memcpy(line + length, part, bytes);
+    length += bytes;
+  }
   // Nothing can be done about a standard error that is closed.
-  if (write(STDERR_FILENO, text, strlen(text)) < 0) return;
+  if (write(STDERR_FILENO, line, length) < 0) return;
 }
 
 // Calls only what is safe in a signal handler.
@@ -37,9 +47,7 @@ void OnFault(int signal, siginfo_t* info, void*) {
     const std::byte* const data = slot.data.load(std::memory_order_acquire);
     if (data == nullptr || data == kWriting) continue;
     if (address < data || address >= data + slot.size) continue;
-    Say("error: ");
     Say(slot.path.data());
-    Say(": was truncated, or could not be read, while it was in use\n");
     _exit(1);
   }
   // The default action follows when the faulting instruction runs again.

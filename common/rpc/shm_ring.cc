@@ -211,8 +211,7 @@ absl::StatusOr<std::unique_ptr<ShmRingCaller>> ShmRingCaller::Create(
     return SystemError("ftruncate");
   }
   if (fcntl(file->fd(), F_ADD_SEALS, kSeals) != 0) return SystemError("sealing");
-  ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory,
-                   ShmRingMemory::Map(file->fd(), geometry));
+  ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory, ShmRingMemory::Map(file->fd(), geometry));
   Nonce nonce;
   if (getrandom(nonce.data(), kNonceBytes, 0) != static_cast<ssize_t>(kNonceBytes)) {
     return SystemError("getrandom");
@@ -222,10 +221,9 @@ absl::StatusOr<std::unique_ptr<ShmRingCaller>> ShmRingCaller::Create(
   control->nonce = nonce;
   for (uint32_t i = 0; i < kShmRingSlots; ++i) new (&memory->head(i)) SlotHead;
   const absl::string_view bytes(reinterpret_cast<const char*>(nonce.data()), kNonceBytes);
-  std::string offer =
-      fmt::format("{}:{}:{}", getpid(), file->fd(), absl::BytesToHexString(bytes));
-  auto caller = std::unique_ptr<ShmRingCaller>(new ShmRingCaller(
-      std::make_unique<Shared>(Shared{std::move(memory), std::move(file)})));
+  std::string offer = fmt::format("{}:{}:{}", getpid(), file->fd(), absl::BytesToHexString(bytes));
+  auto caller = std::unique_ptr<ShmRingCaller>(
+      new ShmRingCaller(std::make_unique<Shared>(Shared{std::move(memory), std::move(file)})));
   caller->offer_ = std::move(offer);
   return caller;
 }
@@ -298,11 +296,9 @@ absl::StatusOr<std::unique_ptr<ShmRingHost>> ShmRingHost::Open(std::string_view 
     return FailedPreconditionF("{} has {} bytes, expected {}", path, stat.st_size,
                                RingBytes(geometry));
   }
-  ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory,
-                   ShmRingMemory::Map(file.fd(), geometry));
+  ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory, ShmRingMemory::Map(file.fd(), geometry));
   const Control& control = memory->control();
-  if (control.nonce != offer.nonce || control.version != kVersion ||
-      control.geometry != geometry) {
+  if (control.nonce != offer.nonce || control.version != kVersion || control.geometry != geometry) {
     return FailedPreconditionF("{} is not the memory of the offer", path);
   }
   return std::unique_ptr<ShmRingHost>(new ShmRingHost(std::move(memory)));

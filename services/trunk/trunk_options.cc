@@ -39,6 +39,7 @@ struct Given {
   std::string trunk_format = "auto";
   std::string kv_format = "auto";
   std::string expert_activations = "auto";
+  std::string expert_transport = "auto";
   std::string prefill_halves = "auto";
   std::string host_budget = "0";
   std::string vram_budget = "0";
@@ -81,6 +82,11 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
                "packed again");
   app.add_option("--kv_format", given.kv_format, kKvFormatHelp)->capture_default_str();
   app.add_option("--expert_activations", given.expert_activations, kExpertActivationsHelp)
+      ->capture_default_str();
+  app.add_option(
+         "--expert_transport", given.expert_transport,
+         "auto (shared memory where an expert at a unix: address can open it, else gRPC) or "
+         "grpc")
       ->capture_default_str();
   app.add_option("--max_context_tokens", options.max_context_tokens,
                  "Prompt and answer of one request; 0: what model and memory allow")
@@ -246,6 +252,11 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
   ASSIGN_OR_RETURN(options.kv_dtype, ParseKvFormat(given.kv_format, options.use_cuda));
   ASSIGN_OR_RETURN(options.expert_activations,
                    ParseExpertActivations(given.expert_activations, options.use_cuda));
+  if (given.expert_transport != "auto" && given.expert_transport != "grpc") {
+    return InvalidArgumentF("--expert_transport '{}': expected auto or grpc",
+                            Printable(given.expert_transport));
+  }
+  options.expert_shared_memory = given.expert_transport == "auto";
   ASSIGN_OR_RETURN(options.halved_rows, ParsePrefillHalves(given.prefill_halves, options.use_cuda));
   ASSIGN_OR_RETURN(options.expert_wait, ParseDuration("--expert_wait", given.expert_wait, true));
   ASSIGN_OR_RETURN(options.drain_timeout,

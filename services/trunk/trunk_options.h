@@ -21,6 +21,7 @@ struct TrunkOptions {
   std::optional<TrunkFormat> trunk_format;
   std::optional<DType> kv_dtype;           // of keys and values; none: bf16 on a GPU, else f32
   DType expert_activations = DType::kF32;  // of the rows that go to the experts; or kBF16
+  bool expert_shared_memory = true;        // else all calls are gRPC frames
   std::string pool_dir;      // of the trunk pack; empty: converted in memory at each start
   bool verify_pool = false;  // read all of a pack that was there
   std::string listen = "127.0.0.1:50051";

@@ -19,19 +19,21 @@
 namespace banyan::test {
 namespace {
 
-// shards, split, unix sockets, pool format, type of the rows
-using Config = std::tuple<int, std::string, bool, std::string, std::string>;
+// shards, split, transport (tcp, unix, shm), pool format, type of the rows
+using Config = std::tuple<int, std::string, std::string, std::string, std::string>;
 
 class EvalMatrixTest : public ::testing::TestWithParam<Config> {
  protected:
   void SetUp() override {
-    const auto& [num_shards, split, unix_sockets, pool_format, activations] = GetParam();
+    const auto& [num_shards, split, transport, pool_format, activations] = GetParam();
     ClusterOptions options;
     options.model_dir = DemoModelDir();
     options.num_shards = num_shards;
     options.split = split;
-    options.unix_sockets = unix_sockets;
-    options.trunk_args = {"--max_sequences=16", "--expert_activations=" + activations};
+    options.unix_sockets = transport != "tcp";
+    options.trunk_args = {
+        "--max_sequences=16", "--expert_activations=" + activations,
+        transport == "shm" ? "--expert_transport=auto" : "--expert_transport=grpc"};
     options.expert_args = {"--pool_format=" + pool_format, "--pool_dir=" + packs_.path()};
     cluster_ = std::make_unique<Cluster>(options);
     ASSERT_TRUE(cluster_->Start().ok());
@@ -86,7 +88,7 @@ class EvalMatrixTest : public ::testing::TestWithParam<Config> {
 };
 
 TEST_P(EvalMatrixTest, AnswersExactlyAloneAndInCompany) {
-  const auto& [num_shards, split, unix_sockets, pool_format, activations] = GetParam();
+  const auto& [num_shards, split, transport, pool_format, activations] = GetParam();
   if (pool_format == "auto" || activations == "bf16") {
     ExpectExactAnswers(1);
   }
@@ -129,29 +131,28 @@ TEST_P(EvalMatrixTest, AnswerPerplexity) {
 }
 
 std::string ConfigName(const ::testing::TestParamInfo<Config>& param_info) {
-  const auto& [num_shards, split, unix_sockets, pool_format, activations] = param_info.param;
-  return fmt::format("{}_{}_{}_{}_{}", num_shards, split, unix_sockets ? "unix" : "tcp",
-                     pool_format, activations);
+  const auto& [num_shards, split, transport, pool_format, activations] = param_info.param;
+  return fmt::format("{}_{}_{}_{}_{}", num_shards, split, transport, pool_format, activations);
 }
 
 INSTANTIATE_TEST_SUITE_P(Clusters, EvalMatrixTest,
                          ::testing::Combine(::testing::Range(1, 5),
                                             ::testing::Values("width", "experts"),
-                                            ::testing::Bool(), ::testing::Values("auto"),
-                                            ::testing::Values("f32")),
+                                            ::testing::Values("tcp", "unix", "shm"),
+                                            ::testing::Values("auto"), ::testing::Values("f32")),
                          ConfigName);
 
 // The kernels of every format for both types of the rows, cut and whole. NF4 is cut between blocks
 // of 64 columns, as wide as the demo model's experts.
 INSTANTIATE_TEST_SUITE_P(PoolFormats, EvalMatrixTest,
-                         ::testing::Values(Config{2, "width", true, "int8", "f32"},
-                                           Config{2, "width", true, "int4", "f32"},
-                                           Config{2, "experts", true, "nf4", "f32"},
-                                           Config{1, "width", true, "int8", "bf16"},
-                                           Config{1, "width", true, "int4", "bf16"},
-                                           Config{1, "width", true, "nf4", "bf16"},
-                                           Config{1, "width", true, "auto", "bf16"},
-                                           Config{2, "width", true, "auto", "bf16"}),
+                         ::testing::Values(Config{2, "width", "unix", "int8", "f32"},
+                                           Config{2, "width", "shm", "int4", "f32"},
+                                           Config{2, "experts", "shm", "nf4", "f32"},
+                                           Config{1, "width", "unix", "int8", "bf16"},
+                                           Config{1, "width", "shm", "int4", "bf16"},
+                                           Config{1, "width", "shm", "nf4", "bf16"},
+                                           Config{1, "width", "shm", "auto", "bf16"},
+                                           Config{2, "width", "shm", "auto", "bf16"}),
                          ConfigName);
 
 }  // namespace

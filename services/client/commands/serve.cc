@@ -58,7 +58,8 @@ struct Options {
       {"--backend", {}},          {"--max_context_tokens", {}},  {"--max_sequences", {}},
       {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}},
       {"--vram_budget", {}},      {"--trunk_format", {}},        {"--kv_format", {}},
-      {"--tensor_parallel", {}},  {"--expert_activations", {}},  {"--prefill_halves", {}}};
+      {"--tensor_parallel", {}},  {"--expert_activations", {}},  {"--expert_transport", {}},
+      {"--prefill_halves", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {
       {"--cpu_tier", {}}, {"--load_format", {}}, {"--pool_dir", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {

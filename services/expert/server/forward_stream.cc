@@ -284,10 +284,9 @@ class ForwardStreamServer::Impl {
     const auto offer = metadata.find(kShmRingMetadataKey);
     if (offer == metadata.end()) return;
     const auto u32 = [](int32_t value) { return static_cast<uint32_t>(value); };
-    absl::StatusOr<std::unique_ptr<ShmRingHost>> ring =
-        ShmRingHost::Open({offer->second.data(), offer->second.size()},
-                          {u32(geometry.max_rows), u32(geometry.max_top_k),
-                           u32(geometry.hidden_size)});
+    absl::StatusOr<std::unique_ptr<ShmRingHost>> ring = ShmRingHost::Open(
+        {offer->second.data(), offer->second.size()},
+        {u32(geometry.max_rows), u32(geometry.max_top_k), u32(geometry.hidden_size)});
     if (!ring.ok()) {
       LogInfo("shm_ring_not_opened",
               {{"peer", stream->origin.peer}, {"reason", ring.status().message()}});

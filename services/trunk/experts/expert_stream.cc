@@ -93,8 +93,8 @@ ExpertStream::News ExpertStream::OnEvent(Operation operation, bool ok) {
         return News::kNone;
       }
       state_ = State::kReady;
-      ring_opened_ = ring_ != nullptr &&
-                     context_.GetServerInitialMetadata().count(kShmRingMetadataKey) != 0;
+      ring_opened_ =
+          ring_ != nullptr && context_.GetServerInitialMetadata().count(kShmRingMetadataKey) != 0;
       if (ring_opened_) {
         ring_->CloseFile();
       } else {

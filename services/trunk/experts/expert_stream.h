@@ -60,9 +60,7 @@ class ExpertStream {
   }
 
   // The memory that the host has opened; nullptr: none, calls are frames.
-  ShmRingCaller* ring() {
-    return ring_opened_ && state_ == State::kReady ? ring_.get() : nullptr;
-  }
+  ShmRingCaller* ring() { return ring_opened_ && state_ == State::kReady ? ring_.get() : nullptr; }
   bool RingAnswered() const { return ring_opened_ && ring_->HasAnswer(); }
 
   // MaySend() must be true; sequences grow. Without a ring.

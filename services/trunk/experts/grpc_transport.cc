@@ -13,6 +13,8 @@
 #include "common/base/logging.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/parallel/topology.h"
+#include "common/parallel/worker_pool.h"
 #include "common/rpc/expert_frame.h"
 #include "common/rpc/lent_payload.h"
 #include "common/rpc/payload_buffer.h"
@@ -26,6 +28,10 @@ static_assert(kOtherShard == kNoExpert);
 
 // How long the wait for answers may sleep before it looks for newly opened streams.
 constexpr std::chrono::milliseconds kLook(20);
+
+// One CPU copies some 10 GB/s: 16 MB of sums would take as long as the trunk's part of their layer.
+constexpr size_t kParallelBytes = size_t{1} << 20;
+constexpr int kMostCopiers = 4;
 
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
@@ -92,7 +98,9 @@ class GrpcTransport::Impl {
       : options_(options),
         directory_(*directory),
         links_(directory->links()),
-        hidden_size_(directory->hidden_size()) {
+        hidden_size_(directory->hidden_size()),
+        copiers_({.num_threads = std::min(kMostCopiers, UsableCpuCount()),
+                  .spin = absl::ZeroDuration()}) {
     for (int32_t shard = 0; shard < directory->num_shards(); ++shard) {
       shards_.push_back(std::make_unique<Shard>(shard, *metrics));
       for (UnderWay& batch : batches_) {
@@ -238,13 +246,8 @@ class GrpcTransport::Impl {
       if (stream != nullptr && OnReply(stream)) continue;
       RETURN_IF_ERROR(CheckCalls());
     }
-    if (!written) std::memset(out, 0, OutBytes(batch));
+    if (!written) Clear(batch, out);
     return absl::OkStatus();
-  }
-
-  size_t OutBytes(const UnderWay& batch) const {
-    return static_cast<size_t>(batch.batch.num_rows) * static_cast<size_t>(hidden_size_) *
-           sizeof(float);
   }
 
   void PrepareActivations(UnderWay& next) {
@@ -266,7 +269,7 @@ class GrpcTransport::Impl {
     if (!rows.all_rows) {
       const size_t row_bytes = RowBytes(batch.batch);
       const size_t bytes = static_cast<size_t>(rows.num_rows) * row_bytes;
-      GatherRows(rows, batch.source, row_bytes, call.gathered.Prepare(bytes).data());
+      Gather(rows, batch.source, row_bytes, call.gathered.Prepare(bytes).data());
       call.activations = call.gathered.Share(bytes);
       return call.activations;
     }
@@ -361,24 +364,19 @@ class GrpcTransport::Impl {
   void Send(UnderWay& batch, Call& call, ExpertStream* stream) {
     const DispatchPlan::ShardRows& rows = batch.rows(call);
     const bool f32 = batch.batch.activations_dtype == DType::kF32;
-    const ForwardRequestHeader header = {
-        .sequence = ++last_sequence_,
-        .step = static_cast<uint64_t>(batch.batch.step_id),
-        .layer = static_cast<uint32_t>(batch.batch.layer),
-        .num_rows = static_cast<uint32_t>(rows.num_rows),
-        .top_k = static_cast<uint32_t>(batch.batch.top_k),
-        .flags = (f32 ? uint32_t{kActivationsF32} : 0u) |
-                 (options_.reply_f32 ? uint32_t{kReplyF32} : 0u),
-        .attempt = static_cast<uint32_t>(call.asked.size())};
+    const ForwardRequestHeader header = {.sequence = ++last_sequence_,
+                                         .step = static_cast<uint64_t>(batch.batch.step_id),
+                                         .layer = static_cast<uint32_t>(batch.batch.layer),
+                                         .num_rows = static_cast<uint32_t>(rows.num_rows),
+                                         .top_k = static_cast<uint32_t>(batch.batch.top_k),
+                                         .flags = (f32 ? uint32_t{kActivationsF32} : 0u) |
+                                                  (options_.reply_f32 ? uint32_t{kReplyF32} : 0u),
+                                         .attempt = static_cast<uint32_t>(call.asked.size())};
     ShardMetrics& metrics = call.shard->metrics;
     if (ShmRingCaller* ring = stream->ring(); ring != nullptr) {
       const size_t row_bytes = RowBytes(batch.batch);
       const size_t bytes = static_cast<size_t>(rows.num_rows) * row_bytes;
-      if (rows.all_rows) {
-        std::memcpy(ring->Rows(), batch.source, bytes);
-      } else {
-        GatherRows(rows, batch.source, row_bytes, ring->Rows());
-      }
+      Gather(rows, batch.source, row_bytes, ring->Rows());
       stream->Post(header, rows.expert_ids, rows.weights, call.trace);
       metrics.shm_calls.Increment();
       metrics.sent_bytes.Increment(static_cast<double>(bytes) +
@@ -386,8 +384,8 @@ class GrpcTransport::Impl {
                                    static_cast<double>(std::span(rows.weights).size_bytes()));
       return;
     }
-    const grpc::ByteBuffer frame = MakeForwardRequest(
-        header, rows.expert_ids, rows.weights, FrameActivations(batch, call), call.trace);
+    const grpc::ByteBuffer frame = MakeForwardRequest(header, rows.expert_ids, rows.weights,
+                                                      FrameActivations(batch, call), call.trace);
     stream->Send(frame, header.sequence);
     metrics.sent_bytes.Increment(static_cast<double>(frame.Length()));
   }
@@ -470,22 +468,52 @@ class GrpcTransport::Impl {
     return absl::OkStatus();
   }
 
+  // Calls body(range) for all of num_rows rows, several ranges at once where `bytes` are many.
+  template <typename Body>
+  void ForRows(int32_t num_rows, size_t bytes, const Body& body) {
+    constexpr int32_t kRowsAtOnce = 64;
+    if (bytes < kParallelBytes) return body(RowRange{0, num_rows});
+    copiers_.ParallelFor((num_rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t i, int) {
+      const auto first = static_cast<int32_t>(i) * kRowsAtOnce;
+      body(RowRange{first, std::min(first + kRowsAtOnce, num_rows)});
+    });
+  }
+
+  void Gather(const DispatchPlan::ShardRows& rows, const std::byte* from, size_t row_bytes,
+              std::byte* to) {
+    ForRows(rows.num_rows, static_cast<size_t>(rows.num_rows) * row_bytes,
+            [&](RowRange range) { GatherRows(rows, range, from, row_bytes, to); });
+  }
+
   // *written: out holds sums, not what was there before.
-  void Add(const UnderWay& batch, const Call& call, bool* written, float* out) const {
+  void Add(const UnderWay& batch, const Call& call, bool* written, float* out) {
     const DispatchPlan::ShardRows& rows = batch.rows(call);
     if (rows.num_rows == 0) return;
-    const std::span<const std::byte> sums = call.reply.partial_sums;
+    const std::byte* const sums = call.reply.partial_sums.data();
+    const auto width = static_cast<size_t>(hidden_size_);
     const bool first = !std::exchange(*written, true);
-    if (first && rows.all_rows && options_.reply_f32) {
-      std::memcpy(out, sums.data(), sums.size());
-      return;
-    }
-    if (first) std::memset(out, 0, OutBytes(batch));
-    if (options_.reply_f32) {
-      AddPartialRowsF32(rows, sums.data(), hidden_size_, out);
-    } else {
-      AddPartialRowsBF16(rows, sums.data(), hidden_size_, out);
-    }
+    const bool as_they_are = first && rows.all_rows && options_.reply_f32;
+    if (first && !as_they_are) Clear(batch, out);
+    ForRows(rows.num_rows, call.reply.partial_sums.size(), [&](RowRange range) {
+      if (as_they_are) {
+        const size_t at = static_cast<size_t>(range.first) * width;
+        std::memcpy(out + at, sums + at * sizeof(float),
+                    static_cast<size_t>(range.end - range.first) * width * sizeof(float));
+      } else if (options_.reply_f32) {
+        AddPartialRowsF32(rows, range, sums, hidden_size_, out);
+      } else {
+        AddPartialRowsBF16(rows, range, sums, hidden_size_, out);
+      }
+    });
+  }
+
+  void Clear(const UnderWay& batch, float* out) {
+    const auto width = static_cast<size_t>(hidden_size_);
+    const int32_t num_rows = batch.batch.num_rows;
+    ForRows(num_rows, static_cast<size_t>(num_rows) * width * sizeof(float), [&](RowRange range) {
+      std::memset(out + static_cast<size_t>(range.first) * width, 0,
+                  static_cast<size_t>(range.end - range.first) * width * sizeof(float));
+    });
   }
 
   Clock::time_point NextLimit() {
@@ -573,6 +601,7 @@ class GrpcTransport::Impl {
   ExpertLinks& links_;
   const int32_t hidden_size_;
   std::vector<std::unique_ptr<Shard>> shards_;
+  WorkerPool copiers_;  // of many rows: the experts' CPUs, which have nothing to do then
   uint64_t last_sequence_ = 0;
   Clock::duration combine_time_{0};
 

@@ -91,31 +91,32 @@ void DispatchPlan::BuildShard(Shard& shard, int32_t num_rows, int32_t top_k,
   if (!shard.rows.all_rows) shard.rows.rows = shard.row_ids;
 }
 
-void GatherRows(const DispatchPlan::ShardRows& rows, const std::byte* from, size_t row_bytes,
-                std::byte* to) {
+void GatherRows(const DispatchPlan::ShardRows& rows, RowRange range, const std::byte* from,
+                size_t row_bytes, std::byte* to) {
   if (rows.all_rows) {
-    std::memcpy(to, from, static_cast<size_t>(rows.num_rows) * row_bytes);
+    const size_t at = static_cast<size_t>(range.first) * row_bytes;
+    std::memcpy(to + at, from + at, static_cast<size_t>(range.end - range.first) * row_bytes);
     return;
   }
-  for (size_t i = 0; i < rows.rows.size(); ++i) {
-    std::memcpy(to + i * row_bytes, from + static_cast<size_t>(rows.rows[i]) * row_bytes,
-                row_bytes);
+  for (int32_t i = range.first; i < range.end; ++i) {
+    std::memcpy(to + static_cast<size_t>(i) * row_bytes,
+                from + static_cast<size_t>(BatchRow(rows, i)) * row_bytes, row_bytes);
   }
 }
 
-void AddPartialRowsF32(const DispatchPlan::ShardRows& rows, const std::byte* partial,
-                       int32_t hidden_size, float* out) {
+void AddPartialRowsF32(const DispatchPlan::ShardRows& rows, RowRange range,
+                       const std::byte* partial, int32_t hidden_size, float* out) {
   const auto width = static_cast<size_t>(hidden_size);
-  for (int32_t i = 0; i < rows.num_rows; ++i) {
+  for (int32_t i = range.first; i < range.end; ++i) {
     AddF32(partial + static_cast<size_t>(i) * width * sizeof(float), hidden_size,
            out + static_cast<size_t>(BatchRow(rows, i)) * width);
   }
 }
 
-void AddPartialRowsBF16(const DispatchPlan::ShardRows& rows, const std::byte* partial,
-                        int32_t hidden_size, float* out) {
+void AddPartialRowsBF16(const DispatchPlan::ShardRows& rows, RowRange range,
+                        const std::byte* partial, int32_t hidden_size, float* out) {
   const auto width = static_cast<size_t>(hidden_size);
-  for (int32_t i = 0; i < rows.num_rows; ++i) {
+  for (int32_t i = range.first; i < range.end; ++i) {
     AddBF16(partial + static_cast<size_t>(i) * width * sizeof(uint16_t), hidden_size,
             out + static_cast<size_t>(BatchRow(rows, i)) * width);
   }

@@ -55,16 +55,22 @@ class DispatchPlan {
   std::vector<Shard> shards_;
 };
 
-// Copies the rows of one shard, `row_bytes` each: to [rows.num_rows, row_bytes].
-void GatherRows(const DispatchPlan::ShardRows& rows, const std::byte* from, size_t row_bytes,
-                std::byte* to);
+// Of a shard's rows, [first, end).
+struct RowRange {
+  int32_t first = 0;
+  int32_t end = 0;
+};
 
-// Adds a shard's partial rows [rows.num_rows, hidden_size] (any alignment) to out
+// Copies rows of one shard, `row_bytes` each: to [rows.num_rows, row_bytes].
+void GatherRows(const DispatchPlan::ShardRows& rows, RowRange range, const std::byte* from,
+                size_t row_bytes, std::byte* to);
+
+// Adds partial rows of a shard [rows.num_rows, hidden_size] (any alignment) to out
 // [batch rows, hidden_size]; adding shard after shard in order makes the sum a function of the
 // partial rows alone.
-void AddPartialRowsF32(const DispatchPlan::ShardRows& rows, const std::byte* partial,
-                       int32_t hidden_size, float* out);
-void AddPartialRowsBF16(const DispatchPlan::ShardRows& rows, const std::byte* partial,
-                        int32_t hidden_size, float* out);
+void AddPartialRowsF32(const DispatchPlan::ShardRows& rows, RowRange range,
+                       const std::byte* partial, int32_t hidden_size, float* out);
+void AddPartialRowsBF16(const DispatchPlan::ShardRows& rows, RowRange range,
+                        const std::byte* partial, int32_t hidden_size, float* out);
 
 }  // namespace banyan::trunk

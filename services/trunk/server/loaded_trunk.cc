@@ -122,6 +122,7 @@ class LoadedTrunk::Impl {
     ExpertDirectory::Options directory;
     directory.cluster = options_.cluster;
     directory.model = Expect(config_, *checkpoint_, MaxCallRows(decoder_options_));
+    directory.shared_memory = options_.expert_shared_memory;
     ASSIGN_OR_RETURN(directory_, ExpertDirectory::Create(std::move(directory), metrics_));
     transport_.emplace(GrpcTransport::Options{}, directory_.get(), metrics_);
     RETURN_IF_ERROR(ReadWeights());

@@ -301,7 +301,7 @@ class Bench {
   }
 
   void RunCalls(const std::string& transport, const trunk::ExpertDirectory::Options& options,
-               const Types& types) {
+                const Types& types) {
     const auto shards = static_cast<int32_t>(options.cluster.shards.size());
     MetricsRegistry metrics;
     auto directory = trunk::ExpertDirectory::Create(options, &metrics);

@@ -101,16 +101,19 @@ TEST(DispatchPlanTest, RowsGoOutAndSumsComeBackAtAnyAddress) {
     std::vector<float> out(activations.size(), 100.0f);
     for (int32_t s = 0; s < 2; ++s) {
       std::vector<std::byte> gathered(2 * kHidden * 4 + shift), rounded(2 * kHidden * 2 + shift);
-      GatherRows(plan.shard(s), reinterpret_cast<const std::byte*>(activations.data()), kHidden * 4,
+      GatherRows(plan.shard(s), {0, plan.shard(s).num_rows},
+                 reinterpret_cast<const std::byte*>(activations.data()), kHidden * 4,
                  gathered.data() + shift);
-      AddPartialRowsF32(plan.shard(s), gathered.data() + shift, kHidden, out.data());
+      AddPartialRowsF32(plan.shard(s), {0, plan.shard(s).num_rows}, gathered.data() + shift,
+                        kHidden, out.data());
       for (size_t i = 0; i < 2 * kHidden; ++i) {
         float value;
         std::memcpy(&value, gathered.data() + shift + i * 4, 4);
         const BF16 narrow = ToBF16(value);
         std::memcpy(rounded.data() + shift + i * 2, &narrow, 2);
       }
-      AddPartialRowsBF16(plan.shard(s), rounded.data() + shift, kHidden, out.data());
+      AddPartialRowsBF16(plan.shard(s), {0, plan.shard(s).num_rows}, rounded.data() + shift,
+                         kHidden, out.data());
     }
     for (size_t i = 0; i < out.size(); ++i) EXPECT_EQ(out[i], 100.0f + 2 * activations[i]) << i;
   }

@@ -269,9 +269,8 @@ TEST_P(FailoverTest, EndsWhileHostsAreGoneOrHung) {
   directory_.reset();
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, FailoverTest, testing::Bool(), [](const auto& test) {
-  return test.param ? "SharedMemory" : "Frames";
-});
+INSTANTIATE_TEST_SUITE_P(Ways, FailoverTest, testing::Bool(),
+                         [](const auto& test) { return test.param ? "SharedMemory" : "Frames"; });
 
 }  // namespace
 }  // namespace banyan::trunk

@@ -167,18 +167,18 @@ TEST_P(EveryClusterTest, SendsRowsInBf16AsTheyAre) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Shards, EveryClusterTest,
-    testing::Values(Case{false, Way::kTcp, 1}, Case{false, Way::kUnix, 2},
-                    Case{false, Way::kTcp, 3}, Case{false, Way::kUnix, 8},
-                    Case{true, Way::kUnix, 1}, Case{true, Way::kTcp, 2}, Case{true, Way::kUnix, 3},
-                    Case{true, Way::kUnix, 5}, Case{true, Way::kTcp, 8},
-                    Case{false, Way::kShared, 1}, Case{true, Way::kShared, 2},
-                    Case{false, Way::kShared, 4}, Case{true, Way::kShared, 8}),
-    [](const auto& test) {
-      return std::string(test.param.by_experts ? "Experts" : "Width") + WayName(test.param.way) +
-             std::to_string(test.param.num_shards);
-    });
+INSTANTIATE_TEST_SUITE_P(Shards, EveryClusterTest,
+                         testing::Values(Case{false, Way::kTcp, 1}, Case{false, Way::kUnix, 2},
+                                         Case{false, Way::kTcp, 3}, Case{false, Way::kUnix, 8},
+                                         Case{true, Way::kUnix, 1}, Case{true, Way::kTcp, 2},
+                                         Case{true, Way::kUnix, 3}, Case{true, Way::kUnix, 5},
+                                         Case{true, Way::kTcp, 8}, Case{false, Way::kShared, 1},
+                                         Case{true, Way::kShared, 2}, Case{false, Way::kShared, 4},
+                                         Case{true, Way::kShared, 8}),
+                         [](const auto& test) {
+                           return std::string(test.param.by_experts ? "Experts" : "Width") +
+                                  WayName(test.param.way) + std::to_string(test.param.num_shards);
+                         });
 
 TEST(GrpcTransportTest, ARowsBitsDoNotDependOnTheRowsBesideIt) {
   for (const auto& [dtype, reply_f32] :
@@ -206,9 +206,8 @@ TEST(GrpcTransportTest, ARowsBitsDoNotDependOnTheRowsBesideIt) {
 
 // Frames, and shared memory.
 class WaysTest : public testing::TestWithParam<bool> {};
-INSTANTIATE_TEST_SUITE_P(All, WaysTest, testing::Bool(), [](const auto& test) {
-  return test.param ? "SharedMemory" : "Frames";
-});
+INSTANTIATE_TEST_SUITE_P(All, WaysTest, testing::Bool(),
+                         [](const auto& test) { return test.param ? "SharedMemory" : "Frames"; });
 
 // Memory lent for rows is sent from, block after block, while rows from elsewhere go as ever.
 TEST_P(WaysTest, SendFromMemoryThatWasLent) {

@@ -57,6 +57,17 @@ TEST(TrunkOptionsTest, RowsToTheExperts) {
   EXPECT_EQ(ParseExpertActivations("f32", /*on_gpu=*/true).value(), DType::kF32);
 }
 
+TEST(TrunkOptionsTest, TransportToTheExperts) {
+  const auto of = [](const char* value) {
+    const auto options =
+        Parse({"--model=m", "--experts=a:1", "--backend=cpu", "--expert_transport", value});
+    EXPECT_TRUE(options.ok()) << options.status();
+    return options->expert_shared_memory;
+  };
+  EXPECT_TRUE(of("auto"));
+  EXPECT_FALSE(of("grpc"));
+}
+
 TEST(TrunkOptionsTest, PrefillHalves) {
   const auto of = [](const char* value) {
     const auto options =
@@ -81,6 +92,8 @@ TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
   EXPECT_THAT(Error("--kv_format=fp8"), HasSubstr("--kv_format 'fp8'"));
   EXPECT_THAT(Error("--expert_activations=f16"),
               HasSubstr("--expert_activations 'f16': expected auto, f32 or bf16"));
+  EXPECT_THAT(Error("--expert_transport=shm"),
+              HasSubstr("--expert_transport 'shm': expected auto or grpc"));
   for (const char* value : {"1", "0", "-5", "65537", "on", "", "12x"}) {
     EXPECT_THAT(Error(std::string("--prefill_halves=") + value),
                 HasSubstr(std::string("--prefill_halves '") + value +
