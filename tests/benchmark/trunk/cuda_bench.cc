@@ -1,7 +1,7 @@
 // The CUDA backend at the full model's geometry beside what this card can do at best: bytes per
 // second of a device-to-device copy (read and written), measured at start.
 //
-//   cuda_bench [ops] [delta] [top] [step] [short] [parallel] [halves] [--directory=DIR]
+//   cuda_bench [ops] [delta] [top] [step] [short] [parallel] [halves] [small] [--directory=DIR]
 //     ops    each operation: microseconds, GB/s of what must be read and written, share of the
 //            copy's
 //     delta  of these, convolution and DeltaNet
@@ -13,6 +13,7 @@
 //     parallel  a few of these steps on one GPU, on two, four and eight, as many as there are.
 //     halves  prompts undivided and in two halves, 12 layers, with experts that take their time:
 //            one call after the other, 12 ms and 12 us a row (docs/adr/two-halves.md).
+//     small  those of `step` that take as little memory as it goes, and how much it is
 // Times are medians of repetitions, each many calls queued together; weights go round a set larger
 // than the second-level cache.
 #include <cuda_runtime_api.h>
@@ -655,7 +656,7 @@ class StepRun {
     read_ = static_cast<double>(kept.matrix_bytes() + kept.vector_bytes());
     const double stored = static_cast<double>(TrunkWeightSizesOf(checkpoint, config).file_bytes);
     std::printf(
-        "%s: loaded %.2f GB in %.2f s, %.1f GB/s; memory in use %.2f GB, of it %.2f before the "
+        "%s: loaded %.2f GB in %.2f s, %.1f GB/s; memory in use %.3f GB, of it %.3f before the "
         "trunk (context, staging)\n",
         c.name, stored * 1e-9, load, stored / load * 1e-9, UsedGigabytes(), before);
     for (const DecoderMemory m = Decoder::Plan(config, OptionsOf(c), *backend_);
@@ -781,7 +782,20 @@ void HalvedSteps(const ModelConfig& config, const Checkpoint& checkpoint) {
   }
 }
 
-enum class StepKind { kAll, kFew, kParallel, kHalves };
+// As small as it goes: one context of 32,768 tokens, steps of 512 rows, two sequences.
+void SmallSteps(const ModelConfig& config, const Checkpoint& checkpoint) {
+  for (const StepCase& c :
+       {StepCase{"small, bf16 trunk", TrunkFormat::kBf16, DType::kBF16, 512, 2, 512},
+        {"small, int8 trunk", TrunkFormat::kInt8, DType::kBF16, 512, 2, 512}}) {
+    StepRun run(config, checkpoint, c);
+    run.Run("prefill", 1, 512, 0);
+    run.Run("decode", 1, 1, 128);
+    run.Run("decode", 1, 1, 32767);
+    std::printf("memory in use after all steps: %.3f GB\n", UsedGigabytes());
+  }
+}
+
+enum class StepKind { kAll, kFew, kParallel, kHalves, kSmall };
 
 // kFew: a handful of steps of each kind, for a profiler.
 void Steps(const std::string& parent, StepKind kind) {
@@ -802,6 +816,8 @@ void Steps(const std::string& parent, StepKind kind) {
     ParallelSteps(config, *ValueOf(Checkpoint::Open(directory)));
   } else if (kind == StepKind::kHalves) {
     HalvedSteps(config, *ValueOf(Checkpoint::Open(directory)));
+  } else if (kind == StepKind::kSmall) {
+    SmallSteps(config, *ValueOf(Checkpoint::Open(directory)));
   } else if (few) {
     const auto checkpoint = ValueOf(Checkpoint::Open(directory));
     for (const StepCase& c :
@@ -830,15 +846,7 @@ void Steps(const std::string& parent, StepKind kind) {
       if (c.kv_dtype == DType::kBF16) run.Run("prefill", 1, 2048, 30720);
       std::printf("memory in use after all steps: %.2f GB\n", UsedGigabytes());
     }
-    // As small as it goes: one context of 32,768 tokens, steps of 512 rows, two sequences.
-    for (const StepCase& c :
-         {StepCase{"small, bf16 trunk", TrunkFormat::kBf16, DType::kBF16, 512, 2, 512},
-          {"small, int8 trunk", TrunkFormat::kInt8, DType::kBF16, 512, 2, 512}}) {
-      StepRun run(config, *checkpoint, c);
-      run.Run("prefill", 1, 512, 0);
-      run.Run("decode", 1, 1, 32767);
-      std::printf("memory in use after all steps: %.2f GB\n", UsedGigabytes());
-    }
+    SmallSteps(config, *checkpoint);
   }
   std::filesystem::remove_all(directory);
 }
@@ -851,6 +859,7 @@ int Main(int argc, char** argv) {
   bool few = false;
   bool parallel = false;
   bool halves = false;
+  bool small = false;
   std::string directory = "/dev/shm";
   for (int i = 1; i < argc; ++i) {
     const std::string_view arg = argv[i];
@@ -868,6 +877,8 @@ int Main(int argc, char** argv) {
       parallel = true;
     } else if (arg == "halves") {
       halves = true;
+    } else if (arg == "small") {
+      small = true;
     } else if (arg.rfind("--directory=", 0) == 0) {
       directory = arg.substr(std::strlen("--directory="));
     } else {
@@ -884,7 +895,7 @@ int Main(int argc, char** argv) {
   std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
               facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
               copy_gbps);
-  const bool all = !(ops || delta || top || step || few || parallel || halves);
+  const bool all = !(ops || delta || top || step || few || parallel || halves || small);
   if (ops || all) Ops().Run();
   if (delta) Ops().RunDeltaNets();
   if (top) Ops().Tops();
@@ -892,6 +903,7 @@ int Main(int argc, char** argv) {
   if (few) Steps(directory, StepKind::kFew);
   if (parallel) Steps(directory, StepKind::kParallel);
   if (halves) Steps(directory, StepKind::kHalves);
+  if (small) Steps(directory, StepKind::kSmall);
   return 0;
 }
 
