@@ -138,11 +138,16 @@ size_t CudaDeltaBytes(const OpLimits& limits) {
           static_cast<size_t>(shape.num_value_heads) * kCudaChunkGateBytes);
 }
 
+size_t CudaOperationBytes(const OpLimits& limits) {
+  return std::max({static_cast<size_t>(CudaPartialBytes(limits)),
+                   static_cast<size_t>(CudaTopLogitsBytes(limits)), CudaDeltaBytes(limits),
+                   CudaReduceBytes(limits), CudaSplitBytes(limits)});
+}
+
 size_t CudaScratchBytes(const OpLimits& limits) {
-  return static_cast<size_t>(limits.max_parts) * CudaStepTableBytes(limits) +
-         static_cast<size_t>(CudaPartialBytes(limits)) +
-         static_cast<size_t>(CudaTopLogitsBytes(limits)) + CudaDeltaBytes(limits) +
-         CudaReduceBytes(limits) + CudaSplitBytes(limits);
+  size_t bytes = 0;
+  ForEachCudaScratch(limits, [&bytes](size_t piece) { bytes += piece; });
+  return bytes;
 }
 
 }  // namespace banyan

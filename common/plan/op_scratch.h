@@ -75,6 +75,20 @@ constexpr size_t CudaSplitBytes(const OpLimits& limits) {
 // What matrices pass through on their way to 8-bit codes, two of them in turn.
 inline constexpr size_t kCudaCodeStagingBytes = size_t{16} << 20;
 
+// What the kernels of one operation leave for each other, all of the above in the same place: those
+// of the next operation write nothing before these have ended (ops/cuda/launch.cuh).
+size_t CudaOperationBytes(const OpLimits& limits);
+
+// Counters of hand-overs (ops/cuda/handover.h).
+inline constexpr size_t kCudaHandoverBytes = 12;
+
+// Calls add(bytes) for each piece of device memory that the backend takes for itself.
+template <typename Add>
+void ForEachCudaScratch(const OpLimits& limits, const Add& add) {
+  add(kCudaHandoverBytes);
+  for (int32_t part = 0; part < limits.max_parts; ++part) add(CudaStepTableBytes(limits));
+  add(CudaOperationBytes(limits));
+}
 size_t CudaScratchBytes(const OpLimits& limits);
 
 }  // namespace banyan

@@ -6,12 +6,13 @@
 #include <string>
 
 #include "common/base/byte_size.h"
+#include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
-#include "common/plan/device_blocks.h"
 #include "common/plan/op_scratch.h"
 #include "common/plan/prefill_halves.h"
 #include "common/plan/tensor_parallel.h"
+#include "common/plan/trunk_arena.h"
 
 namespace banyan {
 namespace {
@@ -238,7 +239,7 @@ class Planner {
                         FormatByteSize(parts * memory.recurrent_state_bytes /
                                        static_cast<uint64_t>(std::max(1, options.num_slots)))));
     const uint64_t workspace =
-        memory.activation_bytes + memory.scratch_bytes + CodeStagingBytes() +
+        memory.activation_bytes + memory.scratch_bytes +
         (input_.on_gpu ? 0 : memory.step_table_bytes + memory.row_block_bytes);
     out.Add("workspace", parts * workspace,
             fmt::format("activations and scratch, {} rows a step", options.max_rows));
@@ -247,45 +248,19 @@ class Planner {
                         FormatByteSize(parts * memory.kv_cache_bytes /
                                        static_cast<uint64_t>(std::max(1, options.num_pages)))));
     if (input_.on_gpu) {
-      out.Add("rounding", BlockBytes(options, limits) - (out.total - input_.others_bytes),
-              "blocks of 2 MiB, shared by small tensors");
+      const DeviceArena arena = TrunkArena(config_, options, weights_);
+      CHECK(arena.asked_bytes() == out.total - input_.others_bytes);
+      if (arena.for_now_bytes() > 0) {
+        out.Add("code staging", arena.for_now_bytes(), "matrices on their way to codes");
+      }
+      out.Add("rounding", arena.bytes() - (out.total - input_.others_bytes),
+              "pieces to 256 bytes, all of them to 2 MiB");
       out.Add("graphs", kGpuGraphBytes, "recorded steps, the driver's own");
     } else {
       out.Add("tensor index", input_.index_bytes, "names and places in the checkpoint");
       out.Add("process", kProcessBytes, "program, threads, tokenizer, RPC buffers");
     }
     return out;
-  }
-
-  uint64_t CodeStagingBytes() const {
-    return input_.on_gpu && format_ == TrunkFormat::kInt8 ? 2 * kCudaCodeStagingBytes : 0;
-  }
-
-  // Every piece of device memory that the decoder asks its backend for.
-  uint64_t BlockBytes(const DecoderOptions& options, const OpLimits& limits) const {
-    DeviceBlocks blocks;
-    for (const uint64_t bytes : weights_.matrices) blocks.Add(bytes);
-    for (const uint64_t bytes : weights_.vectors) blocks.Add(bytes);
-    const int32_t full = CountMixers(config_, MixerKind::kFullAttention);
-    const int32_t linear = CountMixers(config_, MixerKind::kLinearAttention);
-    blocks.Add(KvPageBytes(limits.attention) * static_cast<uint64_t>(options.num_pages),
-               2 * int64_t{full});
-    const auto slots =
-        static_cast<uint64_t>(options.num_slots + options.num_state_copies) * sizeof(float);
-    blocks.Add(slots * static_cast<uint64_t>(limits.delta_net.state_floats()), linear);
-    blocks.Add(slots * static_cast<uint64_t>(limits.delta_net.conv_state_floats()), linear);
-    ActivationSizesOf(config_, options).ForEach([&blocks](int64_t elements, size_t each) {
-      blocks.Add(static_cast<uint64_t>(elements) * each);
-    });
-    if (CodeStagingBytes() > 0) blocks.Add(kCudaCodeStagingBytes, 2);
-    blocks.Add(CudaStepTableBytes(limits), limits.max_parts);
-    blocks.Add(static_cast<uint64_t>(CudaPartialBytes(limits)));
-    blocks.Add(static_cast<uint64_t>(CudaTopLogitsBytes(limits)));
-    blocks.Add(CudaDeltaBytes(limits));
-    blocks.Add(CudaReduceBytes(limits));
-    blocks.Add(CudaSplitBytes(limits));
-    blocks.Add(kDevicePieceAlignment);  // counters of hand-overs
-    return blocks.block_bytes();
   }
 
   int32_t MixedRows(const Width& width) const {

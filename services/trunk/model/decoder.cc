@@ -10,6 +10,8 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/plan/tensor_classes.h"
+#include "common/plan/trunk_arena.h"
 #include "services/trunk/model/activations.h"
 #include "services/trunk/model/gated_attention.h"
 #include "services/trunk/model/gated_delta_net.h"
@@ -91,6 +93,9 @@ class Decoder::Impl {
   // `config` is the whole model's.
   absl::Status Allocate(const ModelConfig& config, const DecoderOptions& options,
                         const Checkpoint& checkpoint, const TrunkSources& sources) {
+    RETURN_IF_ERROR(backend_->SetAside(TrunkArena(
+        config_, options,
+        TrunkWeightSizesOf(checkpoint, config, options.trunk_format, rank_.tensor.size))));
     ASSIGN_OR_RETURN(weights_, LoadTrunkWeights(checkpoint, config, options.trunk_format,
                                                 rank_.tensor, sources, backend_));
     int32_t linear_layers = 0;

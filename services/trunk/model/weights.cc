@@ -111,12 +111,12 @@ class Loader {
         transposed[static_cast<size_t>(j * own + c)] = conv[static_cast<size_t>(c * taps + j)];
       }
     }
-    ASSIGN_OR_RETURN(out->conv, backend_->PlaceVector(transposed));
+    RETURN_IF_ERROR(Take(p + "conv1d.weight", backend_->PlaceVector(transposed), &out->conv));
 
     std::vector<float> rate;
     RETURN_IF_ERROR(Read(p + "A_log", {heads}, &rate));
     for (float& value : rate) value = -std::exp(value);
-    ASSIGN_OR_RETURN(out->neg_decay_rate, backend_->PlaceVector(rate));
+    RETURN_IF_ERROR(Take(p + "A_log", backend_->PlaceVector(rate), &out->neg_decay_rate));
     RETURN_IF_ERROR(Vector(p + "dt_bias", {heads}, &out->dt_bias));
     return Vector(p + "norm.weight", {config_.linear_value_head_dim}, &out->norm);
   }
@@ -158,41 +158,41 @@ class Loader {
             sources_.pack == nullptr ? nullptr : sources_.pack->Find(name)) {
       CHECK(packed->values.shape == shape);
       if (packed->values.dtype != DType::kI8) {
-        return PlaceAndKeep(SliceTensor(packed->values, slice), place, out);
+        return PlaceAndKeep(name, SliceTensor(packed->values, slice), place, out);
       }
       if (std::optional<SlicedCodes> codes = SliceCodes(*packed, slice)) {
-        return PlaceCodesAndKeep(*std::move(codes), out);
+        return PlaceCodesAndKeep(name, *std::move(codes), out);
       }
     }
     ASSIGN_OR_RETURN(StoredMatrix stored, FindStoredMatrix(checkpoint_, name, shape));
     if (stored.format == StoredFormat::kBF16 || stored.format == StoredFormat::kF32) {
-      return PlaceAndKeep(SliceTensor(stored.weight, slice), place, out);
+      return PlaceAndKeep(name, SliceTensor(stored.weight, slice), place, out);
     }
     ASSIGN_OR_RETURN(DecodedMatrix decoded,
                      DecodeMatrix(checkpoint_, std::move(stored), sources_.pool));
     if (rank_.size == 1) {
-      return PlaceAndKeep({decoded.view, std::move(decoded.bytes)}, place, out);
+      return PlaceAndKeep(name, {decoded.view, std::move(decoded.bytes)}, place, out);
     }
-    return PlaceAndKeep(SliceTensor(decoded.view, slice, /*copy=*/true), place, out);
+    return PlaceAndKeep(name, SliceTensor(decoded.view, slice, /*copy=*/true), place, out);
   }
 
   // A backend that computes on host memory reads a copy where it is.
-  absl::Status PlaceAndKeep(SlicedTensor tensor,
+  absl::Status PlaceAndKeep(const std::string& name, SlicedTensor tensor,
                             absl::FunctionRef<absl::StatusOr<Matrix>(const TensorView&)> place,
                             Matrix* out) {
-    ASSIGN_OR_RETURN(*out, place(tensor.view));
+    RETURN_IF_ERROR(Take(name, place(tensor.view), out));
     if (tensor.bytes != nullptr && out->data == tensor.view.data) {
       copies_.push_back(std::move(tensor.bytes));
     }
     return absl::OkStatus();
   }
 
-  absl::Status PlaceCodesAndKeep(SlicedCodes codes, Matrix* out) {
+  absl::Status PlaceCodesAndKeep(const std::string& name, SlicedCodes codes, Matrix* out) {
     const TensorView& view = codes.codes.view;
     const auto* const scales = reinterpret_cast<const float*>(codes.scales.view.data);
-    ASSIGN_OR_RETURN(*out, backend_->PlaceInt8Codes(
-                               {DType::kI8, static_cast<int32_t>(view.shape.dim(0)),
-                                static_cast<int32_t>(view.shape.dim(1)), view.data, scales}));
+    const Matrix host = {DType::kI8, static_cast<int32_t>(view.shape.dim(0)),
+                         static_cast<int32_t>(view.shape.dim(1)), view.data, scales};
+    RETURN_IF_ERROR(Take(name, backend_->PlaceInt8Codes(host), out));
     if (out->data != view.data) return absl::OkStatus();
     for (SlicedTensor* const part : {&codes.codes, &codes.scales}) {
       if (part->bytes != nullptr) copies_.push_back(std::move(part->bytes));
@@ -209,7 +209,14 @@ class Loader {
   absl::Status Vector(const std::string& name, const Shape& shape, const float** out) {
     std::vector<float> values;
     RETURN_IF_ERROR(Read(name, shape, &values));
-    ASSIGN_OR_RETURN(*out, backend_->PlaceVector(values));
+    return Take(name, backend_->PlaceVector(values), out);
+  }
+
+  // What there was no room for has a name.
+  template <typename T>
+  static absl::Status Take(const std::string& name, absl::StatusOr<T> placed, T* out) {
+    if (!placed.ok()) return Annotate(placed.status(), name);
+    *out = *placed;
     return absl::OkStatus();
   }
 

@@ -25,6 +25,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/plan/device_arena.h"
 #include "common/plan/op_limits.h"
 #include "common/plan/trunk_format.h"
 #include "common/quant/bf16.h"
@@ -188,6 +189,12 @@ class Backend {
   // What the device has free, if its memory is not the host's: for plans, before anything is
   // allocated.
   virtual std::optional<uint64_t> FreeDeviceBytes() const { return std::nullopt; }
+
+  // All device memory that will be asked for, what Reserve takes included, in one allocation: what
+  // goes beyond is refused, and Reserve, the last that asks, refuses if anything is left. A device
+  // that is not told so before the first piece takes them as they come, and so does the host.
+  // kResourceExhausted with the numbers; nothing is allocated then.
+  virtual absl::Status SetAside(const DeviceArena& /*pieces*/) { return absl::OkStatus(); }
 
   // Memory, zeroed, 64-byte aligned, freed with the backend. kResourceExhausted.
   virtual absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) = 0;

@@ -1,6 +1,6 @@
 #include "services/trunk/state/kv_cache.h"
 
-#include "common/base/status_macros.h"
+#include "common/base/strings.h"
 #include "common/plan/decoder_memory.h"
 
 namespace banyan::trunk {
@@ -9,9 +9,13 @@ absl::StatusOr<KvCache> KvCache::Create(const AttentionShape& shape, int32_t num
   KvCache cache;
   const size_t bytes = static_cast<size_t>(num_pages) * KvPageBytes(shape);
   for (int32_t i = 0; i < num_layers; ++i) {
-    ASSIGN_OR_RETURN(std::byte * keys, backend->AllocateDevice(bytes));
-    ASSIGN_OR_RETURN(std::byte * values, backend->AllocateDevice(bytes));
-    cache.layers_.push_back({keys, values});
+    std::byte* sides[2] = {};
+    for (std::byte*& side : sides) {
+      const auto memory = backend->AllocateDevice(bytes);
+      if (!memory.ok()) return Annotate(memory.status(), "KV pages");
+      side = *memory;
+    }
+    cache.layers_.push_back({sides[0], sides[1]});
   }
   return cache;
 }

@@ -1,6 +1,8 @@
 #include "services/trunk/state/recurrent_state.h"
 
-#include "common/base/status_macros.h"
+#include <utility>
+
+#include "common/base/strings.h"
 
 namespace banyan::trunk {
 
@@ -12,11 +14,14 @@ absl::StatusOr<RecurrentState> RecurrentState::Create(const DeltaNetShape& shape
   state.conv_state_bytes_ = static_cast<size_t>(shape.conv_state_floats()) * sizeof(float);
   const size_t slots = static_cast<size_t>(num_slots) * sizeof(float);
   for (int32_t i = 0; i < num_layers; ++i) {
-    ASSIGN_OR_RETURN(std::byte * states,
-                     backend->AllocateDevice(slots * static_cast<size_t>(shape.state_floats())));
-    ASSIGN_OR_RETURN(std::byte * conv, backend->AllocateDevice(
-                                           slots * static_cast<size_t>(shape.conv_state_floats())));
-    state.layers_.push_back({reinterpret_cast<float*>(states), reinterpret_cast<float*>(conv)});
+    Layer layer;
+    for (const auto& [floats, at] : {std::pair(shape.state_floats(), &layer.states),
+                                     {shape.conv_state_floats(), &layer.conv_states}}) {
+      const auto memory = backend->AllocateDevice(slots * static_cast<size_t>(floats));
+      if (!memory.ok()) return Annotate(memory.status(), "recurrent state");
+      *at = reinterpret_cast<float*>(*memory);
+    }
+    state.layers_.push_back(layer);
   }
   return state;
 }

@@ -42,6 +42,7 @@
 #include "common/config/tensor_inventory.h"
 #include "common/io/checkpoint.h"
 #include "common/plan/tensor_classes.h"
+#include "common/plan/trunk_arena.h"
 #include "services/trunk/model/decoder.h"
 #include "services/trunk/model/parallel_decoder.h"
 #include "services/trunk/model/rank_threads.h"
@@ -659,6 +660,10 @@ class StepRun {
         "%s: loaded %.2f GB in %.2f s, %.1f GB/s; memory in use %.3f GB, of it %.3f before the "
         "trunk (context, staging)\n",
         c.name, stored * 1e-9, load, stored / load * 1e-9, UsedGigabytes(), before);
+    const double loaded = UsedGigabytes();
+    std::printf("  %-16s %8.3f GB, the trunk took %.3f\n", "planned",
+                static_cast<double>(TrunkArena(config, OptionsOf(c), kept).bytes()) * 1e-9,
+                loaded - before);
     for (const DecoderMemory m = Decoder::Plan(config, OptionsOf(c), *backend_);
          const auto& [name, bytes] :
          {std::pair("weights", kept.matrix_bytes() + kept.vector_bytes()),

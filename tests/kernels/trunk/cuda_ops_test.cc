@@ -1,9 +1,12 @@
 // The GPU against the CPU at the full model's shapes: lengths around the sizes that kernels work
 // in, several sequences at once, slots and pages in no order. Both take the same arrays.
+#include <cuda_runtime_api.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -14,9 +17,12 @@
 
 #include "common/parallel/topology.h"
 #include "common/parallel/worker_pool.h"
+#include "common/plan/device_arena.h"
+#include "common/plan/op_scratch.h"
 #include "common/quant/bf16.h"
 #include "services/trunk/ops/cuda/cuda_backend.h"
 #include "services/trunk/ops/cuda/linear.h"
+#include "services/trunk/ops/int8_rows.h"
 #include "tests/fakes/backends.h"
 
 namespace banyan::trunk {
@@ -626,11 +632,129 @@ TEST_P(CudaOpsTest, ABudgetHolds) {
   auto backend = CreateCudaBackend({.vram_budget_bytes = 8 << 20});
   ASSERT_TRUE(backend.ok());
   EXPECT_TRUE((*backend)->AllocateDevice(4 << 20).ok());
-  // A block for small things is in use beside it.
   const auto more = (*backend)->AllocateDevice(5 << 20);
   EXPECT_EQ(more.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(std::string(more.status().message()),
-            "GPU memory: 5242880 bytes wanted beyond 6291456 in use, the budget is 8388608");
+            "GPU memory: 5242880 bytes wanted beyond 4194304 in use, the budget is 8388608");
+
+  // Of an arena, before anything is taken; the last byte is granted.
+  DeviceArena arena;
+  arena.Add((8 << 20) + 1);
+  backend = CreateCudaBackend({.vram_budget_bytes = 8 << 20});
+  ASSERT_TRUE(backend.ok());
+  const absl::Status refused = (*backend)->SetAside(arena);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(std::string(refused.message()),
+            "GPU memory: 10485760 bytes wanted beyond 0 in use, the budget is 8388608");
+  arena = DeviceArena();
+  arena.Add(8 << 20);
+  EXPECT_TRUE((*backend)->SetAside(arena).ok());
+  EXPECT_TRUE((*backend)->AllocateDevice(8 << 20).ok());
+}
+
+// More than any card has: an error with the numbers, and the device goes on.
+TEST_P(CudaOpsTest, WhatTheDeviceHasNotGotIsRefused) {
+  auto backend = CreateCudaBackend({});
+  ASSERT_TRUE(backend.ok());
+  DeviceArena arena;
+  arena.Add(uint64_t{1} << 46);
+  const absl::Status refused = (*backend)->SetAside(arena);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()),
+              testing::AllOf(testing::HasSubstr("GPU memory: 70368744177664 bytes wanted, "),
+                             testing::HasSubstr(" free, 0 in use by us")));
+  EXPECT_TRUE((*backend)->AllocateDevice(1 << 20).ok());
+  EXPECT_TRUE((*backend)->Synchronize().ok());
+}
+
+// Pieces one behind the other, zeroed, within what was set aside; nothing beyond.
+TEST_P(CudaOpsTest, AnArenaIsUsedToTheByte) {
+  auto backend = CreateCudaBackend({});
+  ASSERT_TRUE(backend.ok());
+  DeviceArena arena;
+  arena.Add(1000);
+  arena.Add(5 << 20);
+  arena.Add(kCudaHandoverBytes);
+  arena.Add(77);
+  size_t free = 0;
+  size_t free_before = 0;
+  size_t total = 0;
+  ASSERT_EQ(cudaMemGetInfo(&free_before, &total), cudaSuccess);
+  ASSERT_TRUE((*backend)->SetAside(arena).ok());
+  ASSERT_EQ(cudaMemGetInfo(&free, &total), cudaSuccess);
+  std::printf("an arena of %llu bytes took %lld of the device\n",
+              static_cast<unsigned long long>(arena.bytes()),
+              static_cast<long long>(free_before) - static_cast<long long>(free));
+  const auto first = (*backend)->AllocateDevice(1000);
+  const auto second = (*backend)->AllocateDevice(5 << 20);
+  const auto third = (*backend)->AllocateShared(77);
+  ASSERT_TRUE(first.ok() && second.ok() && third.ok());
+  EXPECT_EQ(*second - *first, 1024);
+  EXPECT_EQ(third->device - *second, (5 << 20) + 256);
+  std::vector<std::byte> read(1000 + (5 << 20));
+  ASSERT_TRUE((*backend)->ReadBack(*first, read.size(), read.data()).ok());
+  EXPECT_EQ(std::count(read.begin(), read.end(), std::byte{0}),
+            static_cast<ptrdiff_t>(read.size()));
+  const auto more = (*backend)->AllocateDevice(1);
+  EXPECT_EQ(more.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(std::string(more.status().message()),
+            "GPU memory: 256 bytes wanted beyond 5244416 in use and 0 lent, the plan has 5244416");
+}
+
+// What matrices pass through on their way to codes is where later pieces lie: these come zeroed.
+TEST_P(CudaOpsTest, StagingIsLent) {
+  constexpr int32_t kRows = 300;
+  constexpr int32_t kCols = 256;
+  std::vector<float> values(kRows * kCols);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 97) - 40;
+  DeviceArena arena;
+  arena.Add(values.size());
+  arena.Add(kRows * Int8Groups(kCols) * sizeof(float));
+  arena.AddForNow(2 * kCudaCodeStagingBytes);
+  arena.Add(2 * kCudaCodeStagingBytes);
+  EXPECT_EQ(arena.for_now_bytes(), 0u);
+  auto backend = CreateCudaBackend({});
+  ASSERT_TRUE(backend.ok());
+  ASSERT_TRUE((*backend)->SetAside(arena).ok());
+  const TensorView view = {
+      DType::kF32, {kRows, kCols}, reinterpret_cast<const std::byte*>(values.data())};
+  const auto codes = (*backend)->PlaceInt8Matrix(view);
+  ASSERT_TRUE(codes.ok()) << codes.status();
+  const auto later = (*backend)->AllocateDevice(2 * kCudaCodeStagingBytes);
+  ASSERT_TRUE(later.ok()) << later.status();
+  std::vector<std::byte> read(2 * kCudaCodeStagingBytes);
+  ASSERT_TRUE((*backend)->ReadBack(*later, read.size(), read.data()).ok());
+  EXPECT_EQ(std::count(read.begin(), read.end(), std::byte{0}),
+            static_cast<ptrdiff_t>(read.size()));
+  // The codes are as the host makes them.
+  std::vector<int8_t> expected(values.size());
+  std::vector<float> scales(static_cast<size_t>(kRows * Int8Groups(kCols)));
+  QuantizeInt8Rows(view, 0, kRows, expected.data(), scales.data());
+  std::vector<int8_t> found(values.size());
+  ASSERT_TRUE((*backend)->ReadBack(codes->data, found.size(), found.data()).ok());
+  EXPECT_EQ(found, expected);
+}
+
+// Reserve is the last that asks: what is left then was planned for nothing.
+TEST_P(CudaOpsTest, APlanOfTooMuchIsAFault) {
+  const OpLimits limits = {.max_rows = 8,
+                           .max_segments = 1,
+                           .max_position = 64,
+                           .num_experts = 8,
+                           .attention = {},
+                           .delta_net = {}};
+  for (const uint64_t spare : {uint64_t{0}, uint64_t{1}}) {
+    DeviceArena arena;
+    ForEachCudaScratch(limits, [&arena](size_t bytes) { arena.Add(bytes); });
+    arena.Add(4);  // a shared buffer, which counters of hand-overs come with
+    arena.Add(spare);
+    auto backend = CreateCudaBackend({});
+    ASSERT_TRUE(backend.ok());
+    ASSERT_TRUE((*backend)->SetAside(arena).ok());
+    ASSERT_TRUE((*backend)->AllocateShared(4).ok());
+    EXPECT_EQ((*backend)->Reserve(limits).code(),
+              spare == 0 ? absl::StatusCode::kOk : absl::StatusCode::kInternal);
+  }
 }
 
 std::vector<std::string> Devices() {

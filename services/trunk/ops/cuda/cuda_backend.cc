@@ -46,6 +46,7 @@ static_assert(kMaxSharedCopies <= kMaxCopies);
 static_assert(kMaxExperts == kMaxRouterExperts);
 static_assert(kGroupColumns == kInt8GroupColumns);
 static_assert(kMaxTop == kMaxTopLogits && kTopBound == kLogitBound);
+static_assert(sizeof(HandoverState) == kCudaHandoverBytes);
 static_assert(kTerms == kCudaSplitTerms);
 static_assert(kHopperSplitRows == kCudaSplitRows);
 
@@ -177,9 +178,7 @@ class CudaBackend : public Backend {
   absl::Status Open() {
     RETURN_IF_ERROR(
         CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
-    ASSIGN_OR_RETURN(std::byte * state, memory_.Allocate(sizeof(HandoverState)));
     ASSIGN_OR_RETURN(std::byte * flags, memory_.AllocatePinned(sizeof(HandoverFlags)));
-    handover_state_ = reinterpret_cast<HandoverState*>(state);
     handover_flags_ = reinterpret_cast<HandoverFlags*>(flags);
     // Asleep between copies: the CPUs may be the experts'.
     copiers_ = std::make_unique<WorkerPool>(
@@ -196,11 +195,19 @@ class CudaBackend : public Backend {
   std::string_view name() const override { return facts_.name; }
   std::optional<uint64_t> FreeDeviceBytes() const override { return facts_.free_bytes; }
 
+  absl::Status SetAside(const DeviceArena& pieces) override { return memory_.SetAside(pieces); }
+
   absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) override {
+    RETURN_IF_ERROR(EndLoan());
     return memory_.Allocate(bytes);
   }
 
   absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) override {
+    RETURN_IF_ERROR(EndLoan());
+    if (handover_state_ == nullptr) {
+      ASSIGN_OR_RETURN(std::byte * state, memory_.Allocate(kCudaHandoverBytes));
+      handover_state_ = reinterpret_cast<HandoverState*>(state);
+    }
     SharedBuffer buffer;
     ASSIGN_OR_RETURN(buffer.device, memory_.Allocate(bytes));
     ASSIGN_OR_RETURN(buffer.host, memory_.AllocatePinned(bytes));
@@ -238,7 +245,7 @@ class CudaBackend : public Backend {
       const size_t some = std::min(rows_at_once, rows - first);
       const int turn = staging_turn_;
       if (staging_device_[turn] == nullptr) {
-        ASSIGN_OR_RETURN(staging_device_[turn], memory_.Allocate(kStagingBytes));
+        ASSIGN_OR_RETURN(staging_device_[turn], memory_.Lend(kStagingBytes));
       }
       RETURN_IF_ERROR(
           QueueUpload(view.data + first * row_bytes, some * row_bytes, staging_device_[turn]));
@@ -283,40 +290,26 @@ class CudaBackend : public Backend {
     static_assert(PartialFloats(256) == CudaPartialFloats(256));
     static_assert(sizeof(ChunkKeys) == kCudaChunkKeyBytes &&
                   sizeof(ChunkGates) == kCudaChunkGateBytes);
-    // Rows on their way to codes: where there are none, they are not allocated.
-    return CudaScratchBytes(limits) + 2 * kStagingBytes;
+    return CudaScratchBytes(limits);
   }
 
   absl::Status Reserve(const OpLimits& limits) override {
     RETURN_IF_ERROR(CheckLimits(limits));
+    RETURN_IF_ERROR(EndLoan());
     CHECK(limits.max_parts >= 1 && limits.max_parts <= kMaxStepParts);
     for (int32_t part = 0; part < limits.max_parts; ++part) {
       RETURN_IF_ERROR(parts_[part].Reserve(limits, &memory_));
     }
-    const int64_t partial_bytes = CudaPartialBytes(limits);
-    ASSIGN_OR_RETURN(std::byte * partials, memory_.Allocate(static_cast<size_t>(partial_bytes)));
-    partials_ = reinterpret_cast<float*>(partials);
-    if (partial_bytes > 0)
-      partial_capacity_ = partial_bytes / CudaPartialPageBytes(limits.attention);
+    ASSIGN_OR_RETURN(work_, memory_.Allocate(CudaOperationBytes(limits)));
+    if (limits.attention.num_heads > 0) {
+      partial_capacity_ = CudaPartialBytes(limits) / CudaPartialPageBytes(limits.attention);
+    }
     top_scratch_bytes_ = CudaTopLogitsBytes(limits);
     CHECK(top_scratch_bytes_ == TopScratchBytes(limits.max_logits_rows, limits.vocab_size));
-    if (top_scratch_bytes_ > 0) {
-      ASSIGN_OR_RETURN(top_scratch_, memory_.Allocate(static_cast<size_t>(top_scratch_bytes_)));
-    }
-    if (const size_t bytes = CudaDeltaBytes(limits); bytes > 0) {
-      ASSIGN_OR_RETURN(std::byte * chunks, memory_.Allocate(bytes));
-      chunk_keys_ = reinterpret_cast<ChunkKeys*>(chunks);
-      chunk_gates_ = reinterpret_cast<ChunkGates*>(
-          chunk_keys_ + int64_t{CudaDeltaChunks(limits)} * limits.delta_net.num_key_heads);
-    }
-    if (const size_t bytes = CudaReduceBytes(limits); bytes > 0) {
-      ASSIGN_OR_RETURN(std::byte * gathered, memory_.Allocate(bytes));
-      gathered_ = reinterpret_cast<float*>(gathered);
-    }
-    if (const size_t bytes = CudaSplitBytes(limits); bytes > 0) {
-      ASSIGN_OR_RETURN(split_, memory_.Allocate(bytes));
-      split_bytes_ = static_cast<int64_t>(bytes);
-    }
+    chunk_gates_ = reinterpret_cast<ChunkGates*>(
+        As<ChunkKeys>(work_) + int64_t{CudaDeltaChunks(limits)} * limits.delta_net.num_key_heads);
+    split_bytes_ = static_cast<int64_t>(CudaSplitBytes(limits));
+    RETURN_IF_ERROR(memory_.CheckUsedUp());
     return Synchronize();
   }
 
@@ -479,7 +472,7 @@ class CudaBackend : public Backend {
   void DeltaNet(const DeltaNetArgs& a) override {
     if (!status_.ok()) return;
     DeltaLaunch launch = ToLaunch(a);
-    launch.chunk_keys = chunk_keys_;
+    launch.chunk_keys = As<ChunkKeys>(work_);
     launch.chunk_gates = chunk_gates_;
     const StepTables& step = upload().tables();
     const int32_t width = a.shape.value_dim();
@@ -514,7 +507,7 @@ class CudaBackend : public Backend {
     const int32_t width = args.shape.num_heads * args.shape.head_dim;
     if (recording_) {
       const TileRange all = {.num_tiles = step.num_tiles, .num_partials = recorded_partials_};
-      Done(PagedAttentionSplit(step, ToLaunch(args), all, partials_, stream_),
+      Done(PagedAttentionSplit(step, ToLaunch(args), all, As<float>(work_), stream_),
            "paged_attention_split", step.num_rows, width);
       return;
     }
@@ -536,7 +529,7 @@ class CudaBackend : public Backend {
       }
       CHECK(next > first);
       range.num_tiles = static_cast<int32_t>(next - first);
-      Done(PagedAttentionSplit(step, ToLaunch(args), range, partials_, stream_),
+      Done(PagedAttentionSplit(step, ToLaunch(args), range, As<float>(work_), stream_),
            "paged_attention_split", step.num_rows, width);
       first = next;
     }
@@ -638,7 +631,7 @@ class CudaBackend : public Backend {
 
   void AllReduce(float* x, int64_t count) override {
     if (collective_ == nullptr || !status_.ok()) return;
-    const absl::Status queued = collective_->AllReduce(x, count, gathered_, stream_);
+    const absl::Status queued = collective_->AllReduce(x, count, As<float>(work_), stream_);
     last_op_ = "all_reduce";
     last_rows_ = 1;
     last_width_ = static_cast<int32_t>(count);
@@ -677,7 +670,7 @@ class CudaBackend : public Backend {
                           .scores = a.scores,
                           .ids = a.ids,
                           .bounded = a.bounded,
-                          .scratch = top_scratch_},
+                          .scratch = work_},
                          stream_),
          "top_logits", num_rows, a.num_ids);
   }
@@ -743,7 +736,7 @@ class CudaBackend : public Backend {
     return {.num_sms = facts_.num_sms,
             .shared_bytes = facts_.shared_bytes,
             .hopper = facts_.hopper,
-            .split = split_,
+            .split = work_,
             .split_bytes = split_bytes_};
   }
 
@@ -842,6 +835,15 @@ class CudaBackend : public Backend {
     if (to_host) Done(HandToHost(launch, stream_), op, launch.num_copies, 0);
   }
 
+  // No more matrices are made to codes: what they passed through is where the next pieces lie.
+  absl::Status EndLoan() {
+    const bool lent = staging_device_[0] != nullptr || staging_device_[1] != nullptr;
+    if (!lent || !memory_.has_arena()) return absl::OkStatus();
+    RETURN_IF_ERROR(Synchronize());
+    std::fill_n(staging_device_, 2, nullptr);
+    return memory_.TakeBack();
+  }
+
   void Fill(const std::byte* from, size_t bytes, std::byte* to) {
     if (bytes < 2 * kCopierBytes) {
       std::memcpy(to, from, bytes);
@@ -885,16 +887,13 @@ class CudaBackend : public Backend {
   std::byte* staging_device_[2] = {};  // of rows on their way to codes
   Prefetch prefetch_;
   StepUpload parts_[kMaxStepParts];
-  int32_t part_ = 0;           // in use
-  float* gathered_ = nullptr;  // of AllReduce
-  std::byte* top_scratch_ = nullptr;
+  int32_t part_ = 0;  // in use
+  // CudaOperationBytes, and how each operation uses them.
+  std::byte* work_ = nullptr;
   int64_t top_scratch_bytes_ = 0;
-  std::byte* split_ = nullptr;  // of Linear
-  int64_t split_bytes_ = 0;
-  float* partials_ = nullptr;
-  int64_t partial_capacity_ = 0;     // pages
-  ChunkKeys* chunk_keys_ = nullptr;  // of as many chunks of DeltaNet as are taken at once
-  ChunkGates* chunk_gates_ = nullptr;
+  int64_t split_bytes_ = 0;            // of x, by Linear
+  int64_t partial_capacity_ = 0;       // pages of attention
+  ChunkGates* chunk_gates_ = nullptr;  // behind the keys of as many chunks as are taken at once
   HandoverState* handover_state_ = nullptr;  // device
   HandoverFlags* handover_flags_ = nullptr;  // pinned
   uint32_t handed_to_host_ = 0;              // queued CopyToHost, and those waited for

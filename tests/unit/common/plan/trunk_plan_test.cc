@@ -4,14 +4,17 @@
 #include <gtest/gtest.h>
 
 #include "common/base/check.h"
+#include "common/plan/device_arena.h"
 #include "common/plan/op_scratch.h"
 #include "common/plan/prefill_halves.h"
+#include "common/plan/trunk_arena.h"
 
 namespace banyan {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 ModelConfig Demo() {
   auto config = LoadModelConfig(BANYAN_SOURCE_DIR "/deploy/models/demo");
@@ -171,7 +174,8 @@ TEST(TrunkPlanTest, WhatIsNotThereIsNotGranted) {
   EXPECT_LE(PlanTrunk(Demo(), input)->memory.total_bytes(), input.available_bytes);
 }
 
-TEST(TrunkPlanTest, GpuMemoryIsCountedInBlocks) {
+// Less than 2 MiB and 255 bytes a tensor are lost.
+TEST(TrunkPlanTest, GpuMemoryIsOneArena) {
   TrunkPlanInput input = Input();
   input.on_gpu = true;
   input.available_bytes = 0;
@@ -179,7 +183,61 @@ TEST(TrunkPlanTest, GpuMemoryIsCountedInBlocks) {
   const auto plan = PlanTrunk(Demo(), input);
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_THAT(plan->memory.Table(),
-              AllOf(HasSubstr("rounding"), HasSubstr("graphs"), HasSubstr("--vram_budget")));
+              AllOf(HasSubstr("rounding"), HasSubstr("graphs"), HasSubstr("--vram_budget"),
+                    Not(HasSubstr("code staging"))));
+  const DeviceArena arena = TrunkArena(Demo(), plan->decoder, input.weights);
+  EXPECT_EQ(plan->memory.Without("graphs").total_bytes(), arena.bytes());
+  EXPECT_EQ(plan->memory.Without("graphs").Without("rounding").total_bytes(), arena.asked_bytes());
+  const size_t tensors = input.weights.matrices.size() + input.weights.vectors.size() + 200;
+  EXPECT_LT(arena.bytes() - arena.asked_bytes(), kDevicePageBytes + 255 * tensors);
+}
+
+// Matrices pass through memory in which pages and buffers lie later; where these are less, it is
+// counted.
+TEST(TrunkPlanTest, StagingOfCodesIsLent) {
+  TrunkPlanInput input = Input();
+  input.on_gpu = true;
+  input.available_bytes = 0;
+  input.budget_bytes = uint64_t{8} << 30;
+  input.int8_weights = input.weights;
+  const auto plain = PlanTrunk(Demo(), input);
+  input.trunk_format = TrunkFormat::kInt8;
+  const auto codes = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(plain.ok() && codes.ok()) << codes.status();
+  EXPECT_EQ(plain->memory.total_bytes(), codes->memory.total_bytes());
+  input.max_context_tokens = 1024;
+  input.max_sequences = 1;
+  input.max_batch_tokens = 64;
+  const auto small = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(small.ok()) << small.status();
+  const uint64_t rest =
+      small->memory.Without("graphs").Without("weights").Without("vectors").total_bytes();
+  EXPECT_GE(rest, 2 * kCudaCodeStagingBytes);
+  EXPECT_LT(rest, 2 * kCudaCodeStagingBytes + kDevicePageBytes);
+  EXPECT_THAT(small->memory.Table(), HasSubstr("code staging"));
+}
+
+// The kernels of an operation leave what they leave for each other where those of the last one did.
+TEST(TrunkPlanTest, OperationsShareTheirScratch) {
+  OpLimits limits;
+  limits.max_rows = 512;
+  limits.max_segments = 2;
+  limits.max_position = 32768;
+  limits.max_columns = 4096;
+  limits.max_logits_rows = 32;
+  limits.vocab_size = 151936;
+  EXPECT_EQ(CudaOperationBytes(limits), CudaSplitBytes(limits));
+  limits.attention = {.num_heads = 16, .num_kv_heads = 2, .head_dim = 256, .rotary_dim = 64};
+  EXPECT_EQ(CudaOperationBytes(limits), static_cast<size_t>(CudaPartialBytes(limits)));
+  limits.tensor_parallel = 8;
+  limits.max_reduced = 4159 * 2048;
+  EXPECT_EQ(CudaOperationBytes(limits), CudaReduceBytes(limits));
+  for (const int32_t parts : {1, 2}) {
+    limits.max_parts = parts;
+    EXPECT_EQ(CudaScratchBytes(limits),
+              kCudaHandoverBytes + static_cast<size_t>(parts) * CudaStepTableBytes(limits) +
+                  CudaOperationBytes(limits));
+  }
 }
 
 // Steps of two halves on a GPU with room for them; those in which a sequence decodes stay small.
