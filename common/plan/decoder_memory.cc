@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "common/plan/device_arena.h"
+
 namespace banyan {
 namespace {
 
@@ -150,6 +152,18 @@ ActivationSizes ActivationSizesOf(const ModelConfig& c, const DecoderOptions& op
           .ffn_gate = rows * width,
           .ffn_up = rows * width,
           .ffn_out = rows * hidden};
+}
+
+size_t ActivationSizes::StageBytes() const {
+  uint64_t most = 0;
+  ForEachStage([&most](std::initializer_list<int64_t> stage) {
+    uint64_t bytes = 0;
+    for (const int64_t elements : stage) {
+      bytes += DevicePieceBytes(static_cast<uint64_t>(elements) * sizeof(float));
+    }
+    most = std::max(most, bytes);
+  });
+  return most;
 }
 
 size_t ActivationBytes(const ActivationSizes& sizes) {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 
 #include "common/config/model_config.h"
 #include "common/plan/op_limits.h"
@@ -66,39 +67,28 @@ struct ActivationSizes {
   int64_t normed = 0, expert_rows = 0, expert_ids = 0, expert_weights = 0, routed = 0;
   int64_t router_logits = 0, shared_gate_logit = 0, ffn_gate = 0, ffn_up = 0, ffn_out = 0;
 
-  // Calls add(elements, bytes of one) for each.
+  // f32 ones that hold nothing once the stage is over to which they belong, a mixer, an MLP's first
+  // half or the head: those of all stages lie in the same place.
+  template <typename Add>
+  void ForEachStage(const Add& add) const {
+    add(std::initializer_list<int64_t>{qkvz, ba, qkv, log_decay, beta, delta_out});
+    add(std::initializer_list<int64_t>{q_gate, k, v, attention_out});
+    add(std::initializer_list<int64_t>{router_logits, ffn_gate, ffn_up});
+    add(std::initializer_list<int64_t>{logits_rows, logits});
+  }
+  // Each begins at a multiple of kDevicePieceAlignment.
+  size_t StageBytes() const;
+
+  // Calls add(elements, bytes of one) for each other one, and for what all stages share.
   template <typename Add>
   void ForEach(const Add& add) const {
-    for (const int64_t elements : {hidden,
-                                   mixer_out,
-                                   final_out,
-                                   logits_rows,
-                                   logits,
-                                   top_scores,
-                                   top_ids,
-                                   top_bounded,
-                                   qkvz,
-                                   ba,
-                                   qkv,
-                                   log_decay,
-                                   beta,
-                                   delta_out,
-                                   q_gate,
-                                   k,
-                                   v,
-                                   attention_out,
-                                   normed,
-                                   expert_weights,
-                                   routed,
-                                   router_logits,
-                                   shared_gate_logit,
-                                   ffn_gate,
-                                   ffn_up,
-                                   ffn_out}) {
+    for (const int64_t elements : {hidden, mixer_out, final_out, top_scores, top_ids, top_bounded,
+                                   normed, expert_weights, routed, shared_gate_logit, ffn_out}) {
       add(elements, sizeof(float));
     }
     add(expert_ids, sizeof(uint16_t));
     add(expert_rows, sizeof(uint16_t));
+    add(static_cast<int64_t>(StageBytes()), size_t{1});
   }
 };
 ActivationSizes ActivationSizesOf(const ModelConfig& config, const DecoderOptions& options);

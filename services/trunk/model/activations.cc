@@ -1,7 +1,10 @@
 #include "services/trunk/model/activations.h"
 
+#include <initializer_list>
+
 #include "common/base/check.h"
-#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/plan/device_arena.h"
 #include "common/quant/bf16.h"
 
 namespace banyan::trunk {
@@ -30,6 +33,22 @@ class Placer {
     out->host = reinterpret_cast<T*>(memory->host);
   }
 
+  // Buffers of one stage, at the beginning of what all stages share.
+  void PlaceStages(int64_t bytes) { Place(&stages_, bytes); }
+  struct Buffer {
+    float** out;
+    int64_t elements;
+  };
+  void PlaceStage(std::initializer_list<Buffer> buffers) {
+    if (!status_.ok()) return;
+    std::byte* at = stages_;
+    for (const Buffer& buffer : buffers) {
+      if (buffer.elements == 0) continue;
+      *buffer.out = reinterpret_cast<float*>(at);
+      at += DevicePieceBytes(static_cast<uint64_t>(buffer.elements) * sizeof(float));
+    }
+  }
+
   const absl::Status& status() const { return status_; }
   size_t bytes() const { return bytes_; }
 
@@ -44,6 +63,7 @@ class Placer {
   Backend* const backend_;
   absl::Status status_;
   size_t bytes_ = 0;
+  std::byte* stages_ = nullptr;
 };
 
 }  // namespace
@@ -91,21 +111,9 @@ absl::Status PlaceActivations(const ActivationSizes& sizes, Backend* backend, Ac
   placer.Place(&out->hidden, sizes.hidden);
   placer.Place(&out->mixer_out, sizes.mixer_out);
   placer.Place(&out->final_out, sizes.final_out);
-  placer.Place(&out->logits_rows, sizes.logits_rows);
-  placer.Place(&out->logits, sizes.logits);
   placer.Place(&out->top_scores, sizes.top_scores);
   placer.Place(&out->top_ids, sizes.top_ids);
   placer.Place(&out->top_bounded, sizes.top_bounded);
-  placer.Place(&out->qkvz, sizes.qkvz);
-  placer.Place(&out->ba, sizes.ba);
-  placer.Place(&out->qkv, sizes.qkv);
-  placer.Place(&out->log_decay, sizes.log_decay);
-  placer.Place(&out->beta, sizes.beta);
-  placer.Place(&out->delta_out, sizes.delta_out);
-  placer.Place(&out->q_gate, sizes.q_gate);
-  placer.Place(&out->k, sizes.k);
-  placer.Place(&out->v, sizes.v);
-  placer.Place(&out->attention_out, sizes.attention_out);
   if (sizes.expert_rows > 0) {
     Shared<BF16> rows;
     placer.Place(&out->normed, sizes.normed);
@@ -121,13 +129,26 @@ absl::Status PlaceActivations(const ActivationSizes& sizes, Backend* backend, Ac
   placer.Place(&out->expert_ids, sizes.expert_ids);
   placer.Place(&out->expert_weights, sizes.expert_weights);
   placer.Place(&out->routed, sizes.routed);
-  placer.Place(&out->router_logits, sizes.router_logits);
   placer.Place(&out->shared_gate_logit, sizes.shared_gate_logit);
-  placer.Place(&out->ffn_gate, sizes.ffn_gate);
-  placer.Place(&out->ffn_up, sizes.ffn_up);
   placer.Place(&out->ffn_out, sizes.ffn_out);
+  // As ActivationSizes::ForEachStage has them.
+  placer.PlaceStages(static_cast<int64_t>(sizes.StageBytes()));
+  placer.PlaceStage({{&out->qkvz, sizes.qkvz},
+                     {&out->ba, sizes.ba},
+                     {&out->qkv, sizes.qkv},
+                     {&out->log_decay, sizes.log_decay},
+                     {&out->beta, sizes.beta},
+                     {&out->delta_out, sizes.delta_out}});
+  placer.PlaceStage({{&out->q_gate, sizes.q_gate},
+                     {&out->k, sizes.k},
+                     {&out->v, sizes.v},
+                     {&out->attention_out, sizes.attention_out}});
+  placer.PlaceStage({{&out->router_logits, sizes.router_logits},
+                     {&out->ffn_gate, sizes.ffn_gate},
+                     {&out->ffn_up, sizes.ffn_up}});
+  placer.PlaceStage({{&out->logits_rows, sizes.logits_rows}, {&out->logits, sizes.logits}});
   CHECK(placer.bytes() == ActivationBytes(sizes));
-  return placer.status();
+  return Annotate(placer.status(), "buffers of a step");
 }
 
 }  // namespace banyan::trunk

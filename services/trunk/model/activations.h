@@ -22,6 +22,7 @@ struct Shared {
   }
 };
 
+// Some lie in the same place (ActivationSizes::ForEachStage).
 struct Activations {
   // All f32 [BufferRows, ...]; widths as in ops.h.
   float* hidden = nullptr;       // residual stream

@@ -158,7 +158,7 @@ TEST(TrunkPlanTest, RefusesWithNumbersAndWhatWouldWork) {
       std::string(plan.status().message()),
       AllOf(HasSubstr("a context of 8192 tokens does not fit"),
             HasSubstr("any one of these would work: "),
-            HasSubstr("--max_context_tokens 8128, --max_sequences 31, --max_batch_tokens 5")));
+            HasSubstr("--max_context_tokens 8128, --max_sequences 31, --max_batch_tokens 4")));
 }
 
 TEST(TrunkPlanTest, WhatIsNotThereIsNotGranted) {
@@ -238,6 +238,24 @@ TEST(TrunkPlanTest, OperationsShareTheirScratch) {
               kCudaHandoverBytes + static_cast<size_t>(parts) * CudaStepTableBytes(limits) +
                   CudaOperationBytes(limits));
   }
+}
+
+// A mixer's buffers hold nothing when it is over, nor those of the MLP or the head.
+TEST(TrunkPlanTest, StagesShareTheirBuffers) {
+  ActivationSizes sizes;
+  EXPECT_EQ(ActivationBytes(sizes), 0u);
+  sizes.hidden = 1000;
+  sizes.qkvz = 600;
+  sizes.ba = 1;
+  EXPECT_EQ(ActivationBytes(sizes), 4000u + 2560 + 256);
+  sizes.q_gate = 500;
+  sizes.logits = 700;
+  EXPECT_EQ(ActivationBytes(sizes), 4000u + 2560 + 256);
+  sizes.ffn_up = 1001;
+  EXPECT_EQ(ActivationBytes(sizes), 4000u + 4096);
+  sizes.expert_ids = 10;
+  sizes.expert_rows = 20;
+  EXPECT_EQ(ActivationBytes(sizes), 4000u + 4096 + 60);
 }
 
 // Steps of two halves on a GPU with room for them; those in which a sequence decodes stay small.
