@@ -40,19 +40,30 @@ struct GpuGauges {
 
 }  // namespace
 
-void RegisterGpuMetrics(int ordinal, MetricsRegistry* registry) {
+OpeningGpu::OpeningGpu(int ordinal) : ordinal_(ordinal) {
   absl::StatusOr<std::unique_ptr<cuda::GpuMonitor>> opened = cuda::GpuMonitor::Open(ordinal);
-  if (!opened.ok()) {
-    LogWarning("no_gpu_metrics", {{"gpu", ordinal}, {"cause", opened.status().message()}});
+  status_ = opened.status();
+  if (!status_.ok()) return;
+  monitor_ = *std::move(opened);
+  if (const auto usage = monitor_->Read(); usage.ok()) used_bytes_ = usage->used_bytes;
+}
+
+OpeningGpu::~OpeningGpu() = default;
+
+void OpeningGpu::Opened(MetricsRegistry* metrics) {
+  if (monitor_ == nullptr) {
+    LogWarning("no_gpu_metrics", {{"gpu", ordinal_}, {"cause", status_.message()}});
     return;
   }
-  const GpuGauges gauges({{"gpu", std::to_string(ordinal)}}, *registry);
-  registry->BeforeCollect(
-      [gauges, monitor = std::shared_ptr<cuda::GpuMonitor>(*std::move(opened))] {
-        if (const absl::StatusOr<cuda::GpuUsage> usage = monitor->Read(); usage.ok()) {
-          gauges.Set(*usage);
-        }
-      });
+  if (const auto usage = monitor_->Read(); usage.ok() && usage->used_bytes > used_bytes_) {
+    LogInfo("gpu_context", {{"gpu", ordinal_}, {"bytes", usage->used_bytes - used_bytes_}});
+  }
+  const GpuGauges gauges({{"gpu", std::to_string(ordinal_)}}, *metrics);
+  metrics->BeforeCollect([gauges, monitor = monitor_] {
+    if (const absl::StatusOr<cuda::GpuUsage> usage = monitor->Read(); usage.ok()) {
+      gauges.Set(*usage);
+    }
+  });
 }
 
 }  // namespace banyan::trunk

@@ -25,12 +25,13 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(const TrunkOptions& optio
 #ifdef BANYAN_CUDA
   if (options.use_cuda) {
     const int device = collective == nullptr ? 0 : collective->rank();
+    OpeningGpu gpu(device);
     absl::StatusOr<std::unique_ptr<Backend>> backend =
         CreateCudaBackend({.device = device,
                            .vram_budget_bytes = options.vram_budget_bytes,
                            .collective = collective});
     if (!backend.ok()) return Annotate(backend.status(), "--backend cuda");
-    RegisterGpuMetrics(device, metrics);
+    gpu.Opened(metrics);
     return backend;
   }
 #endif

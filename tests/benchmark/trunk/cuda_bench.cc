@@ -50,6 +50,7 @@
 #include "services/trunk/ops/collective/nccl.h"
 #include "services/trunk/ops/cuda/cuda_backend.h"
 #include "services/trunk/ops/cuda/device.h"
+#include "services/trunk/ops/cuda/gpu_usage.h"
 #include "services/trunk/sampling/sampler.h"
 
 namespace banyan::trunk {
@@ -891,11 +892,19 @@ int Main(int argc, char** argv) {
       return 2;
     }
   }
+  const auto monitor = cuda::GpuMonitor::Open(0);
+  const auto used = [&monitor] {
+    if (!monitor.ok()) return 0.0;
+    const auto usage = (*monitor)->Read();
+    return usage.ok() ? static_cast<double>(usage->used_bytes) * 1e-9 : 0;
+  };
+  const double before = used();
   const absl::StatusOr<cuda::DeviceFacts> facts = cuda::OpenDevice(0);
   if (!facts.ok()) {
     std::fprintf(stderr, "%s\n", facts.status().ToString().c_str());
     return 2;
   }
+  std::printf("context: %.3f GB, in use before it %.3f\n", used() - before, before);
   copy_gbps = MeasureCopy();
   std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
               facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
