@@ -799,6 +799,15 @@ void SmallSteps(const ModelConfig& config, const Checkpoint& checkpoint) {
     run.Run("decode", 1, 1, 32767);
     std::printf("memory in use after all steps: %.3f GB\n", UsedGigabytes());
   }
+  // As it is served in tests/gpu/serve.sh.
+  for (const StepCase& c :
+       {StepCase{"served, bf16 trunk", TrunkFormat::kBf16, DType::kBF16, 2111, 4, 512, 2048},
+        {"served, int8 trunk", TrunkFormat::kInt8, DType::kBF16, 2111, 4, 512, 2048}}) {
+    StepRun run(config, checkpoint, c);
+    run.Run("prefill", 1, 2048, 0);
+    for (int32_t sequences : {1, 4}) run.Run("decode", sequences, 1, 128);
+    std::printf("memory in use after all steps: %.3f GB\n", UsedGigabytes());
+  }
 }
 
 enum class StepKind { kAll, kFew, kParallel, kHalves, kSmall };
