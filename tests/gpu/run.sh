@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # All GPU tests and benchmarks in one go, from a bundle (bundle.sh) or from a build:
-#   run.sh [--log_dir DIR] [tests|golden|eval|sanitizer|ops|step|parallel|serve_parallel ...]
-# Without a list: all but the last two, which want two GPUs or more and NCCL (libnccl.so.2 where
-# LD_LIBRARY_PATH says).
+#   run.sh [--log_dir DIR] [tests|golden|eval|sanitizer|ops|step|small|parallel|serve_parallel ...]
+# Without a list: all but `small`, those of `step` that take little memory, and the last two, which want two
+# GPUs or more and NCCL (libnccl.so.2 where LD_LIBRARY_PATH says).
 # tests: operations against doubles and against the CPU; golden: the small models layer by layer, demo
 # model, exactness, with f32 to the experts, and the demo model with bf16; eval: the demo model's
 # questions and perplexity with every format of weights, cache, rows to the experts and pool; sanitizer: memcheck and racecheck of some of these; ops, step: cuda_bench; parallel: NCCL, the
@@ -137,12 +137,12 @@ for part in "${parts[@]}"; do
         grep -h '^exact' "$log_dir/eval_${formats// /_}.log"
       done
       ;;
-    ops | step)
+    ops | step | small)
       run "cuda_bench_$part" "$bin/cuda_bench" "$part"
       cat "$log_dir/cuda_bench_$part.log"
       ;;
     *)
-      printf 'run.sh: %s: expected tests, golden, eval, sanitizer, ops, step, parallel or serve_parallel\n' "$part" >&2
+      printf 'run.sh: %s: expected tests, golden, eval, sanitizer, ops, step, small, parallel or serve_parallel\n' "$part" >&2
       exit 2
       ;;
   esac
