@@ -65,7 +65,7 @@ struct GateUpArgs {
 };
 
 // sum[rows[i]][o] += routing_weights[i] * (down_o hidden[i]), i in [0, num_rows), o in
-// [first_output, end_output). A row may occur once.
+// [first_output, end_output). A row may occur once. Without `add` as if the sums were zero before.
 struct DownArgs {
   const ExpertWeights* weights = nullptr;
   int32_t width = 0;
@@ -78,6 +78,20 @@ struct DownArgs {
   int64_t hidden_stride = 0;
   float* sum = nullptr;  // row r at sum + r * sum_stride, [hidden_size]
   int64_t sum_stride = 0;
+  bool add = true;
+};
+
+// out[o] = 0 + row which[0][o] + row which[1][o] + ..., in that order, o in [0, n). Row w stands at
+// rows + w * stride. The rows `next` will probably be summed next: asked for from memory.
+struct SumRowsArgs {
+  const float* rows = nullptr;
+  int64_t stride = 0;  // floats
+  const int32_t* which = nullptr;
+  int32_t num = 0;
+  const int32_t* next = nullptr;
+  int32_t num_next = 0;
+  int64_t n = 0;
+  float* out = nullptr;  // apart from the rows; at any address, as they are
 };
 
 struct FfnKernels {
@@ -93,6 +107,7 @@ struct FfnKernels {
   void (*widen)(const std::byte* in, int64_t n, float* out);
   // Round to nearest even, as ToBF16.
   void (*narrow)(const float* in, int64_t n, BF16* out);
+  void (*sum_rows)(const SumRowsArgs& args);
 };
 
 extern const FfnKernels kScalarKernels;

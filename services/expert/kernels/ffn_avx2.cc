@@ -111,6 +111,7 @@ const FfnKernels kAvx2Kernels = {
     .silu = avx2::SiluArray<avx2::V>,
     .widen = avx2::WidenArray,
     .narrow = avx2::NarrowArray,
+    .sum_rows = avx2::SumRows<avx2::V>,
 };
 
 }  // namespace banyan::expert

@@ -58,6 +58,7 @@ const FfnKernels kAvx512Kernels = {
     .silu = avx512::SiluArray<avx512::V>,
     .widen = avx512::WidenArray,
     .narrow = avx512::NarrowArray,
+    .sum_rows = avx512::SumRows<avx512::V>,
 };
 
 }  // namespace banyan::expert

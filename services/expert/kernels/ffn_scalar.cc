@@ -114,6 +114,7 @@ const FfnKernels kScalarKernels = {
     .silu = scalar::SiluArray<scalar::V>,
     .widen = scalar::WidenArray,
     .narrow = scalar::NarrowArray,
+    .sum_rows = scalar::SumRows<scalar::V>,
 };
 
 }  // namespace banyan::expert

@@ -151,7 +151,44 @@ inline void DownTile(const DownArgs& a, const float* const (&x)[R], int32_t firs
     float* const sum = a.sum + a.rows[first_row + r] * a.sum_stride + o;
     const float weight = a.routing_weights[first_row + r];
     // Product and sum round separately in every tier: -ffp-contract is off.
-    for (int c = 0; c < C; ++c) sum[c] += weight * dots[c + r * C];
+    for (int c = 0; c < C; ++c) sum[c] = (a.add ? sum[c] : 0.0f) + weight * dots[c + r * C];
+  }
+}
+
+// A block of sums in registers over all rows; two blocks ahead are asked for, of these rows or the
+// next ones.
+template <class V>
+void SumRows(const SumRowsArgs& a) {
+  constexpr int kRegs = 8;
+  constexpr int64_t kBlock = kRegs * V::kLanes;
+  const auto ask = [](const float* at) {
+    for (int64_t i = 0; i < kBlock; i += 16) {
+      __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(at) +
+                                                       static_cast<uintptr_t>(i) * sizeof(float)),
+                         /*rw=*/0, /*locality=*/1);
+    }
+  };
+  int64_t o = 0;
+  for (; o + kBlock <= a.n; o += kBlock) {
+    const int64_t ahead = o + 2 * kBlock;
+    for (int32_t i = 0; ahead >= a.n && i < a.num_next; ++i) {
+      ask(a.rows + a.next[i] * a.stride + (ahead - a.n));
+    }
+    typename V::Reg sum[kRegs];
+    for (int j = 0; j < kRegs; ++j) sum[j] = V::Zero();
+    for (int32_t i = 0; i < a.num; ++i) {
+      const float* const row = a.rows + a.which[i] * a.stride + o;
+      if (ahead < a.n) ask(row + 2 * kBlock);
+      for (int j = 0; j < kRegs; ++j) {
+        sum[j] = V::Add(sum[j], V::LoadUnaligned(row + j * V::kLanes));
+      }
+    }
+    for (int j = 0; j < kRegs; ++j) V::Store(sum[j], a.out + o + j * V::kLanes);
+  }
+  for (; o < a.n; ++o) {
+    float sum = 0;
+    for (int32_t i = 0; i < a.num; ++i) sum += a.rows[a.which[i] * a.stride + o];
+    a.out[o] = sum;
   }
 }
 

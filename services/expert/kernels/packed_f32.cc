@@ -53,7 +53,8 @@ DownArgs F32Args(const PackedDownArgs& a) {
           .hidden = reinterpret_cast<const float*>(a.hidden),
           .hidden_stride = a.hidden_stride / 4,
           .sum = a.sum,
-          .sum_stride = a.sum_stride};
+          .sum_stride = a.sum_stride,
+          .add = a.add};
 }
 
 int32_t EndOutput(int32_t end_panel, int32_t num_outputs) {

@@ -70,7 +70,8 @@ struct PackedGateUpArgs {
 };
 
 // sum[rows[i]][o] += routing_weights[i] * (down_o hidden[i]) for the outputs of panels
-// [first_panel, end_panel). A row may occur once. Product and sum round separately.
+// [first_panel, end_panel). A row may occur once. Product and sum round separately. Without `add`
+// as if the sums were zero before.
 struct PackedDownArgs {
   const PackedExpert* weights = nullptr;
   int32_t hidden_size = 0;
@@ -84,6 +85,7 @@ struct PackedDownArgs {
   int64_t hidden_stride = 0;
   float* sum = nullptr;    // row r at sum + r * sum_stride, [hidden_size], 64-byte aligned rows are
   int64_t sum_stride = 0;  // not required
+  bool add = true;
   std::byte* scratch = nullptr;
   const PackedExpert* next = nullptr;  // as in PackedGateUpArgs
   int32_t next_panel = 0;

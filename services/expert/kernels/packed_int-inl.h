@@ -288,9 +288,15 @@ struct DownPart {
           // Products in an array of their own: compilers cannot know that sum and values are apart.
           float products[kPanelOutputs];
           for (int64_t j = 0; j < kPanelOutputs; ++j) products[j] = weight * values[j];
-          for (int64_t j = 0; j < kPanelOutputs; ++j) sum[j] += products[j];
+          if (a.add) {
+            for (int64_t j = 0; j < kPanelOutputs; ++j) sum[j] += products[j];
+          } else {
+            for (int64_t j = 0; j < kPanelOutputs; ++j) sum[j] = 0.0f + products[j];
+          }
         } else {
-          for (int64_t j = 0; j < outputs; ++j) sum[j] += weight * values[j];
+          for (int64_t j = 0; j < outputs; ++j) {
+            sum[j] = (a.add ? sum[j] : 0.0f) + weight * values[j];
+          }
         }
       }
     }

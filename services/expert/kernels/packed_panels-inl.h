@@ -186,7 +186,8 @@ struct DownPart {
         float* const sum = Sum(first_row + r, i + p);
         const __m512 product = _mm512_mul_ps(_mm512_set1_ps(a.routing_weights[first_row + r]),
                                              V::LoadX(acc + p * kAccPanel + r * kPanelOutputs));
-        _mm512_mask_storeu_ps(sum, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum), product));
+        const __m512 before = _mm512_maskz_loadu_ps(a.add ? mask : __mmask16{0}, sum);
+        _mm512_mask_storeu_ps(sum, mask, _mm512_add_ps(before, product));
       }
     }
   }

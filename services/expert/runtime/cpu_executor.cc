@@ -73,6 +73,7 @@ void CpuExecutor::Down(const Tile& tile, float* sum, int64_t sum_stride) {
       .hidden_stride = Floats(tile.layout.hidden_bytes),
       .sum = sum,
       .sum_stride = sum_stride,
+      .add = tile.add,
   });
 }
 

@@ -52,6 +52,7 @@ void GroupedExecutor::DownByExpert(const ExpertCall& call, const RowLayout& layo
       const int32_t end = std::min(begin + tile, first + width);
       Tile part = TileOf(group, layout, begin, end, thread);
       part.rows = numbers_.data();
+      part.add = false;
       if (const int64_t next = t + pool_.num_threads(); next < num_tiles) {
         SetNext(groups[static_cast<size_t>(next / tiles)],
                 first + static_cast<int32_t>(next % tiles) * tile, &part);
@@ -60,21 +61,23 @@ void GroupedExecutor::DownByExpert(const ExpertCall& call, const RowLayout& layo
                 first + width, &part);
       }
       float* const of_group = products + int64_t{group.first_pair} * slice;
-      for (int64_t i = 0; i < group.num_pairs; ++i) {
-        float* const pair = of_group + i * slice - first;
-        std::fill(pair + begin, pair + end, 0.0f);
-      }
       Down(part, of_group - first, slice);
     });
     pool_.ParallelFor((num_rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t t, int thread) {
       auto* const sums = reinterpret_cast<float*>(sums_[static_cast<size_t>(thread)].data());
-      const int64_t end = std::min<int64_t>((t + 1) * kRowsAtOnce, num_rows);
-      for (int64_t row = t * kRowsAtOnce; row < end; ++row) {
-        std::fill(sums, sums + width, 0.0f);
-        for (const int32_t pair : grouping_.PairsOf(static_cast<int32_t>(row))) {
-          const float* const product = products + int64_t{pair} * slice;
-          for (int32_t o = 0; o < width; ++o) sums[o] += product[o];
-        }
+      const auto end = static_cast<int32_t>(std::min<int64_t>((t + 1) * kRowsAtOnce, num_rows));
+      for (auto row = static_cast<int32_t>(t * kRowsAtOnce); row < end; ++row) {
+        const std::span<const int32_t> pairs = grouping_.PairsOf(row);
+        const std::span<const int32_t> next =
+            row + 1 < end ? grouping_.PairsOf(row + 1) : std::span<const int32_t>();
+        elementwise_.sum_rows({.rows = products,
+                               .stride = slice,
+                               .which = pairs.data(),
+                               .num = static_cast<int32_t>(pairs.size()),
+                               .next = next.data(),
+                               .num_next = static_cast<int32_t>(next.size()),
+                               .n = width,
+                               .out = sums});
         Reply(call, first_row + row, first, first + width, sums);
       }
     });

@@ -83,6 +83,7 @@ class GroupedExecutor : public ExpertExecutor {
     std::byte* hidden = nullptr;  // of the group's first pair
     RowLayout layout;
     int thread = 0;
+    bool add = true;  // of Down: to what the sums are; else as if they were zero
     // What this thread will probably run next, in the same half; -1: not known. For prefetching.
     int32_t next_expert = -1;
     int32_t next_output = 0;

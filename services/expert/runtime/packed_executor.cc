@@ -109,6 +109,7 @@ void PackedExecutor::Down(const Tile& tile, float* sum, int64_t sum_stride) {
       .hidden_stride = tile.layout.hidden_bytes,
       .sum = sum,
       .sum_stride = sum_stride,
+      .add = tile.add,
       .scratch = Enter(tile.thread).kernel.data(),
       .next = NextOf(tile),
       .next_panel = tile.next_output / kPanel,

@@ -1,4 +1,4 @@
-// SiLU, and the conversions between bf16 and f32, of every tier.
+// SiLU, the conversions between bf16 and f32, and sums of rows, of every tier.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -121,6 +121,39 @@ TEST_P(ElementwiseTest, NarrowRoundsAsToBF16) {
       EXPECT_EQ(some[static_cast<size_t>(i)].bits, out[static_cast<size_t>(60000 + i)].bits);
     }
     EXPECT_EQ(some.back().bits, 0x1234);
+  }
+}
+
+// One addition after another, whatever the length; -0 does not survive.
+TEST_P(ElementwiseTest, SumRowsAddsInOrder) {
+  constexpr int64_t kStride = 1203;
+  constexpr int32_t kRows = 12;
+  std::vector<float> rows(kStride * kRows);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = std::sin(static_cast<float>(i)) * 9;
+  for (size_t i = 0; i < rows.size(); i += 3) rows[i] = -0.0f;
+  const std::vector<int32_t> which = {3, 11, 0, 7, 5, 4, 9, 10, 1, 2, 6};
+  for (const int64_t n : {1, 15, 16, 31, 128, 129, 300, 512, 1203}) {
+    for (const int32_t num : {0, 1, 2, 10, 11}) {
+      std::vector<float> out(static_cast<size_t>(n) + 1, -1.0f);
+      GetParam()->sum_rows({.rows = rows.data(),
+                            .stride = kStride,
+                            .which = which.data(),
+                            .num = num,
+                            .next = which.data() + 3,
+                            .num_next = num / 2,
+                            .n = n,
+                            .out = out.data()});
+      for (int64_t o = 0; o < n; ++o) {
+        float sum = 0;
+        for (int32_t i = 0; i < num; ++i) {
+          sum += rows[static_cast<size_t>(which[static_cast<size_t>(i)] * kStride + o)];
+        }
+        ASSERT_EQ(std::bit_cast<uint32_t>(out[static_cast<size_t>(o)]),
+                  std::bit_cast<uint32_t>(sum))
+            << n << " " << num << " " << o;
+      }
+      ASSERT_EQ(out.back(), -1.0f);
+    }
   }
 }
 

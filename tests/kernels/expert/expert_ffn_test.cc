@@ -90,7 +90,7 @@ struct Result {
 
 // Pairs [first, first + n), outputs cut at multiples of `tile`.
 void RunPairs(const FfnKernels& kernels, Problem& p, int32_t first, int32_t n, int32_t tile,
-              Result& result) {
+              Result& result, bool add = true) {
   for (int32_t o = 0; o < p.shape.width; o += tile) {
     kernels.gate_up({.weights = &p.expert.weights(),
                      .hidden_size = p.shape.hidden_size,
@@ -114,7 +114,8 @@ void RunPairs(const FfnKernels& kernels, Problem& p, int32_t first, int32_t n, i
                   .hidden = result.hidden.row(first),
                   .hidden_stride = result.hidden.stride(),
                   .sum = result.sum.data(),
-                  .sum_stride = result.sum.stride()});
+                  .sum_stride = result.sum.stride(),
+                  .add = add});
   }
 }
 
@@ -236,6 +237,24 @@ TEST_P(ExpertFfnTest, RowsDoNotDependOnOtherRowsOrOnCuts) {
         }
       }
     }
+  }
+}
+
+// Without `add` what the sums were does not matter, and only those of the expert's rows are set.
+TEST_P(ExpertFfnTest, SetsTheSum) {
+  std::mt19937 random(7);
+  const FfnKernels& kernels = *GetParam().kernels;
+  const Shape shape{61, 22, 23};
+  Problem problem(shape, GetParam().type, random);
+  Result added(problem);
+  RunPairs(kernels, problem, 0, shape.num_rows, 1 << 20, added);
+  Result set(problem);
+  std::fill(set.sum.row(0), set.sum.row(2 * shape.num_rows),
+            std::numeric_limits<float>::quiet_NaN());
+  RunPairs(kernels, problem, 0, shape.num_rows, 8, set, /*add=*/false);
+  for (int32_t i = 0; i < shape.num_rows; ++i) {
+    EXPECT_TRUE(SameBits(added.sum.row(2 * i), set.sum.row(2 * i), shape.hidden_size)) << i;
+    EXPECT_TRUE(std::isnan(set.sum.row(2 * i + 1)[0])) << i;
   }
 }
 

@@ -227,6 +227,23 @@ TEST_P(PackedBF16NF4Test, AddsToTheSum) {
   for (size_t i = 0; i < once.size(); ++i) ASSERT_EQ(twice[i], once[i] + once[i]);
 }
 
+// Without `add` what the sums were does not matter, and only those of the expert's rows are set.
+TEST_P(PackedBF16NF4Test, SetsTheSum) {
+  std::mt19937 random(12);
+  for (const int32_t num_rows : {1, 3, 21, 70}) {
+    const PackedProblem problem(kernels().format, {100, 64, num_rows}, random);
+    std::vector<float> sum = Zeros(problem);
+    std::fill(sum.begin(), sum.end(), std::numeric_limits<float>::quiet_NaN());
+    RunPacked(kernels(), problem, 0, num_rows, {4, 3}, &sum, /*add=*/false);
+    for (size_t i = 0; i < sum.size(); ++i) {
+      if (i / 100 % 2 == 0) continue;
+      ASSERT_TRUE(std::isnan(sum[i])) << i;
+      sum[i] = 0;
+    }
+    ASSERT_TRUE(SameBits(sum, RunAll(kernels(), problem))) << num_rows;
+  }
+}
+
 TEST_P(PackedBF16NF4Test, ZeroWeightsGiveZero) {
   std::mt19937 random(7);
   const PackedProblem problem(kernels().format, {100, 64, 5}, random, /*zero_gate=*/true);

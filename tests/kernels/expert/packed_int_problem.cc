@@ -115,7 +115,7 @@ PackedProblem::PackedProblem(PoolFormat format, const PackedShape& s, std::mt199
 }
 
 void RunPacked(const PackedKernels& kernels, const PackedProblem& p, int32_t first, int32_t n,
-               const PanelCut& cut, std::vector<float>* sum) {
+               const PanelCut& cut, std::vector<float>* sum, bool add) {
   const PackedShape& s = p.shape;
   const int64_t x_stride = kernels.row_bytes(s.hidden_size) + 64;
   const int64_t hidden_stride = kernels.row_bytes(s.width) + 128;
@@ -167,6 +167,7 @@ void RunPacked(const PackedKernels& kernels, const PackedProblem& p, int32_t fir
                   .hidden_stride = hidden_stride,
                   .sum = sum->data(),
                   .sum_stride = s.hidden_size,
+                  .add = add,
                   .scratch = scratch.data(),
                   .next = last ? nullptr : &p.expert,
                   .next_panel = last ? 0 : panel + cut.down,

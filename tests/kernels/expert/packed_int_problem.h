@@ -66,9 +66,9 @@ struct PanelCut {
   int32_t down = 1 << 20;
 };
 
-// Adds pairs [first, first + n) to `sum` [2 * num_rows][hidden_size].
+// Adds pairs [first, first + n) to `sum` [2 * num_rows][hidden_size], or sets the rows of these.
 void RunPacked(const PackedKernels& kernels, const PackedProblem& problem, int32_t first, int32_t n,
-               const PanelCut& cut, std::vector<float>* sum);
+               const PanelCut& cut, std::vector<float>* sum, bool add = true);
 
 struct PackedOracle {
   std::vector<double> value;  // [hidden_size]
