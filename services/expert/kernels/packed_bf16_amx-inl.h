@@ -3,9 +3,10 @@
 // on purpose.
 //
 // Weights are the left factor and rows the right one, so that weights need no transposition: bf16
-// tiles are read in place, nf4 is decoded in its natural order. It is the rows that must be in
-// pairs of inputs, [k / 2][N rows][2], once for all panels of a call: for one row they are so as
-// they stand. C is [16 outputs][N rows], which is transposed at a panel's end.
+// tiles are read in place, or copied row by row for several tiles of rows; nf4 is decoded in its
+// natural order. It is the rows that must be in pairs of inputs, [k / 2][N rows][2], once for all
+// panels of a call: for one row they are so as they stand. C is [16 outputs][N rows], which is
+// transposed at a panel's end. Several tiles of rows pass a region of k after the other.
 //
 // Order of arithmetic of a (row, output): one sum, k ascending in steps of 32 inputs, each step as
 // TDPBF16PS adds it. N, and with it the number of rows, changes nothing of it.
@@ -32,11 +33,22 @@ struct Amx {
   static constexpr int kC = 2;
   static constexpr int kNumTiles = 4;
 
-  // Scratch: a tile of sums, the weights of two panels as tiles, the rows in pairs of inputs.
-  static constexpr int64_t kWeightsBytes = 2 * kMaxPackedInputs / kStepInputs * kTileBytes;
+  // Steps whose weights stay in the first cache level while all tiles of rows pass; sums wait in
+  // memory from region to region. Two panels 16 KiB, three tiles of rows 24 KiB. On that Xeon, 15
+  // threads, ns a product: rows and weights from the second level 23, in regions of 16 steps 23, of
+  // 8 20, all from the first level 17. Weights in place, 4 KiB apart, fall into one set: 28.
+  static constexpr int64_t kRegionSteps = 8;
+
+  // Scratch: sums [tile of rows][panel], the weights of a region as tiles [panel][step], the rows
+  // in pairs of inputs.
+  static constexpr int64_t kSumsBytes = kBlockRows / kTileRows * 2 * kTileBytes;
+  static constexpr int64_t kWeightsBytes = 2 * kRegionSteps * kTileBytes;
   static constexpr int64_t kRowsBytes = 480 << 10;
-  static constexpr int64_t kTileScratchBytes = kTileBytes + kWeightsBytes + kRowsBytes;
-  static std::byte* WeightsOf(const PanelArgs& a) { return a.scratch + kTileBytes; }
+  static constexpr int64_t kTileScratchBytes = kSumsBytes + kWeightsBytes + kRowsBytes;
+  static std::byte* SumsOf(const PanelArgs& a, int32_t row_tile) {
+    return a.scratch + row_tile * 2 * kTileBytes;
+  }
+  static std::byte* WeightsOf(const PanelArgs& a) { return a.scratch + kSumsBytes; }
   static std::byte* RowsOf(const PanelArgs& a) { return WeightsOf(a) + kWeightsBytes; }
 
   static int32_t BlockRows(int64_t k) {
@@ -45,7 +57,7 @@ struct Amx {
   }
   static_assert(kRowsBytes >= kMaxPackedInputs * 2 * kTileRows);
 
-  static int64_t Steps(const PanelArgs& a) { return PaddedInputs(a.k) / kStepInputs; }
+  static int64_t PaddedSteps(const PanelArgs& a) { return PaddedInputs(a.k) / kStepInputs; }
   // N: columns of the tiles of rows.
   static int32_t Columns(int32_t num_rows) {
     return num_rows == 1 ? 1 : num_rows <= 4 ? 4 : kTileRows;
@@ -61,7 +73,7 @@ struct Amx {
     }
   };
   static TiledRows RowTilesOf(const PanelArgs& a) {
-    return {a.num_rows == 1 ? a.rows[0] : RowsOf(a), Columns(a.num_rows), Steps(a)};
+    return {a.num_rows == 1 ? a.rows[0] : RowsOf(a), Columns(a.num_rows), PaddedSteps(a)};
   }
 
   static void BeginRows(const PanelArgs& a) {
@@ -75,7 +87,7 @@ struct Amx {
     if (a.num_rows == 1) return;
     // The memory brings the first panels meanwhile.
     const std::byte* const none = nullptr;
-    const int64_t steps = Steps(a);
+    const int64_t steps = PaddedSteps(a);
     const int64_t all_steps = (a.num_rows + columns - 1) / columns * steps;
     Ahead first(a.cold ? a.weights[0] : none, a.panel_bytes, all_steps);
     Ahead second(a.cold && a.num_panels == 2 ? a.weights[1] : none, a.panel_bytes, all_steps);
@@ -108,13 +120,20 @@ struct Amx {
     const std::byte* data[2];
     int64_t row_bytes;
     int64_t step_bytes;
-    int64_t step_mask = -1;
+    int64_t step_mask;
     const std::byte* At(int panel, int64_t step) const {
       return data[panel] + (step & step_mask) * step_bytes;
     }
   };
-  // Steps that stay when one tile of rows is all there is: in the first cache level.
-  static constexpr int64_t kFewSteps = 8;
+  // Those that are made in the scratch.
+  static TiledWeights MadeWeights(const PanelArgs& a) {
+    const std::byte* const made = WeightsOf(a);
+    return {{made, made + kRegionSteps * kTileBytes}, 64, kTileBytes, kRegionSteps - 1};
+  }
+  // Where the first step of a chunk is made.
+  static std::byte* MadeChunk(const PanelArgs& a, int panel, int64_t chunk) {
+    return WeightsOf(a) + (panel * kRegionSteps + (2 * chunk & (kRegionSteps - 1))) * kTileBytes;
+  }
 
   template <int kNumPanels>
   static inline __attribute__((always_inline)) void Step(const TiledWeights& w, const TiledRows& x,
@@ -128,40 +147,55 @@ struct Amx {
     }
   }
 
-  // Sums of one tile to acc[row][output].
-  template <int tile>
-  static void Finish(const PanelArgs& a, int32_t columns, float* acc) {
-    if (columns == 1) {
-      Tiles::template Store<tile>(reinterpret_cast<std::byte*>(acc), sizeof(float));
-      return;
-    }
-    Tiles::template Store<tile>(a.scratch, 64);
-    __m512i t[16];
-    for (int o = 0; o < 16; ++o) t[o] = _mm512_load_si512(a.scratch + o * 64);
-    Transpose16(t);
-    for (int r = 0; r < columns; ++r) _mm512_store_si512(acc + r * kPanelOutputs, t[r]);
-  }
-
-  // One tile of rows. `produce(chunk)` makes the weights of a chunk.
+  // Steps [first, end) of a tile of rows, `first` even. `produce(chunk)` makes the weights of a
+  // chunk.
   template <int kNumPanels, class Produce>
-  static void RowTile(const PanelArgs& a, const TiledWeights& w, int32_t row_tile, int64_t steps,
-                      Produce produce) {
-    const TiledRows x = RowTilesOf(a);
-    Tiles::template Zero<kC>();
-    if constexpr (kNumPanels == 2) Tiles::template Zero<kC + 1>();
+  static inline __attribute__((always_inline)) void Steps(const TiledWeights& w, const TiledRows& x,
+                                                          int32_t row_tile, int64_t first,
+                                                          int64_t end, Produce produce) {
     // One chunk behind what is produced: a tile load cannot take what is still on its way to the
     // first cache level.
-    const int64_t chunks = (steps + 1) / 2;
-    for (int64_t chunk = 0; chunk <= chunks; ++chunk) {
+    const int64_t chunks = (end + 1) / 2;
+    for (int64_t chunk = first / 2; chunk <= chunks; ++chunk) {
       if (chunk < chunks) produce(chunk);
-      if (chunk == 0) continue;
       const int64_t step = 2 * (chunk - 1);
+      if (step < first) continue;
       Step<kNumPanels>(w, x, row_tile, step);
-      if (step + 1 < steps) Step<kNumPanels>(w, x, row_tile, step + 1);
+      if (step + 1 < end) Step<kNumPanels>(w, x, row_tile, step + 1);
     }
-    float* const acc = a.acc + int64_t{row_tile} * kTileRows * kPanelOutputs;
-    Finish<kC>(a, x.columns, acc);
-    if constexpr (kNumPanels == 2) Finish<kC + 1>(a, x.columns, acc + kAccPanel);
+  }
+
+  // Sums of a tile of rows, from 0 or from memory, and to memory.
+  template <int kNumPanels>
+  static void BeginSums(const std::byte* sums, int64_t stride, bool zero) {
+    if (zero) {
+      Tiles::template Zero<kC>();
+      if constexpr (kNumPanels == 2) Tiles::template Zero<kC + 1>();
+    } else {
+      Tiles::template Load<kC>(sums, stride);
+      if constexpr (kNumPanels == 2) Tiles::template Load<kC + 1>(sums + kTileBytes, stride);
+    }
+  }
+  template <int kNumPanels>
+  static void EndSums(std::byte* sums, int64_t stride) {
+    Tiles::template Store<kC>(sums, stride);
+    if constexpr (kNumPanels == 2) Tiles::template Store<kC + 1>(sums + kTileBytes, stride);
+  }
+  // Sums of a tile of rows to acc[row][output].
+  template <int kNumPanels>
+  static void Finish(const PanelArgs& a, int32_t row_tile, int32_t columns) {
+    for (int p = 0; p < kNumPanels; ++p) {
+      const std::byte* const sums = SumsOf(a, row_tile) + p * kTileBytes;
+      float* const acc = a.acc + p * kAccPanel + int64_t{row_tile} * kTileRows * kPanelOutputs;
+      if (columns == 1) {
+        std::memcpy(acc, sums, kPanelOutputs * sizeof(float));
+        continue;
+      }
+      __m512i t[16];
+      for (int o = 0; o < 16; ++o) t[o] = _mm512_load_si512(sums + o * 64);
+      Transpose16(t);
+      for (int r = 0; r < columns; ++r) _mm512_store_si512(acc + r * kPanelOutputs, t[r]);
+    }
   }
 
   static int32_t RowTilesIn(int32_t num_rows) { return (num_rows + kTileRows - 1) / kTileRows; }
@@ -173,7 +207,9 @@ struct Amx {
   // evenly.
   template <int kNumPanels, class Produce>
   static void AllRows(const PanelArgs& a, const TiledWeights& w, int64_t steps, Produce produce) {
+    const TiledRows x = RowTilesOf(a);
     const int32_t tiles = RowTilesIn(a.num_rows);
+    const int64_t stride = x.columns == 1 ? int64_t{sizeof(float)} : 64;
     const int64_t calls = tiles * ((steps + 1) / 2);
     Ahead first(a.next[0], a.panel_bytes, calls);
     Ahead second(kNumPanels == 2 ? a.next[1] : nullptr, a.panel_bytes, calls);
@@ -187,8 +223,20 @@ struct Amx {
       produce(chunk);
     };
     const auto nothing = [&](int64_t) { ahead(); };
-    RowTile<kNumPanels>(a, w, 0, steps, make);
-    for (int32_t tile = 1; tile < tiles; ++tile) RowTile<kNumPanels>(a, w, tile, steps, nothing);
+    const int64_t region = tiles == 1 ? steps : kRegionSteps;
+    for (int64_t begin = 0; begin < steps; begin += region) {
+      const int64_t end = std::min(begin + region, steps);
+      for (int32_t tile = 0; tile < tiles; ++tile) {
+        BeginSums<kNumPanels>(SumsOf(a, tile), stride, begin == 0);
+        if (tile == 0) {
+          Steps<kNumPanels>(w, x, tile, begin, end, make);
+        } else {
+          Steps<kNumPanels>(w, x, tile, begin, end, nothing);
+        }
+        EndSums<kNumPanels>(SumsOf(a, tile), stride);
+      }
+    }
+    for (int32_t tile = 0; tile < tiles; ++tile) Finish<kNumPanels>(a, tile, x.columns);
   }
 
   // How far ahead a cold panel is asked for.
@@ -196,56 +244,63 @@ struct Amx {
 
   template <int kNumPanels>
   static void NF4Panels(const PanelArgs& a) {
-    const int64_t steps = Steps(a);
-    const bool few = RowTilesIn(a.num_rows) == 1;
-    const int64_t kept = few ? kFewSteps : steps;
-    const int64_t mask = few ? kFewSteps - 1 : -1;
-    std::byte* const decoded = WeightsOf(a);
-    const TiledWeights w = {{decoded, decoded + kept * kTileBytes}, 64, kTileBytes, mask};
     const __m512 table = _mm512_loadu_ps(kNF4Table);
-    AllRows<kNumPanels>(a, w, steps, [&](int64_t chunk) {
+    AllRows<kNumPanels>(a, MadeWeights(a), PaddedSteps(a), [&](int64_t chunk) {
       for (int p = 0; p < kNumPanels; ++p) {
         const std::byte* const codes = a.weights[p] + chunk * kNF4ChunkBytes;
         for (int64_t line = 0; line < kNF4ChunkBytes && a.cold; line += 64) {
           AskFor(reinterpret_cast<uintptr_t>(codes) + static_cast<uintptr_t>(line) + kColdBytes);
         }
-        DecodeNF4Chunk(table, codes, 64, kTileBytes,
-                       decoded + (p * kept + ((2 * chunk) & mask)) * kTileBytes);
+        DecodeNF4Chunk(table, codes, 64, kTileBytes, MadeChunk(a, p, chunk));
       }
     });
+  }
+
+  // A chunk of row-major weights as tiles, with zeros behind k and the last output: what lies there
+  // is not zero, nor ours to read.
+  static void CopyChunk(const std::byte* weights, int64_t k, int32_t num_outputs, int64_t chunk,
+                        std::byte* out) {
+    const int64_t step_inputs = 2 * kStepInputs;
+    const int64_t rest = std::min(step_inputs, k - chunk * step_inputs);
+    const auto mask = [&](int64_t n) {
+      return n >= kStepInputs ? ~__mmask32{0} : (__mmask32{1} << std::max<int64_t>(n, 0)) - 1;
+    };
+    const __mmask32 even = mask(rest);
+    const __mmask32 odd = mask(rest - kStepInputs);
+    const std::byte* at = weights + chunk * step_inputs * 2;
+    for (int32_t o = 0; o < num_outputs; ++o, at += k * 2, out += 64) {
+      _mm512_store_si512(out, _mm512_maskz_loadu_epi16(even, at));
+      _mm512_store_si512(out + kTileBytes, _mm512_maskz_loadu_epi16(odd, at + 64));
+    }
+    for (int64_t o = num_outputs; o < kPanelOutputs; ++o, out += 64) {
+      _mm512_store_si512(out, _mm512_setzero_si512());
+      _mm512_store_si512(out + kTileBytes, _mm512_setzero_si512());
+    }
   }
 
   template <int kNumPanels>
   static void BF16Panels(const PanelArgs& a) {
     const bool whole = a.k % kStepInputs == 0 && a.num_outputs[kNumPanels - 1] == kPanelOutputs;
-    if (whole) {
-      const TiledWeights w = {{a.weights[0], a.weights[1]}, a.k * 2, 64};
-      AllRows<kNumPanels>(a, w, a.k / kStepInputs, [&](int64_t chunk) {
-        for (int64_t line = 0; line < 2 * kNumPanels * kPanelOutputs && a.cold; ++line) {
-          const auto at = reinterpret_cast<uintptr_t>(a.weights[line % kNumPanels]);
-          AskFor(at +
-                 static_cast<uintptr_t>(line / kNumPanels / 2 * a.k * 2 + chunk * 128 +
-                                        line / kNumPanels % 2 * 64) +
-                 kColdBytes / kPanelOutputs);
-        }
-      });
-      return;
-    }
-    // What lies behind k or the last output is not zero, nor ours to read: a copy with zeros there.
-    const int64_t steps = Steps(a);
-    std::byte* const copy = WeightsOf(a);
-    std::memset(copy, 0, static_cast<size_t>(kNumPanels * steps * kTileBytes));
-    for (int p = 0; p < kNumPanels; ++p) {
-      for (int32_t o = 0; o < a.num_outputs[p]; ++o) {
-        for (int64_t step = 0; step * kStepInputs < a.k; ++step) {
-          const int64_t n = std::min(kStepInputs, a.k - step * kStepInputs);
-          std::memcpy(copy + (p * steps + step) * kTileBytes + o * 64,
-                      a.weights[p] + o * a.k * 2 + step * 64, static_cast<size_t>(n) * 2);
-        }
+    const int64_t steps = whole ? a.k / kStepInputs : PaddedSteps(a);
+    const auto ask = [&](int64_t chunk) {
+      for (int64_t line = 0; line < 2 * kNumPanels * kPanelOutputs && a.cold; ++line) {
+        const auto at = reinterpret_cast<uintptr_t>(a.weights[line % kNumPanels]);
+        AskFor(at +
+               static_cast<uintptr_t>(line / kNumPanels / 2 * a.k * 2 + chunk * 128 +
+                                      line / kNumPanels % 2 * 64) +
+               kColdBytes / kPanelOutputs);
       }
+    };
+    if (whole && RowTilesIn(a.num_rows) == 1) {
+      const TiledWeights in_place = {{a.weights[0], a.weights[1]}, a.k * 2, 64, -1};
+      return AllRows<kNumPanels>(a, in_place, steps, ask);
     }
-    const TiledWeights w = {{copy, copy + steps * kTileBytes}, 64, kTileBytes};
-    AllRows<kNumPanels>(a, w, steps, [](int64_t) {});
+    AllRows<kNumPanels>(a, MadeWeights(a), steps, [&](int64_t chunk) {
+      ask(chunk);
+      for (int p = 0; p < kNumPanels; ++p) {
+        CopyChunk(a.weights[p], a.k, a.num_outputs[p], chunk, MadeChunk(a, p, chunk));
+      }
+    });
   }
 
   template <class F>
