@@ -14,18 +14,3 @@ inline __attribute__((always_inline)) void NF4Pair(__m512 table, const std::byte
   w[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 8), odd);
   w[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 12), odd);
 }
-
-// One chunk of a panel: step s of output o to out + o * output_stride + s * step_stride.
-inline __attribute__((always_inline)) void DecodeNF4Chunk(__m512 table, const std::byte* chunk,
-                                                          int64_t output_stride,
-                                                          int64_t step_stride, std::byte* out) {
-  for (int64_t pair = 0; pair < kPanelOutputs / 2; ++pair) {
-    __m512i w[4];
-    NF4Pair(table, chunk, pair, w);
-    _mm512_store_si512(out, w[0]);
-    _mm512_store_si512(out + step_stride, w[1]);
-    _mm512_store_si512(out + output_stride, w[2]);
-    _mm512_store_si512(out + output_stride + step_stride, w[3]);
-    out += 2 * output_stride;
-  }
-}

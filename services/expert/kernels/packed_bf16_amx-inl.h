@@ -13,7 +13,6 @@
 //
 // Tiles: the instructions (amx_tiles.h, which the includer has included), or a model in a test.
 
-#include "services/expert/kernels/nf4_avx512-inl.h"
 #include "services/expert/kernels/transpose_avx512-inl.h"
 
 template <class Tiles>
@@ -242,6 +241,34 @@ struct Amx {
   // How far ahead a cold panel is asked for.
   static constexpr uintptr_t kColdBytes = 2048;
 
+  // One chunk of a panel as tiles. Both outputs' weights of a pair share a register, the odd one's
+  // where bit 4 of an index is set: one conversion instead of two. 2,048 rows on that Xeon: a
+  // register for each output 24 to 26 ms, this 22 to 25.
+  static inline __attribute__((always_inline)) void DecodeNF4Chunk(__m512 table,
+                                                                   const std::byte* chunk,
+                                                                   std::byte* out) {
+    const __m512i nibbles = _mm512_set1_epi16(0x0f0f);
+    const __m512i odd = _mm512_set1_epi16(0x1000);
+    const auto* absmax = reinterpret_cast<const float*>(chunk + kNF4ChunkScales);
+    for (int64_t pair = 0; pair < kPanelOutputs / 2; ++pair, absmax += 2, out += 128) {
+      const auto weights =
+          (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(table, _mm512_set1_ps(absmax[1])),
+                                       _mm512_mul_ps(table, _mm512_set1_ps(absmax[0])));
+      const __m512i codes = _mm512_load_si512(chunk + pair * 64);
+      constexpr int kAndOr = 0xea;
+      const __m512i first = _mm512_ternarylogic_epi32(codes, nibbles, odd, kAndOr);
+      const __m512i second =
+          _mm512_ternarylogic_epi32(_mm512_srli_epi16(codes, 4), nibbles, odd, kAndOr);
+      const auto put = [&](__m512i index, std::byte* at) {
+        _mm512_store_si512(at, _mm512_permutexvar_epi16(index, weights));
+      };
+      put(first, out);
+      put(second, out + kTileBytes);
+      put(_mm512_srli_epi16(first, 8), out + 64);
+      put(_mm512_srli_epi16(second, 8), out + kTileBytes + 64);
+    }
+  }
+
   template <int kNumPanels>
   static void NF4Panels(const PanelArgs& a) {
     const __m512 table = _mm512_loadu_ps(kNF4Table);
@@ -251,7 +278,7 @@ struct Amx {
         for (int64_t line = 0; line < kNF4ChunkBytes && a.cold; line += 64) {
           AskFor(reinterpret_cast<uintptr_t>(codes) + static_cast<uintptr_t>(line) + kColdBytes);
         }
-        DecodeNF4Chunk(table, codes, 64, kTileBytes, MadeChunk(a, p, chunk));
+        DecodeNF4Chunk(table, codes, MadeChunk(a, p, chunk));
       }
     });
   }
