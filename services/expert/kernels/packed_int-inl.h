@@ -3,10 +3,9 @@
 // source inside its target region and namespace, after T's operations.
 //
 // T:  V, for Silu (silu-inl.h); kValueBytes<F, E>, of a prepared input (packed_int_row.h);
-//     kTier, kScratchBytes, kTileScratchBytes
+//     kTier, kScratchBytes
 //     GroupRows<F>(E, num_rows): rows of a group at most, in a block of so many
-//     UniformRows<F>(E, num_rows): a block of so many wants them equally far apart
-//     BlockRowBytes(E, chunks): scratch that Begin takes for each row
+//     BlockRows(E, chunks): rows of a block at most, so that the scratch holds what Begin keeps
 //     Begin<F, E>(BlockArgs), End<F, E>(BlockArgs): around the panels of a block of rows
 //     Panels(E, num_rows): panels (1, 2 or 4) of a tile of so many rows
 //     RunPanels<F, E, P>(PanelsArgs): false to have RunTile cut the panels into calls of Tile
@@ -45,6 +44,9 @@ inline constexpr int kMaxPanels = 4;
 inline constexpr int32_t kBlockRows = 64;
 inline constexpr int64_t kRegionChunks = 16;  // int8, two panels: 35 KiB
 inline constexpr int64_t kAheadBytes = 8192;  // of all streams together
+// Scratch that Run takes for itself: accumulators and a chunk of the hidden rows.
+inline constexpr int64_t kRunBytes =
+    kBlockRows * (kMaxPanels * kPanelOutputs + kChunkInputs) * int64_t{sizeof(float)};
 
 template <class F>
 constexpr int64_t kChunkLines = F::kChunkBytes / 64;
@@ -65,8 +67,7 @@ struct BlockArgs {
   RowGroups groups = {};
   const IntRowLayout* layout = nullptr;
   int64_t chunks = 0;
-  std::byte* scratch = nullptr;      // kTileScratchBytes
-  std::byte* end_of_rows = nullptr;  // what Begin keeps of the rows: BlockRowBytes of each
+  std::byte* scratch = nullptr;  // all but Run's own
 };
 
 // acc[p][r][0, 16) += the dot products of chunks [first_chunk, first_chunk + num_chunks) for P
@@ -112,11 +113,7 @@ struct WithoutTiles {
   static constexpr int32_t GroupRows(Precision e, int32_t) {
     return T::MaxRows(e);
   }
-  template <class F>
-  static constexpr bool UniformRows(Precision, int32_t) {
-    return false;
-  }
-  static constexpr int64_t BlockRowBytes(Precision, int64_t) { return 0; }
+  static constexpr int32_t BlockRows(Precision, int64_t) { return kBlockRows; }
   template <class F, Precision E>
   static void Begin(const BlockArgs&) {}
   template <class F, Precision E>
@@ -125,7 +122,6 @@ struct WithoutTiles {
   static bool RunPanels(const PanelsArgs&) {
     return false;
   }
-  static constexpr int64_t kTileScratchBytes = 0;
   static constexpr int64_t kScratchBytes = 64 << 10;
 };
 
@@ -388,6 +384,7 @@ void Run(const typename Part::Args& a) {
   scratch += kMaxPanels * kBlockRows * kPanelOutputs * sizeof(float);
   float* const hidden = reinterpret_cast<float*>(scratch);
   scratch += kBlockRows * kChunkInputs * sizeof(float);
+  static_assert(kRunBytes <= T::kScratchBytes);
   Part part(a, hidden);
   BlockArgs block;
   block.layout = &part.layout;
@@ -397,33 +394,15 @@ void Run(const typename Part::Args& a) {
   tile.layout = &part.layout;
   tile.acc = acc;
   tile.acc_panel = kBlockRows * kPanelOutputs;
-  tile.scratch = scratch;
-  scratch += T::kTileScratchBytes;
-  int32_t block_rows = kBlockRows;
-  const int64_t row_bytes =
-      T::BlockRowBytes(E, block.chunks) +
-      (Part::kScatteredRows && T::template UniformRows<F>(E, kBlockRows) ? part.layout.bytes : 0);
-  if (row_bytes > 0) {
-    const int64_t fitting = (a.scratch + T::kScratchBytes - scratch) / row_bytes;
-    block_rows = static_cast<int32_t>(std::clamp<int64_t>(fitting, 1, kBlockRows));
-  }
-
+  const int32_t block_rows = T::BlockRows(E, block.chunks);
   for (int32_t first_row = 0; first_row < a.num_rows; first_row += block_rows) {
     const int32_t n = std::min(block_rows, a.num_rows - first_row);
     const int32_t most = T::template GroupRows<F>(E, n);
     block.groups = {n, (n + most - 1) / most};
     const int32_t group_rows = block.groups.Size(block.groups.num_groups - 1);  // of the largest
-    const bool copy_rows = Part::kScatteredRows && T::template UniformRows<F>(E, n);
     const std::byte* rows[kBlockRows];
-    for (int32_t r = 0; r < n; ++r) {
-      rows[r] = part.Row(first_row + r);
-      if (!copy_rows) continue;
-      std::byte* const copy = scratch + r * part.layout.bytes;
-      std::memcpy(copy, rows[r], static_cast<size_t>(part.layout.bytes));
-      rows[r] = copy;
-    }
+    for (int32_t r = 0; r < n; ++r) rows[r] = part.Row(first_row + r);
     block.rows = rows;
-    block.end_of_rows = scratch + (copy_rows ? n * part.layout.bytes : 0);
     if (!Part::kScatteredRows && n > 1) {
       // Short rows, each too short for the hardware's prefetcher to take notice.
       for (int32_t r = 0; r < n; ++r) {

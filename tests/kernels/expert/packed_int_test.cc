@@ -135,8 +135,11 @@ TEST_P(PackedIntTest, RealSizesMatchOracleAndScalar) {
 // More rows than a pass over the weights takes.
 TEST_P(PackedIntTest, ManyRowsMatchScalar) {
   std::mt19937 random(4);
-  const PackedProblem problem(kernels().format, {1100, 80, 203}, random);
-  ASSERT_TRUE(SameBits(RunAll(kernels(), problem), RunAll(scalar(), problem)));
+  for (const PackedShape& shape : {PackedShape{1100, 80, 203}, PackedShape{8192, 32, 55}}) {
+    SCOPED_TRACE(Describe(shape));
+    const PackedProblem problem(kernels().format, shape, random);
+    ASSERT_TRUE(SameBits(RunAll(kernels(), problem), RunAll(scalar(), problem)));
+  }
 }
 
 TEST_P(PackedIntTest, RowsDoNotDependOnOtherRowsOrOnCuts) {
