@@ -65,6 +65,9 @@ END
 # How that model is sampled where a request does not say.
 printf '{"do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": 0.8}\n' >"$work/model/generation_config.json"
 
+# What the machine's memory would allow, measured while nothing else runs.
+"$bin/banyan" plan --model "$work/model" --load_format dummy --pool_format "$pool_format" --shards 1 \
+  --vram_budget 8GiB --host_budget 120GiB 2>/dev/null | grep '^roof' || true
 begin=$SECONDS
 "$bin/banyan-expert" --model "$work/model" --load_format dummy --pool_format "$pool_format" \
   --pool_dir "$work/packs" --listen "unix:$work/expert" --metrics_listen 127.0.0.1:9102 \
