@@ -18,6 +18,7 @@
 #include "common/rpc/expert_frame.h"
 #include "tests/fakes/expert_host.h"
 #include "tests/fakes/temp_dir.h"
+#include "tests/unit/services/trunk/experts/request_message.h"
 #include "tests/unit/services/trunk/experts/scalar_executor.h"
 
 namespace banyan::expert {
@@ -42,21 +43,7 @@ class ForwardStreamTest : public testing::TestWithParam<size_t> {
   }
 
   static v1::ForwardRequest Request(uint64_t sequence, int32_t num_rows = 2) {
-    const Rows rows = RandomRows(static_cast<uint32_t>(sequence), num_rows);
-    const auto bytes = [](const auto& values) {
-      return std::string(reinterpret_cast<const char*>(values.data()),
-                         values.size() * sizeof(values[0]));
-    };
-    v1::ForwardRequest request;
-    request.set_sequence(sequence);
-    request.set_layer(1);
-    request.set_num_rows(static_cast<uint32_t>(num_rows));
-    request.set_top_k(kTopK);
-    request.set_flags(kActivationsF32 | kReplyF32);
-    request.set_expert_ids(bytes(rows.ids));
-    request.set_weights(bytes(rows.weights));
-    request.set_activations(bytes(rows.activations));
-    return request;
+    return RequestMessage(sequence, RandomRows(static_cast<uint32_t>(sequence), num_rows));
   }
 
   static void ExpectRight(const v1::ForwardResponse& response, uint64_t sequence,

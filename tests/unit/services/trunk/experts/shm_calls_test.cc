@@ -14,6 +14,7 @@
 #include "common/rpc/shm_ring.h"
 #include "tests/fakes/expert_host.h"
 #include "tests/fakes/temp_dir.h"
+#include "tests/unit/services/trunk/experts/request_message.h"
 #include "tests/unit/services/trunk/experts/scalar_executor.h"
 
 namespace banyan::expert {
@@ -188,20 +189,7 @@ TEST_F(ShmCallsTest, FramesGoBeside) {
   for (uint64_t sequence = 1; sequence < 50; ++sequence) {
     caller.ExpectRight(sequence);
     const Rows rows = RandomRows(static_cast<uint32_t>(sequence), 3);
-    const auto bytes = [](const auto& values) {
-      return std::string(reinterpret_cast<const char*>(values.data()),
-                         values.size() * sizeof(values[0]));
-    };
-    v1::ForwardRequest request;
-    request.set_sequence(sequence);
-    request.set_layer(1);
-    request.set_num_rows(3);
-    request.set_top_k(kTopK);
-    request.set_flags(kActivationsF32 | kReplyF32);
-    request.set_expert_ids(bytes(rows.ids));
-    request.set_weights(bytes(rows.weights));
-    request.set_activations(bytes(rows.activations));
-    ASSERT_TRUE(caller.stream->Write(request));
+    ASSERT_TRUE(caller.stream->Write(RequestMessage(sequence, rows)));
     v1::ForwardResponse response;
     ASSERT_TRUE(caller.stream->Read(&response));
     const std::vector<float> sums = ExpectedSums(rows, 1, false, 1);
