@@ -84,7 +84,7 @@ LAUNCHER_PROJECT = KERNEL_PROJECT + (
     "common/parallel/",
     "common/plan/op_limits.h",
     "common/plan/op_scratch.h",
-    "common/plan/device_blocks.h",
+    "common/plan/device_arena.h",
     "common/plan/trunk_format.h",
 )
 FORBIDDEN_IN_LAUNCHERS = ("nlohmann/", "spdlog/", "prometheus/", "CLI/")

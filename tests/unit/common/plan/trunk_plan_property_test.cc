@@ -12,7 +12,7 @@ namespace banyan {
 namespace {
 
 constexpr uint64_t kSeed = 20260801;
-constexpr int kCombinations = 1000;
+constexpr int kCombinations = 2000;
 
 class Combination {
  public:
