@@ -55,7 +55,7 @@ expect 'a model' serve --model 'a '
 expect 'a model|memo.json|models' serve --log_file ''
 expect 'memo.json|models' bench --eval m
 expect '' generate --temperature ''
-expect --expert_activations serve --model /x --exp
+expect --expert_activations serve --model /x --expert_a
 expect '' serve --model /x -- --exp
 expect '--help|--version|-h|bash|zsh' completion ''
 expect '' no_such_verb --out
