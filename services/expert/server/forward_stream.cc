@@ -305,7 +305,7 @@ class ForwardStreamServer::Impl {
   }
 
   void OnRingEnd(Stream* stream) {
-    const absl::Status status = stream->ring->status();
+    const absl::Status status = stream->ring->End();
     stream->ring.reset();
     if (!stream->end.has_value()) {
       End(stream, status);

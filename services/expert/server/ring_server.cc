@@ -16,9 +16,12 @@ RingServer::RingServer(const Options& options, std::unique_ptr<ShmRingHost> ring
   thread_ = std::thread([this] { Loop(); });
 }
 
-RingServer::~RingServer() {
+RingServer::~RingServer() { End().IgnoreError(); }
+
+absl::Status RingServer::End() {
   Close();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
+  return status_;
 }
 
 void RingServer::Loop() {

@@ -26,11 +26,10 @@ class RingServer {
   };
 
   // `runner` and the counters are borrowed. on_end: once, when the thread takes no further request:
-  // closed, or the peer broke a rule, which status() then says. It is called by the thread as the
-  // last thing it does.
+  // closed, or the peer broke a rule, which End() then says. It is called by the thread as the last
+  // thing it does.
   RingServer(const Options& options, std::unique_ptr<ShmRingHost> ring, std::string peer,
              CallRunner* runner, std::function<void()> on_end);
-  // After on_end, or it waits for it.
   ~RingServer();
   RingServer(const RingServer&) = delete;
   RingServer& operator=(const RingServer&) = delete;
@@ -38,8 +37,8 @@ class RingServer {
   // Ends it after the answer under way. Any thread.
   void Close() { ring_->Close(); }
 
-  // After on_end.
-  const absl::Status& status() const { return status_; }
+  // Closes it and waits for the thread; the rule that was broken, if one was.
+  absl::Status End();
 
  private:
   void Loop();
