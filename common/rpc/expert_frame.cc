@@ -328,7 +328,7 @@ class ForwardFrameParser::Impl {
     RETURN_IF_ERROR(CheckSize("ForwardRequest", "weights", view.weights.size(), rows, header.top_k,
                               sizeof(float)));
     RETURN_IF_ERROR(CheckSize("ForwardRequest", "activations", view.activations.size(), rows,
-                              hidden_size_, (header.flags & kActivationsF32) != 0 ? 4 : 2));
+                              hidden_size_, ActivationBytes(header.flags)));
     if (view.trace.empty()) return absl::OkStatus();
     return Annotate(ParseTrace(view.trace).status(), "ForwardRequest");
   }
@@ -341,7 +341,7 @@ class ForwardFrameParser::Impl {
                               header.flags);
     }
     return CheckSize("ForwardResponse", "partial_sums", view.partial_sums.size(), header.num_rows,
-                     hidden_size_, (header.flags & kReplyF32) != 0 ? 4 : 2);
+                     hidden_size_, ReplyBytes(header.flags));
   }
 
   // Counts come from the peer. A count above the frame's bytes cannot have its payload; below it

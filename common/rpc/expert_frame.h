@@ -51,6 +51,10 @@ struct ForwardResponseHeader {
 // kInvalidArgument when a request's flags have bits without a meaning.
 absl::Status CheckForwardFlags(uint32_t flags);
 
+// Bytes of an activation, and of a partial sum, as flags say.
+constexpr size_t ActivationBytes(uint32_t flags) { return (flags & kActivationsF32) != 0 ? 4 : 2; }
+constexpr size_t ReplyBytes(uint32_t flags) { return (flags & kReplyF32) != 0 ? 4 : 2; }
+
 // Frames of one to three slices. Ids and weights (60 bytes a row at top-10) are copied behind the
 // header; the large payload is the caller's slice, referenced. A reference-counted slice
 // (payload_buffer.h) may be released at once; memory under a static slice must stay unchanged until

@@ -96,9 +96,10 @@ class File {
   File(const File&) = delete;
   File& operator=(const File&) = delete;
   int fd() const { return fd_; }
+  int Release() { return std::exchange(fd_, -1); }
 
  private:
-  const int fd_;
+  int fd_;
 };
 
 // `sleeps` is what is slept on, so that a wake-up between the last look and the sleep is not lost.
@@ -192,26 +193,20 @@ class ShmRingMemory {
   const SlotLayout layout_;
 };
 
-// The memory of a caller, and its file until the host has opened it.
-struct ShmRingCaller::Shared {
-  std::unique_ptr<ShmRingMemory> memory;
-  std::unique_ptr<File> file;
-};
-
-ShmRingCaller::ShmRingCaller(std::unique_ptr<Shared> shared)
-    : shared_(std::move(shared)), memory_(*shared_->memory) {}
-ShmRingCaller::~ShmRingCaller() = default;
+ShmRingCaller::ShmRingCaller(std::unique_ptr<ShmRingMemory> memory, int fd, std::string offer)
+    : memory_(std::move(memory)), fd_(fd), offer_(std::move(offer)) {}
+ShmRingCaller::~ShmRingCaller() { CloseFile(); }
 
 absl::StatusOr<std::unique_ptr<ShmRingCaller>> ShmRingCaller::Create(
     const ShmRingGeometry& geometry) {
   RETURN_IF_ERROR(CheckGeometry(geometry));
-  auto file = std::make_unique<File>(memfd_create(kName, MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (file->fd() < 0) return SystemError("memfd_create");
-  if (ftruncate(file->fd(), static_cast<off_t>(RingBytes(geometry))) != 0) {
+  File file(memfd_create(kName, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (file.fd() < 0) return SystemError("memfd_create");
+  if (ftruncate(file.fd(), static_cast<off_t>(RingBytes(geometry))) != 0) {
     return SystemError("ftruncate");
   }
-  if (fcntl(file->fd(), F_ADD_SEALS, kSeals) != 0) return SystemError("sealing");
-  ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory, ShmRingMemory::Map(file->fd(), geometry));
+  if (fcntl(file.fd(), F_ADD_SEALS, kSeals) != 0) return SystemError("sealing");
+  ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory, ShmRingMemory::Map(file.fd(), geometry));
   Nonce nonce;
   if (getrandom(nonce.data(), kNonceBytes, 0) != static_cast<ssize_t>(kNonceBytes)) {
     return SystemError("getrandom");
@@ -221,53 +216,53 @@ absl::StatusOr<std::unique_ptr<ShmRingCaller>> ShmRingCaller::Create(
   control->nonce = nonce;
   for (uint32_t i = 0; i < kShmRingSlots; ++i) new (&memory->head(i)) SlotHead;
   const absl::string_view bytes(reinterpret_cast<const char*>(nonce.data()), kNonceBytes);
-  std::string offer = fmt::format("{}:{}:{}", getpid(), file->fd(), absl::BytesToHexString(bytes));
-  auto caller = std::unique_ptr<ShmRingCaller>(
-      new ShmRingCaller(std::make_unique<Shared>(Shared{std::move(memory), std::move(file)})));
-  caller->offer_ = std::move(offer);
-  return caller;
+  std::string offer = fmt::format("{}:{}:{}", getpid(), file.fd(), absl::BytesToHexString(bytes));
+  return std::unique_ptr<ShmRingCaller>(
+      new ShmRingCaller(std::move(memory), file.Release(), std::move(offer)));
 }
 
-void ShmRingCaller::CloseFile() { shared_->file.reset(); }
+void ShmRingCaller::CloseFile() {
+  if (fd_ >= 0) close(std::exchange(fd_, -1));
+}
 
 std::byte* ShmRingCaller::Rows() {
   CHECK(CanPost());
-  return memory_.rows(posted_);
+  return memory_->rows(posted_);
 }
 
 void ShmRingCaller::Post(const ForwardRequestHeader& header, std::span<const uint16_t> expert_ids,
                          std::span<const float> weights, std::string_view trace) {
   CHECK(CanPost() && trace.size() <= kMaxTraceBytes);
-  CHECK(header.num_rows <= memory_.geometry().max_rows);
+  CHECK(header.num_rows <= memory_->geometry().max_rows);
   CHECK(expert_ids.size() == size_t{header.num_rows} * header.top_k);
-  CHECK(header.top_k <= memory_.geometry().max_top_k && weights.size() == expert_ids.size());
-  SlotHead& head = memory_.head(posted_);
+  CHECK(header.top_k <= memory_->geometry().max_top_k && weights.size() == expert_ids.size());
+  SlotHead& head = memory_->head(posted_);
   head.request = header;
   head.trace_bytes = static_cast<uint32_t>(trace.size());
   if (!trace.empty()) std::memcpy(head.trace, trace.data(), trace.size());
-  std::memcpy(memory_.ids(posted_), expert_ids.data(), expert_ids.size_bytes());
-  std::memcpy(memory_.weights(posted_), weights.data(), weights.size_bytes());
+  std::memcpy(memory_->ids(posted_), expert_ids.data(), expert_ids.size_bytes());
+  std::memcpy(memory_->weights(posted_), weights.data(), weights.size_bytes());
   requests_[posted_ % kShmRingSlots] = header;
-  Ring(memory_.control().posted, ++posted_);
+  Ring(memory_->control().posted, ++posted_);
 }
 
 bool ShmRingCaller::HasAnswer() const {
-  const uint32_t answered = memory_.control().answered.count.load(std::memory_order_acquire);
+  const uint32_t answered = memory_->control().answered.count.load(std::memory_order_acquire);
   return taken_ != posted_ && answered != taken_;
 }
 
 ForwardResponseView ShmRingCaller::TakeAnswer() {
   CHECK(HasAnswer());
   const ForwardRequestHeader& asked = requests_[taken_ % kShmRingSlots];
-  const size_t bytes = size_t{asked.num_rows} * memory_.geometry().hidden_size *
-                       ((asked.flags & kReplyF32) != 0 ? sizeof(float) : sizeof(uint16_t));
-  const ForwardResponseView view = {memory_.head(taken_).answer, {memory_.sums(taken_), bytes}};
+  const size_t bytes =
+      size_t{asked.num_rows} * memory_->geometry().hidden_size * ReplyBytes(asked.flags);
+  const ForwardResponseView view = {memory_->head(taken_).answer, {memory_->sums(taken_), bytes}};
   ++taken_;
   return view;
 }
 
 void ShmRingCaller::Wait(std::chrono::nanoseconds at_most) {
-  SleepOn(memory_.control().answered, at_most, [this] { return HasAnswer(); });
+  SleepOn(memory_->control().answered, at_most, [this] { return HasAnswer(); });
 }
 
 ShmRingHost::ShmRingHost(std::unique_ptr<ShmRingMemory> memory) : memory_(std::move(memory)) {}
@@ -352,11 +347,10 @@ absl::StatusOr<ForwardRequestView> ShmRingHost::TakeRequest() {
   std::memcpy(weights, memory_->weights(call), weights_bytes);
   std::memcpy(ids, memory_->ids(call), ids_bytes);
   std::memcpy(trace, head.trace, trace_bytes);
-  const size_t value_bytes = (header.flags & kActivationsF32) != 0 ? sizeof(float) : 2;
   view.expert_ids = {ids, ids_bytes};
   view.weights = {weights, weights_bytes};
-  view.activations = {memory_->rows(call),
-                      size_t{header.num_rows} * geometry.hidden_size * value_bytes};
+  view.activations = {memory_->rows(call), size_t{header.num_rows} * geometry.hidden_size *
+                                               ActivationBytes(header.flags)};
   view.trace = {reinterpret_cast<const char*>(trace), trace_bytes};
   if (!view.trace.empty()) {
     RETURN_IF_ERROR(Annotate(ParseTrace(view.trace).status(), "ForwardRequest"));

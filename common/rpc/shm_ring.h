@@ -70,12 +70,11 @@ class ShmRingCaller {
   void Wait(std::chrono::nanoseconds at_most);
 
  private:
-  struct Shared;
-  explicit ShmRingCaller(std::unique_ptr<Shared> shared);
+  ShmRingCaller(std::unique_ptr<ShmRingMemory> memory, int fd, std::string offer);
 
-  const std::unique_ptr<Shared> shared_;
-  ShmRingMemory& memory_;
-  std::string offer_;
+  const std::unique_ptr<ShmRingMemory> memory_;
+  int fd_;  // -1: closed
+  const std::string offer_;
   uint32_t posted_ = 0;
   uint32_t taken_ = 0;
   ForwardRequestHeader requests_[kShmRingSlots];

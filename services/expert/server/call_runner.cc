@@ -54,11 +54,6 @@ void CallRunner::SetExecutor(ExpertExecutor* executor) {
   executor_.store(executor, std::memory_order_release);
 }
 
-size_t CallRunner::ReplyBytes(const ForwardRequestHeader& header, const ShardGeometry& geometry) {
-  return size_t{header.num_rows} * static_cast<size_t>(geometry.hidden_size) *
-         ((header.flags & kReplyF32) != 0 ? sizeof(float) : sizeof(uint16_t));
-}
-
 absl::StatusOr<ForwardResponseHeader> CallRunner::Run(
     const ForwardRequestView& request, Clock::time_point arrival, CallOrigin* origin,
     absl::FunctionRef<std::byte*(size_t bytes)> out) {
@@ -91,6 +86,8 @@ absl::StatusOr<ForwardResponseHeader> CallRunner::Answer(
     return InvalidArgumentF("ForwardRequest layer {}: expected 0 to {}", header.layer,
                             geometry.num_layers - 1);
   }
+  const size_t reply_bytes = size_t{header.num_rows} * static_cast<size_t>(geometry.hidden_size) *
+                             ReplyBytes(header.flags);
   const auto type = [&](ForwardFlags f32) {
     return (header.flags & f32) != 0 ? ActivationType::kF32 : ActivationType::kBF16;
   };
@@ -101,7 +98,7 @@ absl::StatusOr<ForwardResponseHeader> CallRunner::Answer(
                         .weights = request.weights.data(),
                         .activations = request.activations.data(),
                         .activation_type = type(kActivationsF32),
-                        .out = out(ReplyBytes(header, geometry)),
+                        .out = out(reply_bytes),
                         .reply_type = type(kReplyF32)};
   Clock::time_point start;
   {

@@ -8,7 +8,6 @@
 #include <optional>
 #include <string>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -45,8 +44,6 @@ class CallRunner {
 
   // The same for a request that could not be parsed.
   void CountRefused(const CallOrigin& origin, const absl::Status& status);
-
-  static size_t ReplyBytes(const ForwardRequestHeader& header, const ShardGeometry& geometry);
 
  private:
   absl::StatusOr<ForwardResponseHeader> Answer(const ForwardRequestView& request,

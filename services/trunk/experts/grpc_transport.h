@@ -1,5 +1,6 @@
-// Expert calls over gRPC streams: sends to all shards, collects, resends to another replica of the
-// shard when a stream breaks or an answer is late.
+// Expert calls over gRPC streams, or through the memory that a stream's host shares: sends to all
+// shards, collects, resends to another replica of the shard when a stream breaks or an answer is
+// late.
 #pragma once
 
 #include <cstddef>
