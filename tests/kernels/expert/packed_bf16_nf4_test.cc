@@ -18,6 +18,7 @@
 #include "tests/fakes/same_bits.h"
 #include "tests/kernels/expert/emulated_amx_bf16.h"
 #include "tests/kernels/expert/packed_int_problem.h"
+#include "tests/kernels/expert/packed_sums.h"
 
 namespace banyan::expert {
 namespace {
@@ -28,7 +29,9 @@ using testing::PackedProblem;
 using testing::PackedShape;
 using testing::PackedTestMatrix;
 using testing::PanelCut;
+using testing::RunAll;
 using testing::RunPacked;
+using testing::Zeros;
 
 constexpr double kFloatRounding = 0x1p-24;
 
@@ -134,16 +137,6 @@ class PackedBF16NF4Test : public ::testing::TestWithParam<const PackedKernels*> 
 INSTANTIATE_TEST_SUITE_P(Tiers, PackedBF16NF4Test, ::testing::ValuesIn(Cases()),
                          [](const auto& tested) { return NameOf(*tested.param); });
 
-std::vector<float> Zeros(const PackedProblem& p) {
-  return std::vector<float>(static_cast<size_t>(2 * p.shape.num_rows * p.shape.hidden_size));
-}
-
-std::vector<float> RunAll(const PackedKernels& kernels, const PackedProblem& p) {
-  std::vector<float> sum = Zeros(p);
-  RunPacked(kernels, p, 0, p.shape.num_rows, {}, &sum);
-  return sum;
-}
-
 void ExpectOracle(const PackedKernels& kernels, const PackedProblem& p) {
   const std::vector<float> sum = RunAll(kernels, p);
   const auto hidden_size = static_cast<size_t>(p.shape.hidden_size);
@@ -218,31 +211,9 @@ TEST_P(PackedBF16NF4Test, RowsDoNotDependOnOtherRowsOrOnCuts) {
   }
 }
 
-TEST_P(PackedBF16NF4Test, AddsToTheSum) {
-  std::mt19937 random(6);
-  const PackedProblem problem(kernels().format, {100, 64, 3}, random);
-  const std::vector<float> once = RunAll(kernels(), problem);
-  std::vector<float> twice = once;
-  RunPacked(kernels(), problem, 0, 3, {}, &twice);
-  for (size_t i = 0; i < once.size(); ++i) ASSERT_EQ(twice[i], once[i] + once[i]);
-}
+TEST_P(PackedBF16NF4Test, AddsToTheSum) { testing::ExpectAddsToTheSum(kernels()); }
 
-// Without `add` what the sums were does not matter, and only those of the expert's rows are set.
-TEST_P(PackedBF16NF4Test, SetsTheSum) {
-  std::mt19937 random(12);
-  for (const int32_t num_rows : {1, 3, 21, 70}) {
-    const PackedProblem problem(kernels().format, {100, 64, num_rows}, random);
-    std::vector<float> sum = Zeros(problem);
-    std::fill(sum.begin(), sum.end(), std::numeric_limits<float>::quiet_NaN());
-    RunPacked(kernels(), problem, 0, num_rows, {4, 3}, &sum, /*add=*/false);
-    for (size_t i = 0; i < sum.size(); ++i) {
-      if (i / 100 % 2 == 0) continue;
-      ASSERT_TRUE(std::isnan(sum[i])) << i;
-      sum[i] = 0;
-    }
-    ASSERT_TRUE(SameBits(sum, RunAll(kernels(), problem))) << num_rows;
-  }
-}
+TEST_P(PackedBF16NF4Test, SetsTheSum) { testing::ExpectSetsTheSum(kernels()); }
 
 TEST_P(PackedBF16NF4Test, ZeroWeightsGiveZero) {
   std::mt19937 random(7);

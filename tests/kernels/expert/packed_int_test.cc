@@ -15,6 +15,7 @@
 #include "tests/fakes/same_bits.h"
 #include "tests/kernels/expert/emulated_amx.h"
 #include "tests/kernels/expert/packed_int_problem.h"
+#include "tests/kernels/expert/packed_sums.h"
 
 namespace banyan::expert {
 namespace {
@@ -26,7 +27,9 @@ using testing::PackedOracle;
 using testing::PackedProblem;
 using testing::PackedShape;
 using testing::PanelCut;
+using testing::RunAll;
 using testing::RunPacked;
+using testing::Zeros;
 
 std::vector<const PackedKernels*> Cases() {
   std::vector<const PackedKernels*> out;
@@ -58,16 +61,6 @@ class PackedIntTest : public ::testing::TestWithParam<const PackedKernels*> {
 
 INSTANTIATE_TEST_SUITE_P(Tiers, PackedIntTest, ::testing::ValuesIn(Cases()),
                          [](const auto& tested) { return NameOf(*tested.param); });
-
-std::vector<float> Zeros(const PackedProblem& p) {
-  return std::vector<float>(static_cast<size_t>(2 * p.shape.num_rows * p.shape.hidden_size));
-}
-
-std::vector<float> RunAll(const PackedKernels& kernels, const PackedProblem& p) {
-  std::vector<float> sum = Zeros(p);
-  RunPacked(kernels, p, 0, p.shape.num_rows, {}, &sum);
-  return sum;
-}
 
 void ExpectOracle(const PackedKernels& kernels, const PackedProblem& p,
                   const std::vector<float>& sum) {
@@ -162,31 +155,9 @@ TEST_P(PackedIntTest, RowsDoNotDependOnOtherRowsOrOnCuts) {
   }
 }
 
-TEST_P(PackedIntTest, AddsToTheSum) {
-  std::mt19937 random(6);
-  const PackedProblem problem(kernels().format, {100, 64, 3}, random);
-  const std::vector<float> once = RunAll(kernels(), problem);
-  std::vector<float> twice = once;
-  RunPacked(kernels(), problem, 0, 3, {}, &twice);
-  for (size_t i = 0; i < once.size(); ++i) ASSERT_EQ(twice[i], once[i] + once[i]);
-}
+TEST_P(PackedIntTest, AddsToTheSum) { testing::ExpectAddsToTheSum(kernels()); }
 
-// Without `add` what the sums were does not matter, and only those of the expert's rows are set.
-TEST_P(PackedIntTest, SetsTheSum) {
-  std::mt19937 random(12);
-  for (const int32_t num_rows : {1, 3, 21, 70}) {
-    const PackedProblem problem(kernels().format, {100, 64, num_rows}, random);
-    std::vector<float> sum = Zeros(problem);
-    std::fill(sum.begin(), sum.end(), std::numeric_limits<float>::quiet_NaN());
-    RunPacked(kernels(), problem, 0, num_rows, {4, 3}, &sum, /*add=*/false);
-    for (size_t i = 0; i < sum.size(); ++i) {
-      if (i / 100 % 2 == 0) continue;
-      ASSERT_TRUE(std::isnan(sum[i])) << i;
-      sum[i] = 0;
-    }
-    ASSERT_TRUE(SameBits(sum, RunAll(kernels(), problem))) << num_rows;
-  }
-}
+TEST_P(PackedIntTest, SetsTheSum) { testing::ExpectSetsTheSum(kernels()); }
 
 TEST_P(PackedIntTest, ZeroWeightsGiveZero) {
   std::mt19937 random(7);
