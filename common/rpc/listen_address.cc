@@ -3,17 +3,32 @@
 #include <netdb.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 #include <memory>
-#include <optional>
 
 #include "common/base/strings.h"
 
 namespace banyan {
+
+std::optional<std::string> UnixSocketPath(const std::string& address) {
+  constexpr std::string_view kUnix = "unix:";
+  if (address.compare(0, kUnix.size(), kUnix) != 0) return std::nullopt;
+  std::string path = address.substr(kUnix.size());
+  if (path.compare(0, 2, "//") == 0) path.erase(0, 2);
+  return path;
+}
+
+std::optional<sockaddr_un> UnixSocketAddress(const std::string& path) {
+  sockaddr_un out{};
+  out.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof(out.sun_path)) return std::nullopt;
+  std::memcpy(out.sun_path, path.data(), path.size());
+  return out;
+}
+
 namespace {
 
 class Socket {
@@ -29,23 +44,6 @@ class Socket {
  private:
   const int fd_;
 };
-
-// "unix:/path" and "unix:///path".
-std::optional<std::string> UnixPath(const std::string& address) {
-  constexpr std::string_view kUnix = "unix:";
-  if (address.compare(0, kUnix.size(), kUnix) != 0) return std::nullopt;
-  std::string path = address.substr(kUnix.size());
-  if (path.compare(0, 2, "//") == 0) path.erase(0, 2);
-  return path;
-}
-
-std::optional<sockaddr_un> UnixAddress(const std::string& path) {
-  sockaddr_un out{};
-  out.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof(out.sun_path)) return std::nullopt;
-  std::memcpy(out.sun_path, path.data(), path.size());
-  return out;
-}
 
 absl::Status CannotListen(const std::string& address, const std::string& why) {
   return StatusF(absl::StatusCode::kUnavailable, "cannot listen on {}: {}", Printable(address),
@@ -89,7 +87,7 @@ std::string BindTcp(const std::string& address) {
 }  // namespace
 
 absl::Status CheckUnixSocketFree(const std::string& address) {
-  const std::optional<std::string> path = UnixPath(address);
+  const std::optional<std::string> path = UnixSocketPath(address);
   if (!path.has_value()) return absl::OkStatus();
   struct stat found;
   if (lstat(path->c_str(), &found) != 0) return absl::OkStatus();
@@ -97,7 +95,7 @@ absl::Status CheckUnixSocketFree(const std::string& address) {
     return FailedPreconditionF("cannot listen on {}: the path exists and is no socket",
                                Printable(address));
   }
-  const std::optional<sockaddr_un> where = UnixAddress(*path);
+  const std::optional<sockaddr_un> where = UnixSocketAddress(*path);
   if (!where.has_value()) return absl::OkStatus();
   const Socket probe(AF_UNIX);
   if (connect(probe.fd(), reinterpret_cast<const sockaddr*>(&*where), sizeof(*where)) == 0) {
@@ -107,14 +105,14 @@ absl::Status CheckUnixSocketFree(const std::string& address) {
 }
 
 absl::Status ExplainListenFailure(const std::string& address) {
-  const std::optional<std::string> path = UnixPath(address);
+  const std::optional<std::string> path = UnixSocketPath(address);
   if (!path.has_value()) return CannotListen(address, BindTcp(address));
-  const std::optional<sockaddr_un> where = UnixAddress(*path);
+  const std::optional<sockaddr_un> where = UnixSocketAddress(*path);
   return CannotListen(address, where.has_value() ? BindUnix(*where) : "the path is too long");
 }
 
 void RemoveUnixSocket(const std::string& address) {
-  const std::optional<std::string> path = UnixPath(address);
+  const std::optional<std::string> path = UnixSocketPath(address);
   struct stat found;
   if (path.has_value() && lstat(path->c_str(), &found) == 0 && S_ISSOCK(found.st_mode)) {
     unlink(path->c_str());

@@ -2,11 +2,20 @@
 // their process.
 #pragma once
 
+#include <sys/un.h>
+
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 
 namespace banyan {
+
+// The path of "unix:/path" and "unix:///path"; none for other addresses.
+std::optional<std::string> UnixSocketPath(const std::string& address);
+
+// None for a path that is empty or too long for a socket.
+std::optional<sockaddr_un> UnixSocketAddress(const std::string& path);
 
 // Before AddListeningPort: kUnavailable when a live process listens on a Unix socket (gRPC would
 // take the file from it), kFailedPrecondition when its path is something else than a socket. A file

@@ -9,9 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
-#include <charconv>
 #include <climits>
 #include <cstring>
 #include <new>
@@ -27,12 +25,8 @@ namespace banyan {
 namespace {
 
 constexpr uint32_t kVersion = 1;
-constexpr size_t kNonceBytes = 16;
 constexpr size_t kPage = 4096;
-constexpr char kName[] = "banyan-shm-ring";  // as /proc shows it
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
-
-using Nonce = std::array<uint8_t, kNonceBytes>;
 
 // A count that the other side waits for, and whether it sleeps over it.
 struct alignas(64) Doorbell {
@@ -43,7 +37,7 @@ static_assert(std::atomic<uint32_t>::is_always_lock_free);
 
 // The first page. Doorbells: `posted` by the caller, `answered` by the host.
 struct Control {
-  Nonce nonce{};
+  MemoryName name{};
   uint32_t version = kVersion;
   ShmRingGeometry geometry;
   Doorbell posted;
@@ -87,21 +81,6 @@ absl::Status SystemError(const char* what) {
   return absl::ErrnoToStatus(errno, fmt::format("shared memory for expert calls: {}", what));
 }
 
-class File {
- public:
-  explicit File(int fd) : fd_(fd) {}
-  ~File() {
-    if (fd_ >= 0) close(fd_);
-  }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-  int fd() const { return fd_; }
-  int Release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
-
 // `sleeps` is what is slept on, so that a wake-up between the last look and the sleep is not lost.
 void WakeSleeper(std::atomic<uint32_t>& sleeps) {
   if (sleeps.exchange(0, std::memory_order_seq_cst) == 0) return;
@@ -127,33 +106,20 @@ void SleepOn(Doorbell& bell, std::chrono::nanoseconds at_most, const Done& done)
   bell.sleeps.store(0, std::memory_order_relaxed);
 }
 
-// What an offer says: "<pid>:<file descriptor>:<nonce in hex>".
-struct Offer {
-  int32_t pid = 0;
-  int32_t fd = 0;
-  Nonce nonce{};
-};
-
-bool TakeNumber(std::string_view* text, int32_t* value) {
-  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), *value);
-  const auto length = static_cast<size_t>(end - text->data());
-  if (error != std::errc() || *value < 0 || length == text->size() || *end != ':') return false;
-  text->remove_prefix(length + 1);
-  return true;
+std::string OfferOf(const MemoryName& name) {
+  return absl::BytesToHexString({reinterpret_cast<const char*>(name.data()), name.size()});
 }
 
-absl::StatusOr<Offer> ParseOffer(std::string_view text) {
-  std::string_view rest = text;
-  Offer offer;
-  if (TakeNumber(&rest, &offer.pid) && TakeNumber(&rest, &offer.fd) &&
-      rest.size() == 2 * kNonceBytes &&
-      rest.find_first_not_of("0123456789abcdef") == std::string_view::npos) {
-    const std::string nonce = absl::HexStringToBytes(ToAbsl(rest));
-    std::memcpy(offer.nonce.data(), nonce.data(), kNonceBytes);
-    return offer;
+absl::StatusOr<MemoryName> ParseOffer(std::string_view text) {
+  MemoryName name;
+  if (text.size() == 2 * name.size() &&
+      text.find_first_not_of("0123456789abcdef") == std::string_view::npos) {
+    const std::string bytes = absl::HexStringToBytes(ToAbsl(text));
+    std::memcpy(name.data(), bytes.data(), name.size());
+    return name;
   }
-  return InvalidArgumentF("{} \"{}\": expected <pid>:<file descriptor>:<32 hex digits>",
-                          kShmRingMetadataKey, absl::CEscape(ToAbsl(text.substr(0, 100))));
+  return InvalidArgumentF("{} \"{}\": expected 32 hex digits", kShmRingMetadataKey,
+                          absl::CEscape(ToAbsl(text.substr(0, 100))));
 }
 
 }  // namespace
@@ -193,36 +159,36 @@ class ShmRingMemory {
   const SlotLayout layout_;
 };
 
-ShmRingCaller::ShmRingCaller(std::unique_ptr<ShmRingMemory> memory, int fd, std::string offer)
-    : memory_(std::move(memory)), fd_(fd), offer_(std::move(offer)) {}
-ShmRingCaller::~ShmRingCaller() { CloseFile(); }
+ShmRingCaller::ShmRingCaller(std::unique_ptr<ShmRingMemory> memory, FileDescriptor file)
+    : memory_(std::move(memory)),
+      file_(std::move(file)),
+      offer_(OfferOf(memory_->control().name)) {}
+ShmRingCaller::~ShmRingCaller() = default;
 
 absl::StatusOr<std::unique_ptr<ShmRingCaller>> ShmRingCaller::Create(
     const ShmRingGeometry& geometry) {
   RETURN_IF_ERROR(CheckGeometry(geometry));
-  File file(memfd_create(kName, MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (file.fd() < 0) return SystemError("memfd_create");
-  if (ftruncate(file.fd(), static_cast<off_t>(RingBytes(geometry))) != 0) {
+  FileDescriptor file(memfd_create("banyan-shm-ring", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!file.valid()) return SystemError("memfd_create");
+  if (ftruncate(file.get(), static_cast<off_t>(RingBytes(geometry))) != 0) {
     return SystemError("ftruncate");
   }
-  if (fcntl(file.fd(), F_ADD_SEALS, kSeals) != 0) return SystemError("sealing");
-  ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory, ShmRingMemory::Map(file.fd(), geometry));
-  Nonce nonce;
-  if (getrandom(nonce.data(), kNonceBytes, 0) != static_cast<ssize_t>(kNonceBytes)) {
-    return SystemError("getrandom");
-  }
+  if (fcntl(file.get(), F_ADD_SEALS, kSeals) != 0) return SystemError("sealing");
+  ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory, ShmRingMemory::Map(file.get(), geometry));
   auto* const control = new (&memory->control()) Control;
   control->geometry = geometry;
-  control->nonce = nonce;
+  const size_t bytes = control->name.size();
+  if (getrandom(control->name.data(), bytes, 0) != static_cast<ssize_t>(bytes)) {
+    return SystemError("getrandom");
+  }
   for (uint32_t i = 0; i < kShmRingSlots; ++i) new (&memory->head(i)) SlotHead;
-  const absl::string_view bytes(reinterpret_cast<const char*>(nonce.data()), kNonceBytes);
-  std::string offer = fmt::format("{}:{}:{}", getpid(), file.fd(), absl::BytesToHexString(bytes));
-  return std::unique_ptr<ShmRingCaller>(
-      new ShmRingCaller(std::move(memory), file.Release(), std::move(offer)));
+  return std::unique_ptr<ShmRingCaller>(new ShmRingCaller(std::move(memory), std::move(file)));
 }
 
-void ShmRingCaller::CloseFile() {
-  if (fd_ >= 0) close(std::exchange(fd_, -1));
+absl::Status ShmRingCaller::HandOver(const std::string& inbox) {
+  CHECK(file_.valid());
+  const FileDescriptor file = std::move(file_);
+  return SendMemory(inbox, memory_->control().name, file.get());
 }
 
 std::byte* ShmRingCaller::Rows() {
@@ -268,33 +234,31 @@ void ShmRingCaller::Wait(std::chrono::nanoseconds at_most) {
 ShmRingHost::ShmRingHost(std::unique_ptr<ShmRingMemory> memory) : memory_(std::move(memory)) {}
 ShmRingHost::~ShmRingHost() = default;
 
-absl::StatusOr<std::unique_ptr<ShmRingHost>> ShmRingHost::Open(std::string_view text,
+absl::StatusOr<std::unique_ptr<ShmRingHost>> ShmRingHost::Open(MemoryInbox& inbox,
+                                                               std::string_view offer,
                                                                const ShmRingGeometry& geometry) {
   RETURN_IF_ERROR(CheckGeometry(geometry));
-  ASSIGN_OR_RETURN(const Offer offer, ParseOffer(text));
-  // Only what is this kind of memory by its name is opened: opening a device may have effects.
-  const std::string path = fmt::format("/proc/{}/fd/{}", offer.pid, offer.fd);
-  char target[128] = {};
-  if (readlink(path.c_str(), target, sizeof(target) - 1) < 0) return SystemError(path.c_str());
-  if (std::string_view(target) != fmt::format("/memfd:{} (deleted)", kName)) {
-    return FailedPreconditionF("{} is not the memory of the offer", path);
+  ASSIGN_OR_RETURN(const MemoryName name, ParseOffer(offer));
+  const FileDescriptor file = inbox.Take(name);
+  if (!file.valid()) {
+    return StatusF(absl::StatusCode::kNotFound, "no memory came under the name of the offer");
   }
-  const File file(open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
-  if (file.fd() < 0) return SystemError(path.c_str());
-  struct stat stat = {};
-  if (fstat(file.fd(), &stat) != 0) return SystemError("fstat");
-  const int seals = fcntl(file.fd(), F_GET_SEALS);
+  // Of all files only memory has seals.
+  const int seals = fcntl(file.get(), F_GET_SEALS);
   if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
-    return FailedPreconditionF("{} could shrink while it is used", path);
+    return FailedPreconditionF(
+        "what came under the name of the offer could shrink while it is used");
   }
+  struct stat stat = {};
+  if (fstat(file.get(), &stat) != 0) return SystemError("fstat");
   if (static_cast<uint64_t>(stat.st_size) != RingBytes(geometry)) {
-    return FailedPreconditionF("{} has {} bytes, expected {}", path, stat.st_size,
+    return FailedPreconditionF("the memory of the offer has {} bytes, expected {}", stat.st_size,
                                RingBytes(geometry));
   }
-  ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory, ShmRingMemory::Map(file.fd(), geometry));
+  ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory, ShmRingMemory::Map(file.get(), geometry));
   const Control& control = memory->control();
-  if (control.nonce != offer.nonce || control.version != kVersion || control.geometry != geometry) {
-    return FailedPreconditionF("{} is not the memory of the offer", path);
+  if (control.name != name || control.version != kVersion || control.geometry != geometry) {
+    return FailedPreconditionF("what came under the name of the offer is not its memory");
   }
   return std::unique_ptr<ShmRingHost>(new ShmRingHost(std::move(memory)));
 }

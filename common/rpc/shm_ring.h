@@ -1,11 +1,12 @@
 // Expert calls through memory that trunk and host share, where both run on one machine: rows,
-// answers and two counters instead of frames on a socket. The caller makes the memory and offers
-// it in the metadata of its Forward stream; a host that can open it serves calls there from then
-// on. The stream stays: it tells each side when the other is gone, and it carries the calls where
-// memory cannot be shared. Layout and rules: docs/formats/expert_call.md.
+// answers and two counters instead of frames on a socket. The caller makes the memory, sends it to
+// the host's inbox (memory_inbox.h) and names it in the metadata of its Forward stream; a host that
+// finds it serves calls there from then on. The stream stays: it tells each side when the other is
+// gone, and it carries the calls where memory cannot be shared. Layout and rules:
+// docs/formats/expert_call.md.
 //
 // The host trusts nothing that it reads: what it checks it copies first, the memory cannot shrink
-// under it, and what it opens must be what the offer says.
+// under it, and what it maps must be what the offer says.
 #pragma once
 
 #include <atomic>
@@ -20,11 +21,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/file_descriptor.h"
 #include "common/rpc/expert_frame.h"
+#include "common/rpc/memory_inbox.h"
 
 namespace banyan {
 
-// Metadata of a Forward call: the caller's offer, and the host's word that it has opened it.
+// Metadata of a Forward call: the caller's offer, and the host's word that it has taken it.
 inline constexpr char kShmRingMetadataKey[] = "banyan-shm-ring";
 
 inline constexpr uint32_t kShmRingSlots = 2;  // calls under way at once
@@ -49,10 +52,10 @@ class ShmRingCaller {
   ShmRingCaller(const ShmRingCaller&) = delete;
   ShmRingCaller& operator=(const ShmRingCaller&) = delete;
 
-  // Where the memory is and how to know it. Worth nothing once the file is closed.
+  // Sends the memory to a host, once. Errors as of SendMemory.
+  absl::Status HandOver(const std::string& inbox);
+  // The name that it was sent under.
   const std::string& offer() const { return offer_; }
-  // The host has opened it.
-  void CloseFile();
 
   bool CanPost() const { return posted_ - taken_ < kShmRingSlots; }
   // Where the activations of the next call go, [num_rows, hidden_size]; CanPost() must be true.
@@ -70,10 +73,10 @@ class ShmRingCaller {
   void Wait(std::chrono::nanoseconds at_most);
 
  private:
-  ShmRingCaller(std::unique_ptr<ShmRingMemory> memory, int fd, std::string offer);
+  ShmRingCaller(std::unique_ptr<ShmRingMemory> memory, FileDescriptor file);
 
   const std::unique_ptr<ShmRingMemory> memory_;
-  int fd_;  // -1: closed
+  FileDescriptor file_;  // until it is handed over
   const std::string offer_;
   uint32_t posted_ = 0;
   uint32_t taken_ = 0;
@@ -83,9 +86,10 @@ class ShmRingCaller {
 // The host's side. Owned by one thread but for Close.
 class ShmRingHost {
  public:
-  // kInvalidArgument: not an offer. Others: why the memory cannot be had, which is no fault where
-  // the processes are on different machines, or in containers or under users that are kept apart.
-  static absl::StatusOr<std::unique_ptr<ShmRingHost>> Open(std::string_view offer,
+  // Takes what `offer` names out of the inbox. kInvalidArgument: not an offer. kNotFound: nothing
+  // came under that name. kFailedPrecondition: what came is not such a memory.
+  static absl::StatusOr<std::unique_ptr<ShmRingHost>> Open(MemoryInbox& inbox,
+                                                           std::string_view offer,
                                                            const ShmRingGeometry& geometry);
   ~ShmRingHost();
   ShmRingHost(const ShmRingHost&) = delete;

@@ -42,7 +42,12 @@ ExpertHost::ExpertHost(const Options& options, expert::v1::DescribeResponse desc
   int port = 0;
   builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(service_.get());
-  forward_.emplace(options.forward, builder, metrics_);
+  expert::ForwardStreamServer::Options forward = options.forward;
+  if (const auto inbox = MemoryInboxPath(options.listen); inbox.has_value()) {
+    inbox_ = *MemoryInbox::Create(*inbox);
+    forward.inbox = inbox_.get();
+  }
+  forward_.emplace(forward, builder, metrics_);
   server_ = builder.BuildAndStart();
   CHECK(server_ != nullptr);
   forward_->Start(

@@ -12,6 +12,7 @@
 
 #include "common/metrics/registry.h"
 #include "common/rpc/health_service.h"
+#include "common/rpc/memory_inbox.h"
 #include "proto/expert/v1/expert.grpc.pb.h"
 #include "services/expert/runtime/expert_executor.h"
 #include "services/expert/server/forward_stream.h"
@@ -46,6 +47,7 @@ class ExpertHost {
   MetricsRegistry metrics_;
   std::unique_ptr<Service> service_;
   HealthService health_{{}};
+  std::unique_ptr<MemoryInbox> inbox_;
   std::optional<expert::ForwardStreamServer> forward_;
   std::unique_ptr<grpc::Server> server_;
 };

@@ -25,6 +25,7 @@
 #include "common/rpc/load_phase_gauge.h"
 #include "common/rpc/load_tracker.h"
 #include "common/rpc/load_watchers.h"
+#include "common/rpc/memory_inbox.h"
 #include "common/rpc/server_threads.h"
 #include "services/expert/kernels/cpu_features.h"
 #include "services/expert/runtime/served_pool.h"
@@ -104,7 +105,8 @@ class ExpertServer::Impl {
     builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(&service_);
     builder.RegisterService(&health_);
-    forward_.emplace(ForwardStreamServer::Options{}, builder, metrics_);
+    MakeInbox();
+    forward_.emplace(ForwardStreamServer::Options{.inbox = inbox_.get()}, builder, metrics_);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) return ExplainListenFailure(options_.listen);
     forward_->Start(
@@ -116,6 +118,18 @@ class ExpertServer::Impl {
       address_ = fmt::format("{}:{}", address_.substr(0, address_.rfind(':')), port);
     }
     return absl::OkStatus();
+  }
+
+  // Without one calls come as frames.
+  void MakeInbox() {
+    const std::optional<std::string> path = MemoryInboxPath(options_.listen);
+    if (!path.has_value()) return;
+    absl::StatusOr<std::unique_ptr<MemoryInbox>> inbox = MemoryInbox::Create(*path);
+    if (inbox.ok()) {
+      inbox_ = *std::move(inbox);
+    } else {
+      LogWarning("memory_inbox_not_made", {{"reason", inbox.status().message()}});
+    }
   }
 
   absl::Status Run(StopSignals& stop) {
@@ -298,6 +312,7 @@ class ExpertServer::Impl {
     forward_->WaitUntilDrained(deadline);
     server_->Shutdown(absl::ToChronoTime(absl::Now() + kCloseGrace));
     forward_->Stop();
+    inbox_.reset();
     RemoveUnixSocket(address_);
   }
 
@@ -326,6 +341,7 @@ class ExpertServer::Impl {
   std::unique_ptr<GroupedExecutor> executor_;
   std::optional<MeteredExecutor> metered_;
 
+  std::unique_ptr<MemoryInbox> inbox_;
   std::optional<ForwardStreamServer> forward_;
   std::unique_ptr<grpc::Server> server_;
 };

@@ -254,6 +254,7 @@ class ForwardStreamServer::Impl {
       return;
     }
     metrics_.streams_total.Increment();
+    if (options_.inbox != nullptr) options_.inbox->Receive();  // also what is not asked for
     CountStream(+1);
     if (!stopping_) RequestStream();
     const ExpertExecutor* executor = runner_.executor();
@@ -278,14 +279,14 @@ class ForwardStreamServer::Impl {
     }
   }
 
-  // Where the trunk offers shared memory and this host can open it.
+  // Where the trunk offers shared memory and it has come.
   void OpenRing(Stream* stream, const ShardGeometry& geometry) {
     const auto& metadata = stream->context.client_metadata();
     const auto offer = metadata.find(kShmRingMetadataKey);
-    if (offer == metadata.end()) return;
+    if (offer == metadata.end() || options_.inbox == nullptr) return;
     const auto u32 = [](int32_t value) { return static_cast<uint32_t>(value); };
     absl::StatusOr<std::unique_ptr<ShmRingHost>> ring = ShmRingHost::Open(
-        {offer->second.data(), offer->second.size()},
+        *options_.inbox, {offer->second.data(), offer->second.size()},
         {u32(geometry.max_rows), u32(geometry.max_top_k), u32(geometry.hidden_size)});
     if (!ring.ok()) {
       LogInfo("shm_ring_not_opened",

@@ -17,6 +17,7 @@
 
 #include "absl/time/time.h"
 #include "common/metrics/registry.h"
+#include "common/rpc/memory_inbox.h"
 #include "services/expert/runtime/expert_executor.h"
 
 namespace banyan::expert {
@@ -43,6 +44,8 @@ class ForwardStreamServer {
     // Requests of so many bytes are run by the second thread: 8 MB each way take milliseconds to
     // read and write. Below it the hand-over would cost more than it gives.
     size_t aside_bytes = size_t{1} << 20;
+    // Where trunks of this machine send memory for calls; borrowed until Stop. Null: nowhere.
+    MemoryInbox* inbox = nullptr;
   };
 
   using RawStream = grpc::ServerAsyncReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>;

@@ -326,18 +326,19 @@ class ExpertDirectory::Impl {
     }
   }
 
-  // Memory to offer to a host that may be on this machine.
+  // Memory that a host on this machine has been sent.
   std::unique_ptr<ShmRingCaller> NewRing(const Replica& replica) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (!options_.shared_memory || replica.address.rfind("unix:", 0) != 0) return nullptr;
+    const std::optional<std::string> inbox = MemoryInboxPath(replica.address);
+    if (!options_.shared_memory || !inbox.has_value()) return nullptr;
     const expert::v1::DescribeResponse& host =
         shards_[static_cast<size_t>(replica.shard)].host->description;
     auto ring = ShmRingCaller::Create({.max_rows = host.max_rows(),
                                        .max_top_k = host.max_top_k(),
                                        .hidden_size = host.hidden_size()});
-    if (ring.ok()) return *std::move(ring);
-    LogWarning("shm_ring_not_made",
-               {{"address", replica.address}, {"reason", ring.status().message()}});
+    const absl::Status sent = ring.ok() ? (*ring)->HandOver(*inbox) : ring.status();
+    if (sent.ok()) return *std::move(ring);
+    LogWarning("shm_ring_not_offered", {{"address", replica.address}, {"reason", sent.message()}});
     return nullptr;
   }
 

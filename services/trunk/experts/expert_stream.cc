@@ -95,11 +95,7 @@ ExpertStream::News ExpertStream::OnEvent(Operation operation, bool ok) {
       state_ = State::kReady;
       ring_opened_ =
           ring_ != nullptr && context_.GetServerInitialMetadata().count(kShmRingMetadataKey) != 0;
-      if (ring_opened_) {
-        ring_->CloseFile();
-      } else {
-        ring_.reset();
-      }
+      if (!ring_opened_) ring_.reset();
       return News::kReady;
     case Operation::kWrite:  // when it failed the status follows
       if (ok && state_ == State::kReady && held_.has_value()) {

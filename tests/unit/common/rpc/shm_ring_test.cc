@@ -24,12 +24,31 @@ using testing::HasSubstr;
 
 constexpr ShmRingGeometry kGeometry = {.max_rows = 5, .max_top_k = 3, .hidden_size = 64};
 
-struct Pair {
-  Pair() {
+// Where hosts get memory from.
+struct Inbox {
+  Inbox() {
+    auto made = MemoryInbox::Create(path);
+    EXPECT_TRUE(made.ok()) << made.status();
+    inbox = *std::move(made);
+  }
+  // Memory under its own name.
+  std::unique_ptr<ShmRingCaller> NewCaller() const {
     auto made = ShmRingCaller::Create(kGeometry);
     EXPECT_TRUE(made.ok()) << made.status();
-    caller = *std::move(made);
-    auto opened = ShmRingHost::Open(caller->offer(), kGeometry);
+    const absl::Status sent = (*made)->HandOver(path);
+    EXPECT_TRUE(sent.ok()) << sent;
+    return *std::move(made);
+  }
+
+  const test::TempDir temp;
+  const std::string path = temp.File("e.memory");
+  std::unique_ptr<MemoryInbox> inbox;
+};
+
+struct Pair : Inbox {
+  Pair() {
+    caller = NewCaller();
+    auto opened = ShmRingHost::Open(*inbox, caller->offer(), kGeometry);
     EXPECT_TRUE(opened.ok()) << opened.status();
     host = *std::move(opened);
   }
@@ -156,11 +175,11 @@ TEST(ShmRingTest, AWaitEndsAfterItsTime) {
 }
 
 TEST(ShmRingTest, AnotherProcessOpensIt) {
-  auto caller = ShmRingCaller::Create(kGeometry);
-  ASSERT_TRUE(caller.ok());
+  const Inbox inbox;
+  const std::unique_ptr<ShmRingCaller> caller = inbox.NewCaller();
   const pid_t child = fork();
   if (child == 0) {
-    const auto opened = ShmRingHost::Open((*caller)->offer(), kGeometry);
+    const auto opened = ShmRingHost::Open(*inbox.inbox, caller->offer(), kGeometry);
     if (!opened.ok()) _exit(1);
     while (!(*opened)->HasRequest()) (*opened)->Sleep();
     const auto request = (*opened)->TakeRequest();
@@ -169,68 +188,69 @@ TEST(ShmRingTest, AnotherProcessOpensIt) {
     (*opened)->Answer({.sequence = request->header.sequence, .num_rows = 1, .flags = kReplyF32});
     _exit(0);
   }
-  std::memset((*caller)->Rows(), 1, kGeometry.hidden_size * 4);
+  std::memset(caller->Rows(), 1, kGeometry.hidden_size * 4);
   const std::vector<uint16_t> ids = {1};
   const std::vector<float> weights = {1.0f};
-  (*caller)->Post({.sequence = 9, .num_rows = 1, .top_k = 1, .flags = kActivationsF32 | kReplyF32},
-                  ids, weights, "");
-  for (int i = 0; i < 3000 && !(*caller)->HasAnswer(); ++i) {
-    (*caller)->Wait(std::chrono::milliseconds(10));
+  caller->Post({.sequence = 9, .num_rows = 1, .top_k = 1, .flags = kActivationsF32 | kReplyF32},
+               ids, weights, "");
+  for (int i = 0; i < 3000 && !caller->HasAnswer(); ++i) {
+    caller->Wait(std::chrono::milliseconds(10));
   }
-  ASSERT_TRUE((*caller)->HasAnswer());
-  EXPECT_EQ((*caller)->TakeAnswer().partial_sums.back(), std::byte{3});
+  ASSERT_TRUE(caller->HasAnswer());
+  EXPECT_EQ(caller->TakeAnswer().partial_sums.back(), std::byte{3});
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_EQ(status, 0);
 }
 
 TEST(ShmRingTest, WhatIsNoOfferIsRefused) {
+  const Inbox inbox;
   for (const std::string text :
-       {"", "1", "1:2", "1:2:3", "0:-1:00112233445566778899aabbccddeeff",
-        "-1:1:00112233445566778899aabbccddeeff", "1:1:00112233445566778899AABBCCDDEEFF",
-        "1:1:00112233445566778899aabbccddeeff0", "99999999999:1:00112233445566778899aabbccddeeff",
-        "1:1:00112233445566778899aabbccddee\n\xff", ":::"}) {
-    const auto opened = ShmRingHost::Open(text, kGeometry);
+       {"", "1", "00112233445566778899AABBCCDDEEFF", "00112233445566778899aabbccddeeff0",
+        "00112233445566778899aabbccddee\n\xff", "1:1:00112233445566778899aabbccddee"}) {
+    const auto opened = ShmRingHost::Open(*inbox.inbox, text, kGeometry);
     EXPECT_EQ(opened.status().code(), absl::StatusCode::kInvalidArgument) << text;
-    EXPECT_THAT(std::string(opened.status().message()), HasSubstr("expected <pid>")) << text;
+    EXPECT_THAT(std::string(opened.status().message()), HasSubstr("expected 32 hex")) << text;
   }
 }
 
-TEST(ShmRingTest, OnlyTheMemoryOfTheOfferIsOpened) {
-  auto caller = ShmRingCaller::Create(kGeometry);
-  ASSERT_TRUE(caller.ok());
-  const std::string offer = (*caller)->offer();
-  const std::string nonce = offer.substr(offer.rfind(':') + 1);
-  const auto why = [](const std::string& text, const ShmRingGeometry& geometry = kGeometry) {
-    const auto opened = ShmRingHost::Open(text, geometry);
+TEST(ShmRingTest, OnlyTheMemoryOfTheOfferIsTaken) {
+  const Inbox inbox;
+  const auto why = [&inbox](const std::string& text, const ShmRingGeometry& geometry = kGeometry) {
+    const auto opened = ShmRingHost::Open(*inbox.inbox, text, geometry);
     EXPECT_FALSE(opened.ok());
-    EXPECT_NE(opened.status().code(), absl::StatusCode::kInvalidArgument) << opened.status();
     return std::string(opened.status().message());
   };
-  // Another nonce, another geometry of the same size, another size.
-  std::string other = offer;
+  // Another name, another geometry of the same size, another size; each is taken once.
+  const std::unique_ptr<ShmRingCaller> first = inbox.NewCaller();
+  std::string other = first->offer();
   other.back() = other.back() == '0' ? '1' : '0';
-  EXPECT_THAT(why(other), HasSubstr("is not the memory of the offer"));
-  EXPECT_THAT(why(offer, {.max_rows = 5, .max_top_k = 3, .hidden_size = 65}),
-              HasSubstr("is not the memory of the offer"));
-  EXPECT_THAT(why(offer, {.max_rows = 500, .max_top_k = 3, .hidden_size = 64}),
+  EXPECT_THAT(why(other), HasSubstr("no memory came"));
+  EXPECT_THAT(why(first->offer(), {.max_rows = 5, .max_top_k = 3, .hidden_size = 65}),
+              HasSubstr("is not its memory"));
+  EXPECT_THAT(why(first->offer()), HasSubstr("no memory came"));
+  EXPECT_THAT(why(inbox.NewCaller()->offer(), {.max_rows = 500, .max_top_k = 3, .hidden_size = 64}),
               HasSubstr("bytes, expected"));
-  // Files of other kinds.
-  const test::TempDir temp;
-  const int file = open(temp.File("x").c_str(), O_RDWR | O_CREAT, 0600);
-  ASSERT_GE(file, 0);
-  EXPECT_THAT(why(fmt::format("{}:{}:{}", getpid(), file, nonce)),
-              HasSubstr("is not the memory of the offer"));
-  const int foreign = memfd_create("other", MFD_CLOEXEC);
-  EXPECT_THAT(why(fmt::format("{}:{}:{}", getpid(), foreign, nonce)),
-              HasSubstr("is not the memory of the offer"));
-  const int unsealed = memfd_create("banyan-shm-ring", MFD_CLOEXEC);
-  EXPECT_THAT(why(fmt::format("{}:{}:{}", getpid(), unsealed, nonce)), HasSubstr("could shrink"));
-  for (const int fd : {file, foreign, unsealed}) close(fd);
-  // What is not there, or no more.
-  EXPECT_THAT(why(fmt::format("{}:{}:{}", getpid(), 1 << 20, nonce)), HasSubstr("No such file"));
-  (*caller)->CloseFile();
-  EXPECT_FALSE(ShmRingHost::Open(offer, kGeometry).ok());
+  // Files of other kinds, and memory under a name that it does not bear.
+  const MemoryName name = {1};
+  const std::string offer = "01" + std::string(30, '0');
+  const auto send = [&](int fd) {
+    EXPECT_TRUE(SendMemory(inbox.path, name, fd).ok());
+    close(fd);
+  };
+  send(open(inbox.temp.File("x").c_str(), O_RDWR | O_CREAT, 0600));
+  EXPECT_THAT(why(offer), HasSubstr("could shrink"));
+  send(memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  EXPECT_THAT(why(offer), HasSubstr("could shrink"));
+  send(open("/dev/null", O_RDWR));
+  EXPECT_THAT(why(offer), HasSubstr("could shrink"));
+  const std::unique_ptr<ShmRingCaller> whole = inbox.NewCaller();
+  MemoryName whole_name;
+  for (size_t i = 0; i < whole_name.size(); ++i) {
+    whole_name[i] = static_cast<uint8_t>(std::stoi(whole->offer().substr(2 * i, 2), nullptr, 16));
+  }
+  send(dup(inbox.inbox->Take(whole_name).get()));
+  EXPECT_THAT(why(offer), HasSubstr("is not its memory"));
 }
 
 TEST(ShmRingTest, RequestsAreChecked) {

@@ -27,10 +27,13 @@ constexpr ShmRingGeometry kRing = {kRowLimit, kTopK, kHidden};
 
 // A trunk's stream with a ring.
 struct Caller {
-  Caller(v1::Experts::Stub& stub, const ShmRingGeometry& geometry, std::string offer = "") {
+  Caller(const ExpertHost& host, v1::Experts::Stub& stub, const ShmRingGeometry& geometry,
+         std::string offer = "") {
     auto made = ShmRingCaller::Create(geometry);
     EXPECT_TRUE(made.ok()) << made.status();
     ring = *std::move(made);
+    const absl::Status sent = ring->HandOver(*MemoryInboxPath(host.address()));
+    EXPECT_TRUE(sent.ok()) << sent;
     if (offer.empty()) offer = ring->offer();
     context.AddMetadata(kShmRingMetadataKey, offer);
     stream = stub.Forward(&context);
@@ -108,7 +111,7 @@ class ShmCallsTest : public testing::Test {
 };
 
 TEST_F(ShmCallsTest, AreAnswered) {
-  Caller caller(*stub_, kRing);
+  Caller caller(*host_, *stub_, kRing);
   ASSERT_TRUE(caller.opened);
   for (uint64_t sequence = 1; sequence <= 300; ++sequence) {
     caller.ExpectRight(sequence, sequence % 7 == 0 ? kRowLimit : 2);
@@ -120,7 +123,7 @@ TEST_F(ShmCallsTest, OfSeveralTrunksAtOnce) {
   std::vector<std::thread> trunks;
   for (uint64_t t = 0; t < 4; ++t) {
     trunks.emplace_back([this, t] {
-      Caller caller(*stub_, kRing);
+      Caller caller(*host_, *stub_, kRing);
       ASSERT_TRUE(caller.opened);
       for (uint64_t sequence = t + 1; sequence < 400; sequence += 4) caller.ExpectRight(sequence);
       EXPECT_TRUE(caller.Leave().ok());
@@ -130,19 +133,19 @@ TEST_F(ShmCallsTest, OfSeveralTrunksAtOnce) {
 }
 
 TEST_F(ShmCallsTest, AnOfferThatCannotBeOpenedLeavesTheStream) {
-  for (const std::string offer : {"nonsense", "1:999999:00112233445566778899aabbccddeeff"}) {
-    Caller caller(*stub_, kRing, offer);
+  for (const std::string offer : {"nonsense", "00112233445566778899aabbccddeeff"}) {
+    Caller caller(*host_, *stub_, kRing, offer);
     EXPECT_FALSE(caller.opened) << offer;
     EXPECT_TRUE(caller.Leave().ok());
   }
-  Caller other(*stub_, {kRowLimit, kTopK, kHidden + 1});
+  Caller other(*host_, *stub_, {kRowLimit, kTopK, kHidden + 1});
   EXPECT_FALSE(other.opened);
   EXPECT_TRUE(other.Leave().ok());
 }
 
 TEST_F(ShmCallsTest, ABrokenRuleEndsTheStreamAndTheServiceLives) {
   const auto error = [this](const std::function<void(Rows&)>& change, uint32_t layer = 1) {
-    Caller caller(*stub_, kRing);
+    Caller caller(*host_, *stub_, kRing);
     EXPECT_TRUE(caller.opened);
     caller.ExpectRight(5);
     Rows rows = RandomRows(1, 2);
@@ -157,14 +160,14 @@ TEST_F(ShmCallsTest, ABrokenRuleEndsTheStreamAndTheServiceLives) {
   EXPECT_THAT(error([](Rows&) {}, 0xffffffff), HasSubstr("layer 4294967295"));
   EXPECT_THAT(error([](Rows& rows) { rows.ids[0] = 256; }), HasSubstr("this shard has 0 to 15"));
   EXPECT_EQ(Refused(), 3);
-  Caller caller(*stub_, kRing);
+  Caller caller(*host_, *stub_, kRing);
   caller.ExpectRight(1);
   EXPECT_TRUE(caller.Leave().ok());
 }
 
 TEST_F(ShmCallsTest, AReplayedSequenceEndsTheStream) {
   for (const uint64_t second : {7, 6, 0}) {
-    Caller caller(*stub_, kRing);
+    Caller caller(*host_, *stub_, kRing);
     caller.ExpectRight(7);
     caller.Post(second, RandomRows(1, 2));
     const grpc::Status status = caller.End();
@@ -175,7 +178,7 @@ TEST_F(ShmCallsTest, AReplayedSequenceEndsTheStream) {
 }
 
 TEST_F(ShmCallsTest, DrainingEndsTheStreamAfterTheAnswer) {
-  Caller caller(*stub_, kRing);
+  Caller caller(*host_, *stub_, kRing);
   caller.ExpectRight(1);
   host_->Drain();
   const grpc::Status status = caller.End();
@@ -185,7 +188,7 @@ TEST_F(ShmCallsTest, DrainingEndsTheStreamAfterTheAnswer) {
 
 // Frames on the stream of a ring are answered as ever.
 TEST_F(ShmCallsTest, FramesGoBeside) {
-  Caller caller(*stub_, kRing);
+  Caller caller(*host_, *stub_, kRing);
   for (uint64_t sequence = 1; sequence < 50; ++sequence) {
     caller.ExpectRight(sequence);
     const Rows rows = RandomRows(static_cast<uint32_t>(sequence), 3);
@@ -201,7 +204,7 @@ TEST_F(ShmCallsTest, FramesGoBeside) {
 
 TEST_F(ShmCallsTest, ClientsThatVanishLeaveNothing) {
   for (uint64_t i = 0; i < 40; ++i) {
-    Caller caller(*stub_, kRing);
+    Caller caller(*host_, *stub_, kRing);
     for (uint64_t call = 0; call < i % 3; ++call) {
       caller.Post(call + 1, RandomRows(1, kRowLimit));
     }
@@ -211,13 +214,13 @@ TEST_F(ShmCallsTest, ClientsThatVanishLeaveNothing) {
   prometheus::Gauge& open =
       host_->metrics().Gauge("banyan_expert_streams", "Forward streams open.");
   while (open.Value() != 0) std::this_thread::yield();
-  Caller caller(*stub_, kRing);
+  Caller caller(*host_, *stub_, kRing);
   caller.ExpectRight(1);
   EXPECT_TRUE(caller.Leave().ok());
 }
 
 TEST_F(ShmCallsTest, AHostShutsDownUnderThem) {
-  Caller caller(*stub_, kRing);
+  Caller caller(*host_, *stub_, kRing);
   caller.ExpectRight(1);
   caller.Post(2, RandomRows(1, kRowLimit));
   host_.reset();
