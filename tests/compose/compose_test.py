@@ -136,7 +136,7 @@ def check_confinement(project):
         assert host["ReadonlyRootfs"] and host["Memory"] > 0, f"{service}: {host}"
         assert host["ShmSize"] == 1 << 30, f"{service}: {host['ShmSize']}"
         writable = {m["Destination"] for m in container["Mounts"] if m["RW"]}
-        assert writable == {"/var/lib/banyan"}, f"{service}: {container['Mounts']}"
+        assert writable == {"/var/lib/banyan", "/run/banyan"}, f"{service}: {container['Mounts']}"
         pid = container["State"]["Pid"]
         shown = project.engine.on_host(BASE_IMAGE, f"cat /proc/{pid}/status /proc/{pid}/limits")
         lines = dict(line.split(":", 1) for line in shown.splitlines() if ":" in line)
@@ -171,6 +171,17 @@ def check_scrapes(prometheus):
     print(f"Prometheus: up == 1 for {len(query(prometheus, 'up'))} targets", flush=True)
 
 
+def check_shared_memory(prometheus):
+    """Each expert's calls came through memory that its container and the trunk's share."""
+    through = "banyan_trunk_expert_shm_calls_total > 0"
+    shards = wait_for(
+        "calls of both shards through shared memory",
+        lambda: (found if len(found := query(prometheus, through)) == len(EXPERTS) else str(found)),
+        60,
+    )
+    print(f"calls through shared memory: {[shard['value'][1] for shard in shards]}", flush=True)
+
+
 def check_lost_expert(project, client, prometheus):
     """Its process dies, not by the engine's hand: it is started again and called again."""
     before = project.container("expert-0")
@@ -190,7 +201,7 @@ def check_lost_expert(project, client, prometheus):
         "calls counted by the new process",
         lambda: query(
             prometheus,
-            f"banyan_expert_calls_total{which} > 0 and "
+            f"banyan_expert_calls_total{which} > 0 and banyan_expert_shm_rings_opened_total > 0 and "
             f"process_start_time_seconds{which} >= {killed_at - 1}",
         ),
         60,
@@ -292,6 +303,7 @@ def run(project, bin_dir, source, cache):
     check_plans(project)
     prometheus = project.address("prometheus", 9090)
     check_scrapes(prometheus)
+    check_shared_memory(prometheus)
     check_lost_expert(project, client, prometheus)
     check_other_model(project, bin_dir, source)
     check_generated_model(project, bin_dir, source)
