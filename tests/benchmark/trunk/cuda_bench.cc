@@ -1,9 +1,11 @@
 // The CUDA backend at the full model's geometry beside what this card can do at best: bytes per
 // second of a device-to-device copy (read and written), measured at start.
 //
-//   cuda_bench [ops] [delta] [top] [step] [short] [parallel] [halves] [small] [--directory=DIR]
+//   cuda_bench [ops] [linear] [delta] [top] [step] [short] [parallel] [halves] [small]
+//              [--directory=DIR]
 //     ops    each operation: microseconds, GB/s of what must be read and written, share of the
 //            copy's
+//     linear  of these, products
 //     delta  of these, convolution and DeltaNet
 //     top    of these, what becomes of a row of logits
 //     step   the whole trunk with experts that answer at once with zeros: milliseconds a decode
@@ -177,6 +179,7 @@ class Ops {
              4.0 * rows * kVocab, 0);
     }
   }
+  void RunLinears() { Linears(); }
   void RunDeltaNets() { DeltaNets(); }
 
  private:
@@ -231,7 +234,7 @@ class Ops {
       const int copies = static_cast<int>(std::max<int64_t>(1, kPoolValues / values));
       for (const DType dtype : {DType::kBF16, DType::kI8}) {
         const double element = dtype == DType::kI8 ? 1 + 4.0 / kInt8GroupColumns : 2;
-        for (int32_t rows : {1, 4, 8, 16, 64, 512, 2048}) {
+        for (int32_t rows : {1, 4, 8, 16, 17, 64, 128, 512, 1024, 2048}) {
           if (outputs > 100000 && rows > 16) continue;
           const int count = std::max(3, rows > 64 ? 6 : 40);
           const double seconds = MedianSeconds(backend_.get(), count, [&](int i) {
@@ -841,7 +844,7 @@ void Steps(const std::string& parent, StepKind kind) {
       StepRun run(config, *checkpoint, c);
       run.Run("decode", 1, 1, 128);
       run.Run("decode", 16, 1, 128);
-      run.Run("prefill", 1, 2048, 0);
+      for (const int32_t rows : {512, 2048}) run.Run("prefill", 1, rows, 0);
     }
   } else {
     const auto checkpoint = ValueOf(Checkpoint::Open(directory));
@@ -868,6 +871,7 @@ void Steps(const std::string& parent, StepKind kind) {
 
 int Main(int argc, char** argv) {
   bool ops = false;
+  bool linear = false;
   bool top = false;
   bool delta = false;
   bool step = false;
@@ -880,6 +884,8 @@ int Main(int argc, char** argv) {
     const std::string_view arg = argv[i];
     if (arg == "ops") {
       ops = true;
+    } else if (arg == "linear") {
+      linear = true;
     } else if (arg == "top") {
       top = true;
     } else if (arg == "delta") {
@@ -918,8 +924,9 @@ int Main(int argc, char** argv) {
   std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
               facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
               copy_gbps);
-  const bool all = !(ops || delta || top || step || few || parallel || halves || small);
+  const bool all = !(ops || linear || delta || top || step || few || parallel || halves || small);
   if (ops || all) Ops().Run();
+  if (linear) Ops().RunLinears();
   if (delta) Ops().RunDeltaNets();
   if (top) Ops().Tops();
   if (step || all) Steps(directory, StepKind::kAll);
