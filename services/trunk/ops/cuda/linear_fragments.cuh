@@ -58,8 +58,14 @@ struct CodeFragment {
 template <int kSelect>
 __device__ __forceinline__ uint32_t WidenPair(uint32_t word) {
   const uint32_t codes = __byte_perm(word, 0, kSelect);
-  const uint32_t value = (codes & 0x007f007fu) | 0x43004300u;
-  const uint32_t less = (codes & 0x00800080u) | 0x43004300u;
+  // In one instruction each, for which one constant has to lie in a register: left to itself the
+  // compiler takes two.
+  uint32_t base;
+  uint32_t value;
+  uint32_t less;
+  asm("mov.b32 %0, 0x43004300;" : "=r"(base));
+  asm("lop3.b32 %0, %1, 0x007f007f, %2, 0xea;" : "=r"(value) : "r"(codes), "r"(base));
+  asm("lop3.b32 %0, %1, 0x00800080, %2, 0xea;" : "=r"(less) : "r"(codes), "r"(base));
   __nv_bfloat162 a;
   __nv_bfloat162 b;
   memcpy(&a, &value, 4);
