@@ -139,12 +139,12 @@ int64_t SplitBytes(int32_t rows, int32_t k, bool hopper) {
   return kept * SplitRowBytes(k);
 }
 
-bool IsMany(int32_t rows, int64_t outputs, int32_t k, const LinearTuning& tuning) {
+bool IsMany(int32_t rows, int64_t outputs, int32_t k, bool codes, const LinearTuning& tuning) {
   if (SplitBytes(rows, k, tuning.hopper) > tuning.split_bytes) return false;
   if (tuning.hopper) {
-    // A tile of 128 outputs and 64 rows.
+    const int64_t few_rows_time = (rows + 31) / 32 * outputs;
     return rows > kMostFewRowsBesideHopper &&
-           NumTiles(rows, outputs, 64, 128) >= tuning.num_sms * 3 / 8;
+           HopperTilesTime(rows, outputs, codes, tuning.num_sms) < few_rows_time;
   }
   return rows > kMostFewRows &&
          NumTiles(rows, outputs, SmallTile::kRows, SmallTile::kOutputs) * 2 >= tuning.num_sms;
@@ -268,7 +268,10 @@ void LaunchTensorCores(const Batch& all, const LinearTuning& tuning, cudaStream_
       done[i] = true;
       batch.matrices[batch.num_matrices++] = m;
     }
-    if (IsMany(batch.num_rows, NumOutputs(batch), like.k, tuning)) {
+    const bool codes =
+        std::any_of(batch.matrices, batch.matrices + batch.num_matrices,
+                    [](const LinearMatrix& m) { return m.kind == WeightKind::kInt8; });
+    if (IsMany(batch.num_rows, NumOutputs(batch), like.k, codes, tuning)) {
       SplitAhead(&batch, tuning, stream);
     }
     LaunchBothKinds(&batch, tuning, stream);
@@ -332,8 +335,9 @@ cudaError_t PrepareLinear() {
 }
 
 bool TakesSwiglu(const LinearMatrix& matrix, int32_t num_rows, const LinearTuning& tuning) {
-  return FitsTensorCores(matrix) && (IsMany(num_rows, matrix.n, matrix.k, tuning) ||
-                                     (num_rows <= kMostFewRows && IsSmall(matrix.n, tuning)));
+  return FitsTensorCores(matrix) &&
+         (IsMany(num_rows, matrix.n, matrix.k, matrix.kind == WeightKind::kInt8, tuning) ||
+          (num_rows <= kMostFewRows && IsSmall(matrix.n, tuning)));
 }
 
 cudaError_t Linear(const LinearMatrix* matrices, int num_matrices, int32_t num_rows,

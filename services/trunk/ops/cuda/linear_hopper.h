@@ -18,6 +18,10 @@ cudaError_t PrepareHopperTiles();
 // Rows of x, split, are kept for so many at a time.
 inline constexpr int32_t kHopperSplitRows = 128;
 
+// What tiles take for so many rows and outputs on so many multiprocessors, in the time that few
+// rows' kernels take for 32 rows of one output. One H200; the columns make no difference.
+int64_t HopperTilesTime(int32_t rows, int64_t outputs, bool codes, int32_t num_sms);
+
 // Splits x of the batch's first matrix to `split` (kHopperSplitRows), for LaunchHopperTiles.
 void SplitForHopper(LinearBatch* batch, void* split, cudaStream_t stream);
 

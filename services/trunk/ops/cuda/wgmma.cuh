@@ -19,8 +19,19 @@ __device__ __forceinline__ void WgmmaBegin() {
 __device__ __forceinline__ void WgmmaCommit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
+// Until no more than kPending groups are on their way.
+template <int kPending>
 __device__ __forceinline__ void WgmmaWait() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+// The same, for whoever takes `d` then: nothing that does is moved before.
+template <int kPending, int kN>
+__device__ __forceinline__ void WgmmaWait(float (&d)[kN][4]) {
+  WgmmaWait<kPending>();
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+    asm volatile("" : "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])::"memory");
+  }
 }
 
 // clang-format off
