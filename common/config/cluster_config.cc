@@ -97,6 +97,15 @@ std::string_view AddressProblem(std::string_view address) {
 
 }  // namespace
 
+bool AllOnUnixSockets(const ClusterConfig& cluster) {
+  for (const ClusterConfig::Shard& shard : cluster.shards) {
+    for (const std::string& replica : shard.replicas) {
+      if (replica.compare(0, 5, "unix:") != 0) return false;
+    }
+  }
+  return true;
+}
+
 absl::StatusOr<ClusterConfig> ParseClusterConfig(std::string_view json, std::string_view source) {
   ASSIGN_OR_RETURN(const nlohmann::json document, ParseJsonObject(json, source));
   RETURN_IF_ERROR(CheckKeys(document, source, "shards"));

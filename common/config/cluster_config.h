@@ -16,6 +16,9 @@ struct ClusterConfig {
   std::vector<Shard> shards;  // shard i of N in list order, at least one
 };
 
+// Whether every replica is one of this machine, reached through a Unix socket.
+bool AllOnUnixSockets(const ClusterConfig& cluster);
+
 // Unknown keys, empty lists, malformed or repeated addresses are refused by name and place.
 absl::StatusOr<ClusterConfig> ParseClusterConfig(std::string_view json, std::string_view source);
 absl::StatusOr<ClusterConfig> LoadClusterConfig(const std::string& path);

@@ -11,8 +11,10 @@ constexpr int32_t kMostRows = 65536;
 
 }  // namespace
 
-absl::StatusOr<int32_t> ParsePrefillHalves(std::string_view text, bool on_gpu) {
-  if (text == "auto") return on_gpu ? kLeastHalvedRows : 0;
+absl::StatusOr<int32_t> ParsePrefillHalves(std::string_view text, bool on_gpu, bool in_memory) {
+  if (text == "auto") {
+    return !on_gpu ? 0 : in_memory ? kLeastHalvedRowsInMemory : kLeastHalvedRows;
+  }
   if (text == "off") return 0;
   int32_t rows = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), rows);

@@ -12,18 +12,22 @@ namespace banyan {
 // Rows of a half in the steps that a trunk on a GPU plans for where memory allows.
 inline constexpr int32_t kHalfRows = 2048;
 
-// With fewer, reading the experts' weights once more may take longer than what the halves hide:
-// 1,024 lost 7 % and 2,048 won 16 % (docs/performance.md).
+// With fewer, reading the experts' weights once more may take longer than what the halves hide,
+// which is more where rows go over a socket than where they go through shared memory. There 1,024
+// rows lost 7 % and 2,048 won 16 %; here 2,048 lost 2 to 16 % and 4,096 won 6 to 13 %
+// (docs/performance.md).
 inline constexpr int32_t kLeastHalvedRows = 2048;
+inline constexpr int32_t kLeastHalvedRowsInMemory = 3072;
 
-// --prefill_halves: "auto" (kLeastHalvedRows on a GPU, else 0), "off" (0), or the rows from which
-// on steps run as two halves, 2 to 65536. kInvalidArgument names the flag.
-absl::StatusOr<int32_t> ParsePrefillHalves(std::string_view text, bool on_gpu);
+// --prefill_halves: "auto" (one of the two on a GPU, else 0), "off" (0), or the rows from which on
+// steps run as two halves, 2 to 65536. in_memory: all experts' calls go through shared memory.
+// kInvalidArgument names the flag.
+absl::StatusOr<int32_t> ParsePrefillHalves(std::string_view text, bool on_gpu, bool in_memory);
 
 inline constexpr char kPrefillHalvesHelp[] =
     "From how many rows on a step runs as two halves, one on the trunk while the experts have the "
-    "other: a number, off, or auto (2048 on a GPU, off on the CPU, whose cores may be the "
-    "experts')";
+    "other: a number, off, or auto (on a GPU 3072 where all experts are on this machine, else "
+    "2048; off on the CPU, whose cores may be the experts')";
 
 inline constexpr char kMaxBatchTokensHelp[] =
     "Rows of one step; 0: 512, on a GPU 4159 (2111 without halves, 512 while somebody decodes), or "

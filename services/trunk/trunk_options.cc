@@ -257,7 +257,9 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
                             Printable(given.expert_transport));
   }
   options.expert_shared_memory = given.expert_transport == "auto";
-  ASSIGN_OR_RETURN(options.halved_rows, ParsePrefillHalves(given.prefill_halves, options.use_cuda));
+  ASSIGN_OR_RETURN(options.halved_rows, ParsePrefillHalves(given.prefill_halves, options.use_cuda,
+                                                           options.expert_shared_memory &&
+                                                               AllOnUnixSockets(options.cluster)));
   ASSIGN_OR_RETURN(options.expert_wait, ParseDuration("--expert_wait", given.expert_wait, true));
   ASSIGN_OR_RETURN(options.drain_timeout,
                    ParseDuration("--drain_timeout", given.drain_timeout, true));

@@ -3,8 +3,8 @@
 # them, with generated weights at the geometry of Qwen3-Next-80B-A3B, or fewer of its layers:
 #   serve.sh [--layers N] [--log_dir DIR] [--threads N] [--expert_activations auto|f32|bf16] [--halves] POOL_FORMAT TRUNK_FORMAT
 # BACKEND=cpu tries the script where there is no GPU. Prints start-up seconds, memory, tokens/s of decoding and of prompts, and where the trunk's time
-# goes. --halves: instead, prompts of 512 to 8,192 tokens from a trunk with steps of 2,111 rows and one with
-# steps of 4,159 in two halves. Packs lie in a file system in memory of their own, which is unmounted at the end: root.
+# goes. --halves: instead, prompts of 512 to 8,192 tokens from a trunk with steps of 2,111 rows, one with
+# steps of 4,096 and one with steps of 4,159 in two halves. Packs lie in a file system in memory of their own, which is unmounted at the end: root.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -106,17 +106,18 @@ for port in $2:
 " >"$log_dir/metrics-$name-$1.txt" || true; }
 if [[ $halves == yes ]]; then
   trunk undivided 9103 --max_batch_tokens 2111 --prefill_halves off
-  trunk halves 9104 --max_batch_tokens 4159 --prefill_halves 256
-  for socket in undivided halves; do await "$socket"; done
+  trunk large 9104 --max_batch_tokens 4096 --prefill_halves off
+  trunk halves 9105 --max_batch_tokens 4159 --prefill_halves 256
+  for socket in undivided large halves; do await "$socket"; done
   printf '%s pool, %s trunk, %s layers: ready after %s s\n' "$pool_format" "$trunk_format" "$layers" \
     "$((SECONDS - begin))"
   for prompt in ${PROMPTS:-512 2048 4096 8192}; do
-    for socket in undivided halves; do
+    for socket in undivided large halves; do
       bench "$socket" --concurrency 1 --requests "${REQUESTS:-2}" --prompt_tokens "$prompt" --max_new_tokens 1 |
         grep -E -- '--|prompt|tokens/s' | tr '\n' ' '
       printf '\n'
     done
-    scrape "after-$prompt" '(9102, 9103, 9104)'
+    scrape "after-$prompt" '(9102, 9103, 9104, 9105)'
   done
   exit 0
 fi

@@ -55,7 +55,7 @@ int Run(const Options& given) {
   if (!kv_format.ok()) return FailUsage(ToStd(kv_format.status().message()));
   const auto expert_activations = ParseExpertActivations(given.expert_activations, *vram > 0);
   if (!expert_activations.ok()) return FailUsage(ToStd(expert_activations.status().message()));
-  const auto halved_rows = ParsePrefillHalves(given.prefill_halves, *vram > 0);
+  const auto halved_rows = ParsePrefillHalves(given.prefill_halves, *vram > 0, /*in_memory=*/true);
   if (!halved_rows.ok()) return FailUsage(ToStd(halved_rows.status().message()));
   options.halved_rows = *halved_rows;
   options.trunk_format = *trunk_format;

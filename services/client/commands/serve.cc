@@ -156,9 +156,10 @@ absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& opt
       out.expert_activations,
       ParseExpertActivations(Find(options.to_trunk, "--expert_activations")->value_or("auto"),
                              out.on_gpu));
-  ASSIGN_OR_RETURN(
-      out.halved_rows,
-      ParsePrefillHalves(Find(options.to_trunk, "--prefill_halves")->value_or("auto"), out.on_gpu));
+  const bool in_memory = Find(options.to_trunk, "--expert_transport")->value_or("auto") == "auto";
+  ASSIGN_OR_RETURN(out.halved_rows,
+                   ParsePrefillHalves(Find(options.to_trunk, "--prefill_halves")->value_or("auto"),
+                                      out.on_gpu, in_memory));
   const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
   out.num_threads = ShareThreads(cpus, options.shards, out.on_gpu).trunk;
   return std::optional<ClusterPlanOptions>(std::move(out));

@@ -12,6 +12,12 @@
 namespace banyan {
 namespace {
 
+TEST(ClusterConfigTest, OneAddressOfTheNetworkIsEnoughNotToBeOnUnixSockets) {
+  EXPECT_TRUE(AllOnUnixSockets({{{{"unix:/a", "unix:///b"}}, {{"unix:/c"}}}}));
+  EXPECT_FALSE(AllOnUnixSockets({{{{"unix:/a", "127.0.0.1:1"}}, {{"unix:/c"}}}}));
+  EXPECT_FALSE(AllOnUnixSockets({{{{"unix:/a"}}, {{"dns:///c:1"}}}}));
+}
+
 TEST(ClusterConfig, ShardsAndReplicasKeepTheirOrder) {
   const std::string text =
       R"({"shards": [{"replicas": ["unix:/run/e0.sock", "10.0.0.7:50061"]},

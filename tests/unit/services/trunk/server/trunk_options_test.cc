@@ -79,8 +79,13 @@ TEST(TrunkOptionsTest, PrefillHalves) {
   EXPECT_EQ(of("off"), 0);
   EXPECT_EQ(of("2"), 2);
   EXPECT_EQ(of("65536"), 65536);
-  EXPECT_EQ(ParsePrefillHalves("auto", /*on_gpu=*/true).value(), kLeastHalvedRows);
-  EXPECT_EQ(ParsePrefillHalves("off", /*on_gpu=*/true).value(), 0);
+  const auto on_gpu = [](const char* value, bool in_memory) {
+    return ParsePrefillHalves(value, /*on_gpu=*/true, in_memory).value();
+  };
+  EXPECT_EQ(on_gpu("auto", /*in_memory=*/false), kLeastHalvedRows);
+  EXPECT_EQ(on_gpu("auto", /*in_memory=*/true), kLeastHalvedRowsInMemory);
+  EXPECT_EQ(on_gpu("off", /*in_memory=*/true), 0);
+  EXPECT_EQ(ParsePrefillHalves("auto", /*on_gpu=*/false, /*in_memory=*/true).value(), 0);
 }
 
 TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
