@@ -19,6 +19,12 @@ namespace {
 
 constexpr int32_t kTypicalRequestTokens = 4096;
 constexpr int32_t kComfortableContextTokens = 8192;
+// On a GPU: what context and sequences may shrink to before steps of prompts do.
+struct Room {
+  int32_t context;
+  int32_t least_sequences;
+};
+constexpr Room kRooms[] = {{65536, 8}, {32768, 4}};
 constexpr int32_t kLeastContextTokens = 1024;
 constexpr int32_t kComfortableRows = 128;
 constexpr int32_t kMaxLogitsRows = 32;
@@ -95,8 +101,17 @@ class Planner {
 
   // The plan of the first step of the order in the header that fits the budget.
   std::optional<TrunkPlan> Fit() const {
-    for (const Width& width : LargeWidths()) {
+    const int32_t sequences = input_.max_sequences > 0 ? input_.max_sequences : kDefaultSequences;
+    for (const Width& width : LargeWidths(sequences)) {
       if (auto plan = FitWidth(width, WantedContext())) return plan;
+    }
+    for (const Room& room : kRooms) {
+      const int32_t least = input_.max_sequences > 0 ? sequences : room.least_sequences;
+      for (int32_t some = sequences; some >= least; some /= 2) {
+        for (const Width& width : LargeWidths(some)) {
+          if (auto plan = FitWidth(width, LeastContext(room.context))) return plan;
+        }
+      }
     }
     const std::vector<Width> widths = Widths();
     for (const Width& width : widths) {
@@ -149,14 +164,13 @@ class Planner {
     return static_cast<int32_t>(std::min<int64_t>(WantedContext(), pages * kKvPageTokens));
   }
 
-  // Those for prompts on a GPU, which cost no context.
-  std::vector<Width> LargeWidths() const {
+  // Those for prompts on a GPU.
+  std::vector<Width> LargeWidths(int32_t sequences) const {
     std::vector<Width> out;
     if (!input_.on_gpu || input_.max_batch_tokens > 0) return out;
-    const int32_t sequences = input_.max_sequences > 0 ? input_.max_sequences : kDefaultSequences;
     // Two halves, or as much as the experts take in one call.
     const int32_t most = input_.halved_rows > 0 ? 2 * kHalfRows : kHalfRows;
-    for (int32_t rows = most; rows > kDefaultBatchTokens; rows /= 2) {
+    for (int32_t rows = most; rows >= kHalfRows; rows /= 2) {
       const Width width = {sequences, rows + kLeastRowsBesideSequences};
       if (width.rows >= sequences + kLeastRowsBesideSequences) out.push_back(width);
     }

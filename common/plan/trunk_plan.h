@@ -7,11 +7,14 @@
 // steps have 4159 rows: two halves of 2048 (docs/adr/two-halves.md) and 63; those in which a
 // sequence decodes have 512 all the same. While that does not fit, this shrinks, in this order:
 //   1. KV pages, down to those of one whole context
-//   2. on a GPU rows of a step, to 2111, to 1087, to 512
-//   3. the context, down to 8192 tokens
-//   4. rows of a step, by halves down to 128; then sequences, by halves down to 1; then rows to 63
+//   2. on a GPU rows of a step, to 2111
+//   3. on a GPU the context, down to 65536 tokens; then the sequences, to 16 and 8, each with 4159
+//      rows or 2111; then with 32768 tokens the same again, and 4 sequences. A prompt whose steps
+//      have 512 rows takes twice as long: each reads the experts' weights
+//   4. the context, down to 8192 tokens, with 32 sequences and 512 rows again
+//   5. rows of a step, by halves down to 128; then sequences, by halves down to 1; then rows to 63
 //      more than the sequences, the least that a step needs
-//   5. the context again, down to 1024 tokens
+//   6. the context again, down to 1024 tokens
 // What does not fit then is refused.
 #pragma once
 

@@ -3,7 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
+#include <utility>
+
 #include "common/base/check.h"
+#include "common/base/strings.h"
 #include "common/plan/device_arena.h"
 #include "common/plan/op_scratch.h"
 #include "common/plan/prefill_halves.h"
@@ -302,6 +306,65 @@ TEST(TrunkPlanTest, StepsOnAGpuAreLargeWhereTheyFit) {
   EXPECT_EQ(cpu->max_batch_tokens, 512);
   EXPECT_EQ(cpu->max_mixed_tokens, 512);
   EXPECT_EQ(cpu->decoder.halved_rows, 100);
+}
+
+// Context and sequences give way, to a point, before steps of prompts do.
+TEST(TrunkPlanTest, StepsOnASmallGpuStayLarge) {
+  ModelConfig config = Demo();
+  config.max_position_embeddings = 262144;
+  TrunkPlanInput input = Input();
+  input.on_gpu = true;
+  input.available_bytes = 0;
+  input.max_sequences = 0;
+  input.max_batch_tokens = 0;
+  input.halved_rows = kLeastHalvedRows;
+  const auto needs = [&](int32_t sequences, int32_t rows, int32_t context) {
+    TrunkPlanInput given = input;
+    given.budget_bytes = uint64_t{1} << 40;
+    given.max_sequences = sequences;
+    given.max_batch_tokens = rows;
+    given.max_context_tokens = context;
+    const auto plan = PlanTrunk(config, given);
+    CHECK(plan.ok());
+    uint64_t page = 0;
+    for (const MemoryPlan::Item& item : plan->memory.items()) {
+      if (item.name == "KV pages") {
+        page = item.bytes / static_cast<uint64_t>(plan->decoder.num_pages);
+      }
+    }
+    const auto more = static_cast<uint64_t>(plan->decoder.num_pages - context / kKvPageTokens);
+    return plan->memory.total_bytes() - more * page;
+  };
+  std::set<std::pair<int32_t, int32_t>> seen;
+  const uint64_t most = needs(32, 4159, 262144);
+  for (uint64_t budget = most + (1 << 20); budget > most / 8; budget -= budget / 100) {
+    input.budget_bytes = budget;
+    const auto plan = PlanTrunk(config, input);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const int32_t rows = plan->max_batch_tokens;
+    const int32_t context = plan->decoder.max_context_tokens;
+    SCOPED_TRACE(fmt::format("{} bytes: {} sequences, {} rows, {} tokens", budget,
+                             plan->max_sequences, rows, context));
+    seen.insert({plan->max_sequences, rows});
+    if (rows < 2111) {
+      EXPECT_LT(budget, needs(4, 2111, 32768));
+      continue;
+    }
+    EXPECT_TRUE(rows == 4159 || rows == 2111);
+    EXPECT_GE(context, plan->max_sequences >= 8 && context >= 65536 ? 65536 : 32768);
+    if (context < 65536) {
+      EXPECT_LT(budget, needs(8, 2111, 65536));
+    }
+    if (plan->max_sequences < 32) {
+      EXPECT_LT(budget, needs(plan->max_sequences * 2, 2111, context >= 65536 ? 65536 : 32768));
+    }
+  }
+  EXPECT_GE(seen.size(), 5u);
+  // What is given stays.
+  input.max_sequences = 20;
+  input.budget_bytes = needs(20, 2111, 65536);
+  EXPECT_EQ(PlanTrunk(config, input)->max_sequences, 20);
+  EXPECT_EQ(PlanTrunk(config, input)->max_batch_tokens, 2111);
 }
 
 TEST(TrunkPlanTest, CallsOfHalvesAreSmallerThanSteps) {
