@@ -17,7 +17,10 @@
 #define ASSIGN_OR_RETURN(lhs, expression) \
   BANYAN_ASSIGN_OR_RETURN(BANYAN_CONCAT(banyan_status_or_, __LINE__), lhs, expression)
 
+// A name and what may be a declaration: neither goes in parentheses.
+// NOLINTBEGIN(bugprone-macro-parentheses)
 #define BANYAN_ASSIGN_OR_RETURN(temporary, lhs, expression)  \
   auto temporary = (expression);                             \
   if (!temporary.ok()) return std::move(temporary).status(); \
   lhs = *std::move(temporary)
+// NOLINTEND(bugprone-macro-parentheses)
