@@ -1,5 +1,7 @@
 #include "services/client/connection/generation.h"
 
+#include <algorithm>
+
 #include "absl/time/clock.h"
 #include "common/base/strings.h"
 #include "common/rpc/grpc_status.h"
@@ -43,8 +45,11 @@ absl::Status Generation::Add(const GenerateResponse& response, absl::Time now) {
 }
 
 double Generation::TokensPerSecond() const {
-  if (token_gaps.empty() || last_token <= first_token) return 0;
-  return static_cast<double>(token_gaps.size()) / absl::ToDoubleSeconds(last_token - first_token);
+  if (token_gaps.empty()) return 0;
+  // Events that waited for us came faster than their tokens were made.
+  const double seconds = std::max(absl::ToDoubleSeconds(last_token - first_token),
+                                  finished.timings().decode_seconds());
+  return seconds > 0 ? static_cast<double>(token_gaps.size()) / seconds : 0;
 }
 
 std::string FinishReasonName(inference::v1::FinishReason reason) {

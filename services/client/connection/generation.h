@@ -32,7 +32,8 @@ struct Generation {
   absl::Status Add(const inference::v1::GenerateResponse& response, absl::Time now);
 
   absl::Duration TimeToFirstToken() const { return first_token - sent; }
-  // Tokens after the first per second since the first; 0 when there are fewer than two.
+  // Tokens after the first per second since the first, as they came or, where that took longer, as
+  // the server made them; 0 when there are fewer than two.
   double TokensPerSecond() const;
 };
 

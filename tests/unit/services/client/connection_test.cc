@@ -95,6 +95,9 @@ TEST(Generation, CollectsTextTokensAndTimes) {
   EXPECT_THAT(generation.token_gaps, ElementsAre(absl::Milliseconds(10), absl::Milliseconds(10)));
   EXPECT_DOUBLE_EQ(generation.TokensPerSecond(), 100);
   EXPECT_EQ(DescribeSpeed(generation), "3 tokens, 100.0 tokens/s, first after 30 ms");
+  // All at once, long after they were made.
+  generation.finished.mutable_timings()->set_decode_seconds(0.08);
+  EXPECT_EQ(DescribeSpeed(generation), "3 tokens, 25.0 tokens/s, first after 30 ms");
   EXPECT_EQ(generation.Add(finished, start).code(), absl::StatusCode::kInternal);
 }
 
