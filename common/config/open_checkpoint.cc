@@ -11,7 +11,7 @@
 namespace banyan {
 namespace {
 
-GeneratedTensor DummyOf(TensorSpec spec) {
+GeneratedTensor DummyOf(const TensorSpec& spec) {
   const std::string_view name = spec.name;
   const auto fan_in = static_cast<float>(spec.shape.dim(spec.shape.rank() - 1));
   GeneratedTensor out{.name = spec.name, .shape = spec.shape, .mean = 0, .deviation = 0.02f};

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "common/base/check.h"
@@ -536,7 +537,7 @@ bool MatrixDecoder::IsPoolNF4(std::string* difference) const {
                               kNF4BlockSize);
   } else if (dtype_ != DType::kBF16) {
     *difference = fmt::format("its values are {}, not BF16", DTypeName(dtype_));
-  } else if (std::memcmp(table_, kNF4Table, sizeof(table_)) != 0) {
+  } else if (!std::equal(std::begin(table_), std::end(table_), std::begin(kNF4Table))) {
     *difference = "its quant_map is not the NF4 table";
   } else {
     difference->clear();

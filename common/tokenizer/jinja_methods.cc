@@ -132,7 +132,7 @@ absl::StatusOr<Value> FindMethod(std::string_view name, const JinjaText& text,
   ASSIGN_OR_RETURN(const std::string_view sub, TextArgument(name, args.Get(0, "sub")));
   const std::string_view bytes = text.bytes();
   if (name == "count") {
-    if (sub.empty()) return Value::Integer(static_cast<Int>(CountCharacters(bytes) + 1));
+    if (sub.empty()) return Value::Integer(static_cast<Int>(CountCharacters(bytes)) + 1);
     Int count = 0;
     for (size_t pos = FindText(bytes, sub, 0); pos != std::string_view::npos;
          pos = FindText(bytes, sub, pos + sub.size())) {
