@@ -64,7 +64,7 @@ std::optional<uint64_t> SmallestOfGroups(const std::string& proc_cgroup_file,
     }
     while (true) {
       if (path == "/") path.clear();
-      const auto here = value(hierarchy, cgroup_root + hierarchy.mount + path);
+      const auto here = value(hierarchy, fmt::format("{}{}{}", cgroup_root, hierarchy.mount, path));
       if (here) smallest = std::min(smallest.value_or(*here), *here);
       if (path.empty()) break;
       const size_t slash = path.rfind('/');

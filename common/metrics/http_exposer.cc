@@ -73,13 +73,13 @@ void ConnectOnce(const std::string& address) {
     peer.sin6_family = AF_INET6;
     peer.sin6_port = port;
     inet_pton(AF_INET6, where->host.substr(1, where->host.size() - 2).c_str(), &peer.sin6_addr);
-    connect(fd, reinterpret_cast<sockaddr*>(&peer), sizeof(peer));
+    (void)connect(fd, reinterpret_cast<sockaddr*>(&peer), sizeof(peer));
   } else {
     sockaddr_in peer = {};
     peer.sin_family = AF_INET;
     peer.sin_port = port;
     inet_pton(AF_INET, where->host.c_str(), &peer.sin_addr);
-    connect(fd, reinterpret_cast<sockaddr*>(&peer), sizeof(peer));
+    (void)connect(fd, reinterpret_cast<sockaddr*>(&peer), sizeof(peer));
   }
   close(fd);
 }

@@ -260,7 +260,7 @@ class Builder {
     const std::span<const std::byte> bytes(packed, static_cast<size_t>(layout_.expert_bytes));
     const absl::Time start = absl::Now();
     header_.checksums[static_cast<size_t>(idx)] = PackChecksum(bytes);
-    const absl::Status written = file.Write(bytes, layout_.ExpertOffset(idx));
+    absl::Status written = file.Write(bytes, layout_.ExpertOffset(idx));
     worker.write_seconds += SecondsSince(start);
     return written;
   }

@@ -274,7 +274,7 @@ class ForwardFrameParser::Impl {
     if (!FixedAt(at += kFixed32Bytes, Fixed32Tag(4), &header.num_rows)) return false;
     if (!FixedAt(at += kFixed32Bytes, Fixed32Tag(5), &header.top_k)) return false;
     if (!FixedAt(at += kFixed32Bytes, Fixed32Tag(6), &header.flags)) return false;
-    if (!FixedAt(at += kFixed32Bytes, Fixed32Tag(7), &header.attempt)) return false;
+    if (!FixedAt(at + kFixed32Bytes, Fixed32Tag(7), &header.attempt)) return false;
     size_t size = 0;
     if (!cursor.BytesHead(8, &size) || !cursor.Take(size, storage_[0], &view->expert_ids) ||
         !cursor.BytesHead(9, &size) || !cursor.Take(size, storage_[1], &view->weights) ||
@@ -298,7 +298,7 @@ class ForwardFrameParser::Impl {
     if (!FixedAt(at += kFixed64Bytes, Fixed32Tag(2), &header.num_rows)) return false;
     if (!FixedAt(at += kFixed32Bytes, Fixed32Tag(3), &header.flags)) return false;
     if (!FixedAt(at += kFixed32Bytes, Fixed32Tag(4), &header.queue_ns)) return false;
-    if (!FixedAt(at += kFixed32Bytes, Fixed32Tag(5), &header.compute_ns)) return false;
+    if (!FixedAt(at + kFixed32Bytes, Fixed32Tag(5), &header.compute_ns)) return false;
     size_t size = 0;
     return cursor.BytesHead(6, &size) && cursor.Take(size, storage_[0], &view->partial_sums) &&
            cursor.remaining() == 0;

@@ -38,7 +38,7 @@ class WatchCalls {
   grpc::Status Serve(grpc::ServerContext* context, grpc::ServerWriter<Message>* writer,
                      Await await) {
     if (grpc::Status status = Enter(); !status.ok()) return status;
-    const grpc::Status status = Tell(context, writer, await);
+    grpc::Status status = Tell(context, writer, await);
     Leave();
     return status;
   }

@@ -195,7 +195,8 @@ class Writer {
   // `bytes` into tensor `i` of a unit.
   absl::Status Put(const SynthUnit& unit, int32_t i, uint64_t offset,
                    std::span<const std::byte> bytes) {
-    const SynthTensor& tensor = plan_.tensors[static_cast<size_t>(unit.first_tensor + i)];
+    const SynthTensor& tensor =
+        plan_.tensors[static_cast<size_t>(unit.first_tensor) + static_cast<size_t>(i)];
     CHECK(i < unit.num_tensors && offset + bytes.size() <= tensor.bytes);
     const auto at = static_cast<int64_t>(tensor.offset + offset);
     const OutputFile& file = files_[static_cast<size_t>(tensor.file)];

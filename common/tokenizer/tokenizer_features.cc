@@ -41,6 +41,7 @@ std::string TypeOf(const Json& object) {
 // Absent, null, false or "": the feature is off.
 absl::Status ExpectOff(const Json& object, std::string_view path, std::string_view key) {
   const Json& value = Field(object, key);
+  // NOLINTNEXTLINE(readability-container-size-empty): an empty list is not "".
   if (value.is_null() || value == false || value == "") return absl::OkStatus();
   return UnimplementedF("{}.{}: {} is not supported, expected it to be off", path, key,
                         Show(value));
