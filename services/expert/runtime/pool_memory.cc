@@ -380,7 +380,7 @@ absl::Status PoolMemory::MapPages(const std::string& path, const PoolMemoryOptio
     stopped = !progress(done);
     return !stopped && absl::Now() < until;
   };
-  const absl::Status status = ForChunks(
+  absl::Status status = ForChunks(
       total, pool, go_on,
       [&](int64_t first, int64_t size) { return Populate(payload + first, size); }, path);
   if (stopped || !absl::IsCancelled(status)) return status;

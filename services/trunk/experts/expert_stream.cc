@@ -73,7 +73,7 @@ ExpertStream::Reply ExpertStream::TakeReply() {
 }
 
 void ExpertStream::OnReply() {
-  arrived_ = {.frame = std::move(reply_), .in_ring = {}, .sequence = TakeAwaited()};
+  arrived_ = {.frame = reply_, .in_ring = {}, .sequence = TakeAwaited()};
   reply_.Clear();
   // Of a call that is still held: its own Write comes first.
   if (num_awaited_ > (held_.has_value() ? 1 : 0)) PostRead();

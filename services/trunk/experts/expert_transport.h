@@ -38,6 +38,7 @@ class ExpertTransport {
 
   // Memory from which rows are sent as they lie, blocks of `block_bytes`; once, before the first
   // batch. The transport may hold them longer than it lives.
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): those that override it keep the blocks.
   virtual void LendRowsMemory(std::vector<std::shared_ptr<std::byte>> /*blocks*/,
                               size_t /*block_bytes*/) {}
   // Of it, where the activations of the next batch may be put, which then are not copied. Null

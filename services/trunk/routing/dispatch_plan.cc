@@ -32,7 +32,7 @@ void AddBF16(const std::byte* from, int32_t size, float* __restrict out) {
 
 }  // namespace
 
-DispatchPlan::DispatchPlan(std::vector<ExpertRange> shards, int32_t num_experts) {
+DispatchPlan::DispatchPlan(const std::vector<ExpertRange>& shards, int32_t num_experts) {
   CHECK(!shards.empty());
   for (const ExpertRange& range : shards) {
     CHECK(range.first >= 0 && range.count > 0 && range.first + range.count <= num_experts);

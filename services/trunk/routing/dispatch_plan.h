@@ -32,7 +32,7 @@ class DispatchPlan {
   };
 
   // Ranges in shard order.
-  DispatchPlan(std::vector<ExpertRange> shards, int32_t num_experts);
+  DispatchPlan(const std::vector<ExpertRange>& shards, int32_t num_experts);
 
   //   expert_ids, weights  [num_rows, top_k], borrowed until the next Build
   void Build(int32_t num_rows, int32_t top_k, const uint16_t* expert_ids, const float* weights);

@@ -348,7 +348,7 @@ class LoadedTrunk::Impl {
     absl::Time misfit_since = absl::InfiniteFuture();
     absl::Time next_log = absl::InfinitePast();
     while (true) {
-      const absl::Status status = transport_->WaitReady(absl::Now() + kWaitSlice);
+      absl::Status status = transport_->WaitReady(absl::Now() + kWaitSlice);
       if (status.ok()) return absl::OkStatus();
       if (stopping_()) return Stopping();
       const absl::Time now = absl::Now();
