@@ -19,12 +19,13 @@ namespace {
 
 constexpr int32_t kTypicalRequestTokens = 4096;
 constexpr int32_t kComfortableContextTokens = 8192;
-// On a GPU: what context and sequences may shrink to before steps of prompts do.
+// On a GPU: what context and sequences may shrink to, in turn, before steps of prompts do.
 struct Room {
   int32_t context;
   int32_t least_sequences;
 };
-constexpr Room kRooms[] = {{65536, 8}, {32768, 4}};
+constexpr Room kRooms[] = {
+    {std::numeric_limits<int32_t>::max(), kDefaultSequences}, {65536, 8}, {32768, 4}};
 constexpr int32_t kLeastContextTokens = 1024;
 constexpr int32_t kComfortableRows = 128;
 constexpr int32_t kMaxLogitsRows = 32;
@@ -102,9 +103,6 @@ class Planner {
   // The plan of the first step of the order in the header that fits the budget.
   std::optional<TrunkPlan> Fit() const {
     const int32_t sequences = input_.max_sequences > 0 ? input_.max_sequences : kDefaultSequences;
-    for (const Width& width : LargeWidths(sequences)) {
-      if (auto plan = FitWidth(width, WantedContext())) return plan;
-    }
     for (const Room& room : kRooms) {
       const int32_t least = input_.max_sequences > 0 ? sequences : room.least_sequences;
       for (int32_t some = sequences; some >= least; some /= 2) {

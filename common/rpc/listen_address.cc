@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 
+#include "common/base/file_descriptor.h"
 #include "common/base/strings.h"
 
 namespace banyan {
@@ -31,19 +32,9 @@ std::optional<sockaddr_un> UnixSocketAddress(const std::string& path) {
 
 namespace {
 
-class Socket {
- public:
-  explicit Socket(int family) : fd_(socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0)) {}
-  ~Socket() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Socket(const Socket&) = delete;
-  Socket& operator=(const Socket&) = delete;
-  int fd() const { return fd_; }
-
- private:
-  const int fd_;
-};
+FileDescriptor NewSocket(int family) {
+  return FileDescriptor(socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+}
 
 absl::Status CannotListen(const std::string& address, const std::string& why) {
   return StatusF(absl::StatusCode::kUnavailable, "cannot listen on {}: {}", Printable(address),
@@ -51,8 +42,8 @@ absl::Status CannotListen(const std::string& address, const std::string& why) {
 }
 
 std::string BindUnix(const sockaddr_un& where) {
-  const Socket probe(AF_UNIX);
-  if (bind(probe.fd(), reinterpret_cast<const sockaddr*>(&where), sizeof(where)) != 0) {
+  const FileDescriptor probe = NewSocket(AF_UNIX);
+  if (bind(probe.get(), reinterpret_cast<const sockaddr*>(&where), sizeof(where)) != 0) {
     return std::strerror(errno);
   }
   unlink(where.sun_path);
@@ -74,10 +65,10 @@ std::string BindTcp(const std::string& address) {
   if (error != 0) return gai_strerror(error);
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(list, freeaddrinfo);
   for (const addrinfo* info = list; info != nullptr; info = info->ai_next) {
-    const Socket probe(info->ai_family);
+    const FileDescriptor probe = NewSocket(info->ai_family);
     const int on = 1;
-    setsockopt(probe.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (bind(probe.fd(), info->ai_addr, info->ai_addrlen) != 0 || listen(probe.fd(), 1) != 0) {
+    setsockopt(probe.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (bind(probe.get(), info->ai_addr, info->ai_addrlen) != 0 || listen(probe.get(), 1) != 0) {
       return std::strerror(errno);
     }
   }
@@ -97,8 +88,8 @@ absl::Status CheckUnixSocketFree(const std::string& address) {
   }
   const std::optional<sockaddr_un> where = UnixSocketAddress(*path);
   if (!where.has_value()) return absl::OkStatus();
-  const Socket probe(AF_UNIX);
-  if (connect(probe.fd(), reinterpret_cast<const sockaddr*>(&*where), sizeof(*where)) == 0) {
+  const FileDescriptor probe = NewSocket(AF_UNIX);
+  if (connect(probe.get(), reinterpret_cast<const sockaddr*>(&*where), sizeof(*where)) == 0) {
     return CannotListen(address, "another process listens there");
   }
   return absl::OkStatus();

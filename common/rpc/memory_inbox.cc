@@ -28,11 +28,11 @@ absl::StatusOr<sockaddr_un> AddressOf(const std::string& path) {
 }
 
 // The one descriptor of a message; none where there are fewer or more.
-FileDescriptor OnlyFile(const msghdr& message) {
+FileDescriptor OnlyFile(msghdr& message) {
   FileDescriptor only;
   int count = 0;
   for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr;
-       part = CMSG_NXTHDR(const_cast<msghdr*>(&message), part)) {
+       part = CMSG_NXTHDR(&message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
     const size_t bytes = part->cmsg_len - CMSG_LEN(0);
     for (size_t at = 0; at + sizeof(int) <= bytes; at += sizeof(int), ++count) {

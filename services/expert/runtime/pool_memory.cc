@@ -20,6 +20,7 @@
 #include "absl/time/time.h"
 #include "common/base/byte_size.h"
 #include "common/base/check.h"
+#include "common/base/file_descriptor.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/io/output_file.h"
@@ -56,20 +57,6 @@ absl::Status SystemError(std::string_view what, int error) {
   }
   return StatusF(code, "{}: {}", what, std::strerror(error));
 }
-
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Descriptor& operator=(Descriptor&&) = delete;
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 // Runs body(first, size) over [0, total) in chunks on all threads, with progress; the first error.
 absl::Status ForChunks(int64_t total, WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress,
@@ -143,9 +130,9 @@ absl::Status ReadPayload(const ExpertPack& pack, std::byte* image, WorkerPool& p
   const ExpertPackLayout& layout = pack.layout();
   const std::string again = fmt::format("/proc/self/fd/{}", pack.file().fd());
   // Around the page cache, unless the bytes are there already or the file system cannot.
-  const Descriptor direct(MostlyCached(pack.file().bytes())
-                              ? -1
-                              : ::open(again.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
+  const FileDescriptor direct(MostlyCached(pack.file().bytes())
+                                  ? -1
+                                  : ::open(again.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC));
   return ForChunks(
       layout.file_bytes - layout.payload_offset, pool, progress,
       [&](int64_t first, int64_t size) {
@@ -402,13 +389,14 @@ absl::Status PoolMemory::LoadShm(const ExpertPack& pack, const PoolMemoryOptions
   const int64_t bytes = RoundUp(layout_.file_bytes, kPageBytes) + kPageBytes;
   const std::string temporary = path + ".tmp";
   while (true) {
-    if (const Descriptor there(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+    if (const FileDescriptor there(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
         there.get() >= 0 && Adopt(there.get(), path, pack).ok()) {
       reused_segment_ = true;
       if (options.lock) RETURN_IF_ERROR(Lock(mapping_, mapping_bytes_));
       return MapPages(path, options, pool, progress);
     }
-    const Descriptor fd(::open(temporary.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    const FileDescriptor fd(
+        ::open(temporary.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
     if (fd.get() < 0) return SystemError(temporary, errno);
     if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {  // another process fills it
       if (!progress(0)) return absl::CancelledError("load stopped");

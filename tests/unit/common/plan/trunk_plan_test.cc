@@ -39,11 +39,12 @@ TrunkPlanInput Input() {
 }
 
 // Bytes of everything at a context and a number of pages: what PlanTrunk says of one that is given.
-uint64_t TotalOf(const TrunkPlanInput& input, int32_t context, int32_t pages) {
+uint64_t TotalOf(const TrunkPlanInput& input, int32_t context, int32_t pages,
+                 const ModelConfig& config = Demo()) {
   TrunkPlanInput given = input;
   given.max_context_tokens = context;
   given.budget_bytes = 0;
-  const auto plan = PlanTrunk(Demo(), given);
+  const auto plan = PlanTrunk(config, given);
   CHECK(plan.ok());
   uint64_t page = 0;
   for (const MemoryPlan::Item& item : plan->memory.items()) {
@@ -320,20 +321,10 @@ TEST(TrunkPlanTest, StepsOnASmallGpuStayLarge) {
   input.halved_rows = kLeastHalvedRows;
   const auto needs = [&](int32_t sequences, int32_t rows, int32_t context) {
     TrunkPlanInput given = input;
-    given.budget_bytes = uint64_t{1} << 40;
+    given.available_bytes = uint64_t{1} << 40;
     given.max_sequences = sequences;
     given.max_batch_tokens = rows;
-    given.max_context_tokens = context;
-    const auto plan = PlanTrunk(config, given);
-    CHECK(plan.ok());
-    uint64_t page = 0;
-    for (const MemoryPlan::Item& item : plan->memory.items()) {
-      if (item.name == "KV pages") {
-        page = item.bytes / static_cast<uint64_t>(plan->decoder.num_pages);
-      }
-    }
-    const auto more = static_cast<uint64_t>(plan->decoder.num_pages - context / kKvPageTokens);
-    return plan->memory.total_bytes() - more * page;
+    return TotalOf(given, context, context / kKvPageTokens, config);
   };
   std::set<std::pair<int32_t, int32_t>> seen;
   const uint64_t most = needs(32, 4159, 262144);
