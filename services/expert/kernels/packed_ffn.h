@@ -45,7 +45,8 @@ inline constexpr int32_t kGateUpPanels = kChunkInputs / kPanelOutputs;
 inline constexpr int64_t kMaxPackedInputs = 8192;
 
 // hidden row i = prepared(silu(gate x[rows[i]]) * (up x[rows[i]])), the chunks of panels
-// [first_panel, end_panel); end_panel a multiple of kGateUpPanels or the last one.
+// [first_panel, end_panel); end_panel a multiple of kGateUpPanels or the last one. How hidden rows
+// lie among each other only the table knows: down takes what calls of as many rows made.
 struct PackedGateUpArgs {
   const PackedExpert* weights = nullptr;
   int32_t hidden_size = 0;
@@ -56,7 +57,7 @@ struct PackedGateUpArgs {
   const int32_t* rows = nullptr;  // [num_rows]
   const std::byte* x = nullptr;   // prepared row r at x + r * x_stride
   int64_t x_stride = 0;           // bytes, a multiple of 64, >= row_bytes(hidden_size)
-  std::byte* hidden = nullptr;    // prepared row i at hidden + i * hidden_stride
+  std::byte* hidden = nullptr;    // hidden_rows(num_rows) * hidden_stride bytes, 64-byte aligned
   int64_t hidden_stride = 0;      // bytes, a multiple of 64, >= row_bytes(width)
   std::byte* scratch = nullptr;   // scratch_bytes of the table, 64-byte aligned, of this thread
   // What this thread will probably run next: panels of `next` from next_panel on, or null. Asked
@@ -89,9 +90,11 @@ struct PackedDownArgs {
   std::byte* scratch = nullptr;
   const PackedExpert* next = nullptr;  // as in PackedGateUpArgs
   int32_t next_panel = 0;
-  const std::byte* next_hidden = nullptr;  // prepared row i at next_hidden + i * hidden_stride
+  const std::byte* next_hidden = nullptr;
   int32_t num_next_rows = 0;
 };
+
+inline int32_t SameNumber(int32_t num_rows) { return num_rows; }
 
 struct PackedKernels {
   const char* tier = nullptr;  // as --cpu_tier takes it
@@ -99,6 +102,8 @@ struct PackedKernels {
   Precision precision = Precision::kExact;
   int64_t scratch_bytes = 0;                  // of each thread, at most 1 MiB
   int64_t (*row_bytes)(int64_t k) = nullptr;  // a multiple of 64
+  // Places that the hidden rows of a call of num_rows rows take, num_rows or more.
+  int32_t (*hidden_rows)(int32_t num_rows) = SameNumber;
   // From f32, any alignment. Writes all row_bytes(k) bytes; inputs beyond k count as zero.
   void (*prepare)(const float* x, int64_t k, std::byte* out) = nullptr;
   void (*gate_up)(const PackedGateUpArgs& args) = nullptr;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
@@ -92,15 +93,17 @@ void GroupedExecutor::RunBlock(const ExpertCall& call, const RowLayout& layout, 
                                int32_t num_rows) {
   const ShardGeometry& g = geometry_;
   Stopwatch watch;
-  grouping_.Group(call, first_row, num_rows);
+  grouping_.Group(call, first_row, num_rows, layout.hidden_rows);
   const auto num_pairs = static_cast<int64_t>(grouping_.rows().size());
   last_call_.num_pairs += num_pairs;
-  last_call_.num_experts += static_cast<int64_t>(grouping_.groups().size());
+  last_call_.num_experts += grouping_.num_experts();
+  int32_t last_expert = -1;
   for (const ExpertGroup& group : grouping_.groups()) {
+    if (std::exchange(last_expert, group.expert) == group.expert) continue;
     last_call_.weight_bytes += ExpertBytes(call.layer, group.expert);
   }
   x_.Reserve(num_rows * layout.x_bytes);
-  hidden_.Reserve(num_pairs * layout.hidden_bytes);
+  hidden_.Reserve(grouping_.num_places() * layout.hidden_bytes);
 
   const int64_t macs = num_pairs * g.hidden_size * g.num_shard_width * 3;
   const bool small = macs < kMinParallelMacs;
@@ -136,7 +139,7 @@ GroupedExecutor::Tile GroupedExecutor::TileOf(const ExpertGroup& group, const Ro
           .rows = grouping_.rows().data() + group.first_pair,
           .routing_weights = grouping_.weights().data() + group.first_pair,
           .x = x_.data(),
-          .hidden = hidden_.data() + group.first_pair * layout.hidden_bytes,
+          .hidden = hidden_.data() + group.first_place * layout.hidden_bytes,
           .layout = layout,
           .thread = thread};
 }
@@ -144,10 +147,11 @@ GroupedExecutor::Tile GroupedExecutor::TileOf(const ExpertGroup& group, const Ro
 void GroupedExecutor::SetNext(const ExpertGroup& next, int32_t first, Tile* tile) const {
   tile->next_expert = next.expert;
   tile->next_output = first;
-  if (next.expert == tile->expert) return;
+  const std::byte* const hidden = hidden_.data() + next.first_place * tile->layout.hidden_bytes;
+  if (hidden == tile->hidden) return;
   tile->num_next_rows = next.num_pairs;
   tile->next_rows = grouping_.rows().data() + next.first_pair;
-  tile->next_hidden = hidden_.data() + next.first_pair * tile->layout.hidden_bytes;
+  tile->next_hidden = hidden;
 }
 
 void GroupedExecutor::GateUpAll(const RowLayout& layout, bool small) {

@@ -11,6 +11,7 @@
 #include "common/parallel/worker_pool.h"
 #include "common/pool/shard.h"
 #include "services/expert/kernels/expert_ffn.h"
+#include "services/expert/kernels/packed_ffn.h"
 #include "services/expert/runtime/expert_executor.h"
 #include "services/expert/runtime/row_grouping.h"
 
@@ -68,6 +69,8 @@ class GroupedExecutor : public ExpertExecutor {
   struct RowLayout {
     int64_t x_bytes = 0;       // of a row of activations, a multiple of 64
     int64_t hidden_bytes = 0;  // of the hidden vector of a pair, a multiple of 64
+    // Such places that hidden vectors of a group take.
+    int32_t (*hidden_rows)(int32_t num_pairs) = SameNumber;
     Cut gate_up;
     Cut down;
   };

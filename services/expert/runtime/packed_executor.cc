@@ -44,6 +44,7 @@ GroupedExecutor::RowLayout PackedExecutor::BeginCall(const ExpertCall& call) {
   layer_ = &table_.layers[static_cast<size_t>(call.layer)];
   return {.x_bytes = kernels_->row_bytes(geometry().hidden_size),
           .hidden_bytes = kernels_->row_bytes(geometry().num_shard_width),
+          .hidden_rows = kernels_->hidden_rows,
           .gate_up = {kGateUpPanels * kPanel, kMaxGateUpTile},
           .down = {kPanel, kMaxDownTile}};
 }

@@ -54,7 +54,8 @@ absl::Status RowGrouping::Check(const ExpertCall& call) {
   return absl::OkStatus();
 }
 
-void RowGrouping::Group(const ExpertCall& call, int32_t first_row, int32_t num_rows) {
+void RowGrouping::Group(const ExpertCall& call, int32_t first_row, int32_t num_rows,
+                        int32_t (*places)(int32_t num_pairs)) {
   const int64_t begin = int64_t{first_row} * call.top_k;
   const int64_t end = begin + int64_t{num_rows} * call.top_k;
   // next_[e + 1] counts expert e, then next_[e] is where its next pair goes.
@@ -64,12 +65,20 @@ void RowGrouping::Group(const ExpertCall& call, int32_t first_row, int32_t num_r
     if (id != kElsewhere) ++next_[static_cast<size_t>(id - first_expert_ + 1)];
   }
   groups_.clear();
+  num_experts_ = 0;
+  num_places_ = 0;
   int32_t num_pairs = 0;
   for (size_t e = 0; e + 1 < next_.size(); ++e) {
     const int32_t count = next_[e + 1];
-    if (count > 0) groups_.push_back({static_cast<int32_t>(e), num_pairs, count});
+    if (count > 0) ++num_experts_;
     next_[e] = num_pairs;
-    num_pairs += count;
+    const int32_t next = num_pairs + count;
+    for (int32_t left = (count + kMaxGroupPairs - 1) / kMaxGroupPairs; left > 0; --left) {
+      const int32_t n = (next - num_pairs) / left;
+      groups_.push_back({static_cast<int32_t>(e), num_pairs, n, num_places_});
+      num_pairs += n;
+      num_places_ += places(n);
+    }
   }
   rows_.resize(static_cast<size_t>(num_pairs));
   weights_.resize(static_cast<size_t>(num_pairs));

@@ -11,11 +11,17 @@
 
 namespace banyan::expert {
 
-// One expert that a block of rows selects; its pairs are consecutive.
+// Pairs of a group at most: as many rows as kernels take in a pass over the weights, so that a
+// popular expert is work for many threads and costs none of them more.
+inline constexpr int32_t kMaxGroupPairs = 64;
+
+// Rows that select one expert; its pairs are consecutive. A popular expert has several groups, one
+// after the other, of about the same size.
 struct ExpertGroup {
   int32_t expert = 0;  // counted from the shard's first
   int32_t first_pair = 0;
   int32_t num_pairs = 0;
+  int32_t first_place = 0;  // of those that its hidden vectors take
 };
 
 // Thread-compatible. Reuses its memory: no allocation once the largest block was seen.
@@ -29,8 +35,10 @@ class RowGrouping {
   absl::Status Check(const ExpertCall& call);
 
   // Groups rows [first_row, first_row + num_rows) of a checked call by counting sort: groups with
-  // ascending expert, pairs of a group with ascending row.
-  void Group(const ExpertCall& call, int32_t first_row, int32_t num_rows);
+  // ascending expert, pairs of an expert with ascending row.
+  // places(n): how many places hidden vectors of a group of n pairs take.
+  void Group(const ExpertCall& call, int32_t first_row, int32_t num_rows,
+             int32_t (*places)(int32_t num_pairs));
 
   // The pairs of each of the rows that Group has had, for PairsOf.
   void IndexByRow(int32_t num_rows);
@@ -42,6 +50,8 @@ class RowGrouping {
   }
 
   std::span<const ExpertGroup> groups() const { return groups_; }
+  int32_t num_experts() const { return num_experts_; }         // distinct ones of the groups
+  int32_t num_places() const { return num_places_; }           // of all groups
   std::span<const int32_t> rows() const { return rows_; }      // of each pair, less first_row
   std::span<const float> weights() const { return weights_; }  // of each pair
 
@@ -50,6 +60,8 @@ class RowGrouping {
   std::vector<int32_t> last_row_;  // [num_experts], of Check
   std::vector<int32_t> next_;      // [num_experts + 1], of Group
   std::vector<ExpertGroup> groups_;
+  int32_t num_experts_ = 0;
+  int32_t num_places_ = 0;
   std::vector<int32_t> rows_;
   std::vector<float> weights_;
   std::vector<int32_t> first_of_row_;  // [num_rows + 1], in pairs_by_row_

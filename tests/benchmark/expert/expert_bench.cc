@@ -4,15 +4,16 @@
 //
 //   expert_bench [--threads=N] [--memory=GiB] [--format=NAME,...] [--tier=NAME,...]
 //                [--precision=exact|fast] [--rows=N,...] [--small_pages] [--one_expert]
-//                [--min_pairs_by_expert=N]
+//                [--min_pairs_by_expert=N] [--max_product_bytes=N] [--skew=X]
 //                [--benchmark_...]
 //
 // Around each case the read bandwidth of the same threads over the same pages: four streams a
 // thread with prefetch 1 KiB ahead, passes of a quarter of a GiB. A call is what the server's
 // executor does (packed_executor.h), replies in f32. Ids are uniform without repetition, layer and
-// ids fresh every call. --one_expert: all ids have the weights of one, so that they come from the
-// caches; what is left is computing.
-// Columns:
+// ids fresh every call. --skew: ids of a router whose logits are standard normal numbers, one of
+// each (row, expert) plus X times one of each expert: of 2,048 rows 1 gives the most popular expert
+// about half. --one_expert: all ids have the weights of one, so that they come from the caches;
+// what is left is computing. Columns:
 //   Time      mean of the calls
 //   bandwidth GB/s, measured just before
 //   GBps      bytes of the distinct experts / time, median of the calls; best: of the best call
@@ -63,6 +64,7 @@ struct Settings {
   double memory_gib = 4;
   bool small_pages = false;
   bool one_expert = false;
+  float skew = 0;
   GroupedExecutor::Options executor;
   std::vector<std::string> formats = {"bf16", "int8", "nf4", "int4"};
   std::vector<std::string> tiers;
@@ -228,6 +230,7 @@ class Runner {
   // Draws layer and experts of the next call.
   void Draw() {
     layer_ = static_cast<int32_t>(static_cast<int64_t>(random_()) % num_layers_);
+    if (settings.skew > 0) return DrawSkewed();
     for (size_t i = 0; i < ids_.size(); ++i) {
       const size_t first = i % kTopK;
       std::uniform_int_distribution<size_t> pick(first, order_.size() - 1);
@@ -254,6 +257,18 @@ class Runner {
   double macs() const { return static_cast<double>(ids_.size()) * 3 * kHiddenSize * kWidth; }
 
  private:
+  void DrawSkewed() {
+    std::normal_distribution<float> normal;
+    std::vector<float> bias(kNumExperts);
+    for (float& value : bias) value = normal(random_) * settings.skew;
+    std::vector<float> logits(kNumExperts);
+    for (size_t first = 0; first < ids_.size(); first += kTopK) {
+      for (size_t i = 0; i < logits.size(); ++i) logits[i] = bias[i] + normal(random_);
+      std::partial_sort_copy(order_.begin(), order_.end(), ids_.begin() + static_cast<long>(first),
+                             ids_.begin() + static_cast<long>(first + kTopK),
+                             [&](uint16_t a, uint16_t b) { return logits[a] > logits[b]; });
+    }
+  }
   static PackedTable TableOf(const Pool& pool, int32_t num_rows) {
     PackedTable table;
     table.geometry = {.num_layers = static_cast<int32_t>(pool.num_layers()),
@@ -419,6 +434,10 @@ int Main(int argc, char** argv) {
       settings.rows = Split(value);
     } else if (is("--min_pairs_by_expert=")) {
       settings.executor.min_pairs_by_expert = std::atoll(std::string(value).c_str());
+    } else if (is("--max_product_bytes=")) {
+      settings.executor.max_product_bytes = std::strtoull(std::string(value).c_str(), nullptr, 10);
+    } else if (is("--skew=")) {
+      settings.skew = std::strtof(std::string(value).c_str(), nullptr);
     } else if (arg == "--small_pages") {
       settings.small_pages = true;
     } else if (arg == "--one_expert") {

@@ -120,7 +120,7 @@ void RunPacked(const PackedKernels& kernels, const PackedProblem& p, int32_t fir
   const int64_t x_stride = kernels.row_bytes(s.hidden_size) + 64;
   const int64_t hidden_stride = kernels.row_bytes(s.width) + 128;
   AlignedBytes x(2 * s.num_rows * x_stride);
-  AlignedBytes hidden(n * hidden_stride);
+  AlignedBytes hidden(kernels.hidden_rows(n) * hidden_stride);
   AlignedBytes scratch(kernels.scratch_bytes);
   for (int32_t i = 0; i < 2 * s.num_rows; ++i) {
     kernels.prepare(p.row(i), s.hidden_size, x.data() + i * x_stride);

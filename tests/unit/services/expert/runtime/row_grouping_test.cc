@@ -39,7 +39,7 @@ TEST(RowGroupingTest, GroupsByAscendingExpertThenRow) {
   const Places places(3, 2, {5, 3, kNone, 5, 3, 9}, {.1f, .2f, .3f, .4f, .5f, .6f});
   RowGrouping grouping(3, 7);
   ASSERT_TRUE(grouping.Check(places.call).ok());
-  grouping.Group(places.call, 0, 3);
+  grouping.Group(places.call, 0, 3, [](int32_t n) { return n; });
   ASSERT_EQ(grouping.groups().size(), 3u);
   EXPECT_EQ(grouping.groups()[0].expert, 0);
   EXPECT_EQ(grouping.groups()[0].num_pairs, 2);
@@ -60,7 +60,7 @@ TEST(RowGroupingTest, EveryPairOnce) {
     const int32_t num_experts = 1 + static_cast<int32_t>(random() % 40);
     const int32_t first = static_cast<int32_t>(random() % 20);
     const int32_t top_k = 1 + static_cast<int32_t>(random() % static_cast<uint32_t>(num_experts));
-    const int32_t num_rows = 1 + static_cast<int32_t>(random() % 50);
+    const int32_t num_rows = 1 + static_cast<int32_t>(random() % (round % 4 == 0 ? 400 : 50));
     std::vector<uint16_t> ids;
     std::vector<float> weights;
     std::vector<uint16_t> all(static_cast<size_t>(num_experts));
@@ -75,7 +75,7 @@ TEST(RowGroupingTest, EveryPairOnce) {
     const Places places(num_rows, top_k, ids, weights);
     RowGrouping grouping(first, num_experts);
     ASSERT_TRUE(grouping.Check(places.call).ok());
-    const int32_t block = 1 + static_cast<int32_t>(random() % 50);
+    const int32_t block = 1 + static_cast<int32_t>(random() % static_cast<uint32_t>(num_rows));
     for (int32_t begin = 0; begin < num_rows; begin += block) {
       const int32_t n = std::min(block, num_rows - begin);
       std::map<int32_t, std::vector<std::pair<int32_t, float>>> expected;
@@ -85,20 +85,32 @@ TEST(RowGroupingTest, EveryPairOnce) {
           if (ids[place] != kNone) expected[ids[place] - first].push_back({row, weights[place]});
         }
       }
-      grouping.Group(places.call, begin, n);
+      const auto in_fours = [](int32_t pairs) { return (pairs + 3) / 4 * 4; };
+      grouping.Group(places.call, begin, n, in_fours);
       std::map<int32_t, std::vector<std::pair<int32_t, float>>> found;
       int32_t next_pair = 0;
-      int32_t last_expert = -1;
+      int32_t next_place = 0;
+      const ExpertGroup* last = nullptr;
       for (const ExpertGroup& group : grouping.groups()) {
-        EXPECT_GT(group.expert, last_expert);
+        if (last != nullptr && group.expert == last->expert) {
+          EXPECT_GT(expected[group.expert].size(), static_cast<size_t>(kMaxGroupPairs));
+          EXPECT_LE(std::abs(group.num_pairs - last->num_pairs), 1);
+        } else if (last != nullptr) {
+          EXPECT_GT(group.expert, last->expert);
+        }
+        EXPECT_LE(group.num_pairs, kMaxGroupPairs);
         EXPECT_EQ(group.first_pair, next_pair);
-        last_expert = group.expert;
+        EXPECT_EQ(group.first_place, next_place);
+        next_place += in_fours(group.num_pairs);
+        last = &group;
         for (int32_t i = 0; i < group.num_pairs; ++i, ++next_pair) {
           const auto pair = static_cast<size_t>(next_pair);
           found[group.expert].push_back({grouping.rows()[pair], grouping.weights()[pair]});
         }
       }
       EXPECT_EQ(next_pair, static_cast<int32_t>(grouping.rows().size()));
+      EXPECT_EQ(grouping.num_places(), next_place);
+      EXPECT_EQ(grouping.num_experts(), static_cast<int32_t>(expected.size()));
       EXPECT_EQ(found, expected);
     }
   }
