@@ -5,8 +5,9 @@
 // Weights are the left factor and rows the right one, so that weights need no transposition: bf16
 // tiles are read in place, or copied row by row for several tiles of rows; nf4 is decoded in its
 // natural order. It is the rows that must be in pairs of inputs, [k / 2][N rows][2], once for all
-// panels of a call: for one row they are so as they stand. C is [16 outputs][N rows], which is
-// transposed at a panel's end. Several tiles of rows pass a region of k after the other.
+// panels of a call: for one row they are so as they stand. C is [16 outputs][N rows]: that of gate
+// and up becomes hidden rows in pairs by pairing its outputs, so those of down need no arranging;
+// that of down is transposed. Several tiles of rows pass a region of k after the other.
 //
 // Order of arithmetic of a (row, output): one sum, k ascending in steps of 32 inputs, each step as
 // TDPBF16PS adds it. N, and with it the number of rows, changes nothing of it.
@@ -58,32 +59,40 @@ struct Amx {
 
   static int64_t PaddedSteps(const PanelArgs& a) { return PaddedInputs(a.k) / kStepInputs; }
   // N: columns of the tiles of rows.
-  static int32_t Columns(int32_t num_rows) {
-    return num_rows == 1 ? 1 : num_rows <= 4 ? 4 : kTileRows;
+  static int32_t Columns(int32_t call_rows) {
+    return call_rows == 1 ? 1 : call_rows <= 4 ? 4 : kTileRows;
+  }
+  // Whole tiles of rows.
+  static constexpr bool kTiledHidden = true;
+  static int32_t HiddenRows(int32_t num_rows) {
+    const int32_t columns = Columns(num_rows);
+    return (num_rows + columns - 1) / columns * columns;
   }
 
   // Where step `step` of a tile of rows stands; its 16 pairs are 4 N bytes apart.
   struct TiledRows {
     const std::byte* data;
     int32_t columns;
-    int64_t steps;
+    int64_t tile_bytes;
     const std::byte* At(int32_t tile, int64_t step) const {
-      return data + (tile * steps + step) * columns * 64;
+      return data + tile * tile_bytes + step * columns * 64;
     }
   };
   static TiledRows RowTilesOf(const PanelArgs& a) {
-    return {a.num_rows == 1 ? a.rows[0] : RowsOf(a), Columns(a.num_rows), PaddedSteps(a)};
+    const int32_t columns = Columns(a.call_rows);
+    if (a.hidden != nullptr) return {a.hidden, columns, columns * a.hidden_stride};
+    return {a.call_rows == 1 ? a.rows[0] : RowsOf(a), columns, PaddedSteps(a) * columns * 64};
   }
 
   static void BeginRows(const PanelArgs& a) {
-    const int32_t columns = Columns(a.num_rows);
+    const int32_t columns = Columns(a.call_rows);
     TileConfig config;
     for (int tile = 0; tile < kNumTiles; ++tile) {
       config.rows[tile] = kTileRows;
       config.row_bytes[tile] = static_cast<uint16_t>(tile == kA ? 64 : 4 * columns);
     }
     Tiles::Configure(config);
-    if (a.num_rows == 1) return;
+    if (a.call_rows == 1 || a.hidden != nullptr) return;
     // The memory brings the first panels meanwhile.
     const std::byte* const none = nullptr;
     const int64_t steps = PaddedSteps(a);
@@ -180,20 +189,113 @@ struct Amx {
     Tiles::template Store<kC>(sums, stride);
     if constexpr (kNumPanels == 2) Tiles::template Store<kC + 1>(sums + kTileBytes, stride);
   }
-  // Sums of a tile of rows to acc[row][output].
-  template <int kNumPanels>
-  static void Finish(const PanelArgs& a, int32_t row_tile, int32_t columns) {
-    for (int p = 0; p < kNumPanels; ++p) {
-      const std::byte* const sums = SumsOf(a, row_tile) + p * kTileBytes;
-      float* const acc = a.acc + p * kAccPanel + int64_t{row_tile} * kTileRows * kPanelOutputs;
-      if (columns == 1) {
-        std::memcpy(acc, sums, kPanelOutputs * sizeof(float));
-        continue;
+  // Bytes of a panel's outputs in a tile of hidden rows: half a step.
+  static constexpr int64_t PanelOfHidden(int32_t columns) { return kPanelOutputs * 2 * columns; }
+
+  // Where the value of two registers of sums [output][N rows] goes in a register of pairs.
+  template <int N>
+  static __m512i PairOrder() {
+    alignas(64) static constexpr auto kOrder = [] {
+      std::array<uint16_t, 32> order{};
+      for (int i = 0; i < 32; ++i) {
+        const int pair = i / (2 * N);
+        order[static_cast<size_t>(i)] =
+            static_cast<uint16_t>((2 * pair + i % 2) * N + i % (2 * N) / 2);
       }
-      __m512i t[16];
-      for (int o = 0; o < 16; ++o) t[o] = _mm512_load_si512(sums + o * 64);
-      Transpose16(t);
-      for (int r = 0; r < columns; ++r) _mm512_store_si512(acc + r * kPanelOutputs, t[r]);
+      return order;
+    }();
+    return _mm512_load_si512(kOrder.data());
+  }
+
+  // Streams i and i + 1, gate and up.
+  template <int N>
+  static void Done(const GateUpPart<Amx>& part, const PanelArgs& a, int32_t i, int32_t first_row) {
+    const int32_t panel = part.a.first_panel + part.Panels(i);
+    // Beyond the width a row-major matrix has no outputs; sums are undefined there.
+    const int64_t outputs =
+        std::min<int64_t>(kPanelOutputs, part.a.width - int64_t{panel} * kPanelOutputs);
+    const __m512i order = PairOrder<N>();
+    const int32_t pad = panel + 1 == part.a.end_panel
+                            ? (kGateUpPanels - (panel + 1) % kGateUpPanels) % kGateUpPanels
+                            : 0;
+    for (int32_t tile = 0; tile < RowTilesIn(a.num_rows); ++tile) {
+      const auto* const gate = reinterpret_cast<const float*>(SumsOf(a, tile));
+      const float* const up = gate + kTileBytes / sizeof(float);
+      const auto hidden = [&](int v) {
+        const int64_t left = std::clamp<int64_t>(outputs * N - v * 16, 0, 16);
+        const auto mask = static_cast<__mmask16>((1u << left) - 1u);
+        const __m512 value = _mm512_mul_ps(Silu<V>(V::LoadX(gate + v * 16)), V::LoadX(up + v * 16));
+        return _mm512_maskz_mov_ps(mask, value);
+      };
+      std::byte* out = part.a.hidden + (first_row + tile * kTileRows) * part.a.hidden_stride +
+                       panel * PanelOfHidden(N);
+      if constexpr (N == 1) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(hidden(0)));
+      } else {
+        for (int v = 0; v < N; v += 2) {
+          const auto both = (__m512i)_mm512_cvtne2ps_pbh(hidden(v + 1), hidden(v));
+          _mm512_store_si512(out + v * 32, _mm512_permutexvar_epi16(order, both));
+        }
+      }
+      if (pad > 0) {
+        std::memset(out + PanelOfHidden(N), 0, static_cast<size_t>(pad * PanelOfHidden(N)));
+      }
+    }
+  }
+
+  // Streams i and, of two, i + 1.
+  template <int N>
+  static void Done(const DownPart<Amx>& part, const PanelArgs& a, int32_t i, int num_streams,
+                   int32_t first_row) {
+    for (int32_t tile = 0; tile < RowTilesIn(a.num_rows); ++tile) {
+      const int32_t row = first_row + tile * kTileRows;
+      const int32_t n = std::min(kTileRows, a.num_rows - tile * kTileRows);
+      for (int p = 0; p < num_streams; ++p) {
+        const std::byte* const sums = SumsOf(a, tile) + p * kTileBytes;
+        if constexpr (N == 1) {
+          part.Put(row, i + p, _mm512_load_ps(sums));
+        } else if constexpr (N == 4) {
+          const auto* const of4 = reinterpret_cast<const float*>(sums);  // outputs in a register
+          const __m512i lane =
+              _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+          for (int r = 0; r < n; ++r) {
+            const __m512i of_row = _mm512_add_epi32(lane, _mm512_set1_epi32(r));
+            const __m512 low =
+                _mm512_permutex2var_ps(_mm512_load_ps(of4), of_row, _mm512_load_ps(of4 + 16));
+            const __m512 high =
+                _mm512_permutex2var_ps(_mm512_load_ps(of4 + 32), of_row, _mm512_load_ps(of4 + 48));
+            part.Put(row + r, i + p, _mm512_mask_mov_ps(low, __mmask16{0xff00}, high));
+          }
+        } else {
+          __m512i t[16];
+          for (int o = 0; o < 16; ++o) t[o] = _mm512_load_si512(sums + o * 64);
+          Transpose16(t);
+          for (int r = 0; r < n; ++r) part.Put(row + r, i + p, _mm512_castsi512_ps(t[r]));
+        }
+      }
+    }
+  }
+
+  static void Done(const GateUpPart<Amx>& part, const PanelArgs& a, int32_t i, int,
+                   int32_t first_row) {
+    switch (Columns(a.call_rows)) {
+      case 1:
+        return Done<1>(part, a, i, first_row);
+      case 4:
+        return Done<4>(part, a, i, first_row);
+      default:
+        return Done<kTileRows>(part, a, i, first_row);
+    }
+  }
+  static void Done(const DownPart<Amx>& part, const PanelArgs& a, int32_t i, int num_streams,
+                   int32_t first_row) {
+    switch (Columns(a.call_rows)) {
+      case 1:
+        return Done<1>(part, a, i, num_streams, first_row);
+      case 4:
+        return Done<4>(part, a, i, num_streams, first_row);
+      default:
+        return Done<kTileRows>(part, a, i, num_streams, first_row);
     }
   }
 
@@ -208,7 +310,7 @@ struct Amx {
   static void AllRows(const PanelArgs& a, const TiledWeights& w, int64_t steps, Produce produce) {
     const TiledRows x = RowTilesOf(a);
     const int32_t tiles = RowTilesIn(a.num_rows);
-    const int64_t stride = x.columns == 1 ? int64_t{sizeof(float)} : 64;
+    const int64_t stride = x.columns * int64_t{sizeof(float)};
     const int64_t calls = tiles * ((steps + 1) / 2);
     Ahead first(a.next[0], a.panel_bytes, calls);
     Ahead second(kNumPanels == 2 ? a.next[1] : nullptr, a.panel_bytes, calls);
@@ -235,7 +337,6 @@ struct Amx {
         EndSums<kNumPanels>(SumsOf(a, tile), stride);
       }
     }
-    for (int32_t tile = 0; tile < tiles; ++tile) Finish<kNumPanels>(a, tile, x.columns);
   }
 
   // How far ahead a cold panel is asked for.

@@ -286,6 +286,8 @@ template <class D>
 struct VectorTier {
   using Rows = D;
   static constexpr int kPanels = 1;
+  static constexpr bool kTiledHidden = false;
+  static int32_t HiddenRows(int32_t num_rows) { return SameNumber(num_rows); }
   static constexpr int64_t kTileScratchBytes = 4 * DecodedStride(kMaxPackedInputs);
   static int32_t BlockRows(int64_t) { return kBlockRows; }
   static void BeginRows(const PanelArgs&) {}

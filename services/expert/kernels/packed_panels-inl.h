@@ -7,6 +7,9 @@
 // T:  kTier, kPanels (1 or 2: how many panels a call of Panels takes), kTileScratchBytes (of
 //     PanelArgs::scratch)
 //     Rows: how rows are prepared, BF16Rows or F32Rows
+//     kTiledHidden: hidden rows lie as T wants them and T does what Parts' Done does:
+//     Done(part, args, i, num_streams, first_row); else Panels leaves its sums in PanelArgs::acc
+//     HiddenRows(num_rows): as hidden_rows of packed_ffn.h
 //     BlockRows(k): rows that share a pass over the weights, at most kBlockRows
 //     BeginRows(args), EndRows(): around the panels of a block; args.weights: the first ones
 //     Panels<F>(args): see PanelArgs
@@ -37,6 +40,9 @@ struct PanelArgs {
   bool warm = false;  // they are in the cache: other rows have passed
   const std::byte* const* rows = nullptr;
   int32_t num_rows = 0;
+  int32_t call_rows = 0;              // of all blocks
+  const std::byte* hidden = nullptr;  // of down, kTiledHidden: from the first row on
+  int64_t hidden_stride = 0;
   RowsAhead* rows_ahead = nullptr;  // of what runs after the last panels
   float* acc = nullptr;             // [2][kBlockRows][kPanelOutputs]
   std::byte* scratch = nullptr;
@@ -114,6 +120,7 @@ struct GateUpPart {
   static int32_t Panels(int32_t i) { return i / 2; }
   int64_t NumOutputs() const { return a.width; }
   const std::byte* Row(int32_t i) const { return a.x + a.rows[i] * a.x_stride; }
+  const std::byte* Hidden(int32_t) const { return nullptr; }
   RowsAhead NextRows(int64_t steps) const {
     return {a.x, a.next_rows, a.x_stride, a.num_next_rows, RowBytes<T>(a.hidden_size), steps};
   }
@@ -158,7 +165,8 @@ struct DownPart {
   static const std::byte* Matrix(const PackedExpert& expert, int32_t) { return expert.down_proj; }
   static int32_t Panels(int32_t i) { return i; }
   int64_t NumOutputs() const { return a.hidden_size; }
-  const std::byte* Row(int32_t i) const { return a.hidden + i * a.hidden_stride; }
+  const std::byte* Row(int32_t i) const { return Hidden(i); }
+  const std::byte* Hidden(int32_t i) const { return a.hidden + i * a.hidden_stride; }
   RowsAhead NextRows(int64_t steps) const {
     return {a.next_hidden, nullptr, a.hidden_stride, a.num_next_rows, RowBytes<T>(a.width), steps};
   }
@@ -179,33 +187,44 @@ struct DownPart {
   }
   void Done(int32_t i, int num_streams, int32_t first_row, int32_t n, float* acc) {
     for (int p = 0; p < num_streams; ++p) {
-      const int64_t outputs = std::min<int64_t>(
-          kPanelOutputs, a.hidden_size - int64_t{a.first_panel + i + p} * kPanelOutputs);
-      const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
       for (int32_t r = 0; r < n; ++r) {
-        float* const sum = Sum(first_row + r, i + p);
-        const __m512 product = _mm512_mul_ps(_mm512_set1_ps(a.routing_weights[first_row + r]),
-                                             V::LoadX(acc + p * kAccPanel + r * kPanelOutputs));
-        const __m512 before = _mm512_maskz_loadu_ps(a.add ? mask : __mmask16{0}, sum);
-        _mm512_mask_storeu_ps(sum, mask, _mm512_add_ps(before, product));
+        Put(first_row + r, i + p, V::LoadX(acc + p * kAccPanel + r * kPanelOutputs));
       }
     }
+  }
+  // What stream i gives a row.
+  inline __attribute__((always_inline)) void Put(int32_t row, int32_t i, __m512 value) const {
+    const int64_t outputs = std::min<int64_t>(
+        kPanelOutputs, a.hidden_size - int64_t{a.first_panel + i} * kPanelOutputs);
+    const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
+    float* const sum = Sum(row, i);
+    const __m512 product = _mm512_mul_ps(_mm512_set1_ps(a.routing_weights[row]), value);
+    const __m512 before = _mm512_maskz_loadu_ps(a.add ? mask : __mmask16{0}, sum);
+    _mm512_mask_storeu_ps(sum, mask, _mm512_add_ps(before, product));
   }
 
   const Args& a;
 };
 
+// Sums of two panels, and rows of a chunk of hidden vectors.
+inline constexpr int64_t kPartScratchBytes =
+    (2 * kAccPanel + kBlockRows * kChunkInputs) * int64_t{sizeof(float)};
+
 template <class T, class F, class Part>
 void Run(const typename Part::Args& args) {
   std::byte* scratch = args.scratch;
   PanelArgs a;
-  a.acc = reinterpret_cast<float*>(scratch);
-  scratch += 2 * kAccPanel * sizeof(float);
-  auto* const hidden = reinterpret_cast<float*>(scratch);
-  scratch += kBlockRows * kChunkInputs * sizeof(float);
+  float* hidden = nullptr;
+  if constexpr (!T::kTiledHidden) {
+    a.acc = reinterpret_cast<float*>(scratch);
+    hidden = a.acc + 2 * kAccPanel;
+    scratch += kPartScratchBytes;
+  }
   a.scratch = scratch;
 
   Part part(args, hidden);
+  a.call_rows = args.num_rows;
+  a.hidden_stride = args.hidden_stride;
   a.k = part.K();
   CHECK(a.k <= kMaxPackedInputs);
   a.panel_bytes = F::PanelBytes(a.k);
@@ -231,6 +250,7 @@ void Run(const typename Part::Args& args) {
     for (int32_t r = 0; r < n; ++r) rows[r] = part.Row(first_row + r);
     a.rows = rows;
     a.num_rows = n;
+    if constexpr (T::kTiledHidden) a.hidden = part.Hidden(first_row);
     const int step = T::kPanels == 2 || Part::kStreams == 2 ? 2 : 1;
     const bool last_rows = first_row + n == args.num_rows;
     const int64_t calls = (streams + T::kPanels - 1) / T::kPanels;
@@ -248,11 +268,15 @@ void Run(const typename Part::Args& args) {
         }
         a.cold = first_row == 0 && i + p == 0;
         a.warm = first_row > 0;
-        a.acc = acc + p * kAccPanel;
+        if constexpr (!T::kTiledHidden) a.acc = acc + p * kAccPanel;
         if (i + p == 0) T::BeginRows(a);
         T::template Panels<F>(a);
       }
-      part.Done(i, num, first_row, n, acc);
+      if constexpr (T::kTiledHidden) {
+        T::Done(part, a, i, num, first_row);
+      } else {
+        part.Done(i, num, first_row, n, acc);
+      }
     }
     T::EndRows();
   }
@@ -260,7 +284,7 @@ void Run(const typename Part::Args& args) {
 
 template <class T>
 inline constexpr int64_t kScratchOf =
-    (2 * kAccPanel + kBlockRows * kChunkInputs) * int64_t{sizeof(float)} + T::kTileScratchBytes;
+    (T::kTiledHidden ? 0 : kPartScratchBytes) + T::kTileScratchBytes;
 
 template <class T, class F>
 constexpr PackedKernels MakeKernels(Precision precision) {
@@ -271,6 +295,7 @@ constexpr PackedKernels MakeKernels(Precision precision) {
       .precision = precision,
       .scratch_bytes = kScratchOf<T>,
       .row_bytes = RowBytes<T>,
+      .hidden_rows = T::HiddenRows,
       .prepare = PrepareRow<T>,
       .gate_up = Run<T, F, GateUpPart<T>>,
       .down = Run<T, F, DownPart<T>>,
