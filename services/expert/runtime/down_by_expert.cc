@@ -47,17 +47,16 @@ void GroupedExecutor::DownByExpert(const ExpertCall& call, const RowLayout& layo
     const int32_t tiles = NumTiles(width, tile);
     const int64_t num_tiles = static_cast<int64_t>(groups.size()) * tiles;
     pool_.ParallelFor(num_tiles, [&](int64_t t, int thread) {
-      const ExpertGroup& group = groups[static_cast<size_t>(t / tiles)];
+      const ExpertGroup& group = ByLength(t / tiles);
       const int32_t begin = first + static_cast<int32_t>(t % tiles) * tile;
       const int32_t end = std::min(begin + tile, first + width);
       Tile part = TileOf(group, layout, begin, end, thread);
       part.rows = numbers_.data();
       part.add = false;
       if (const int64_t next = t + pool_.num_threads(); next < num_tiles) {
-        SetNext(groups[static_cast<size_t>(next / tiles)],
-                first + static_cast<int32_t>(next % tiles) * tile, &part);
+        SetNext(ByLength(next / tiles), first + static_cast<int32_t>(next % tiles) * tile, &part);
       } else if (first + width < hidden_size) {
-        SetNext(groups[static_cast<size_t>((next - num_tiles) / tiles) % groups.size()],
+        SetNext(ByLength((next - num_tiles) / tiles % static_cast<int64_t>(groups.size())),
                 first + width, &part);
       }
       float* const of_group = products + int64_t{group.first_pair} * slice;

@@ -144,6 +144,11 @@ GroupedExecutor::Tile GroupedExecutor::TileOf(const ExpertGroup& group, const Ro
           .thread = thread};
 }
 
+const ExpertGroup& GroupedExecutor::ByLength(int64_t number) const {
+  const auto group = grouping_.longest_first()[static_cast<size_t>(number)];
+  return grouping_.groups()[static_cast<size_t>(group)];
+}
+
 void GroupedExecutor::SetNext(const ExpertGroup& next, int32_t first, Tile* tile) const {
   tile->next_expert = next.expert;
   tile->next_output = first;
@@ -167,12 +172,10 @@ void GroupedExecutor::GateUpAll(const RowLayout& layout, bool small) {
   const int64_t stride = in_caller ? 1 : pool_.num_threads();
   const auto run = [&](int64_t t, int thread) {
     const auto first = static_cast<int32_t>(t % tiles) * tile;
-    Tile part = TileOf(groups[static_cast<size_t>(t / tiles)], layout, first,
-                       std::min(first + tile, width), thread);
+    Tile part = TileOf(ByLength(t / tiles), layout, first, std::min(first + tile, width), thread);
     // The tiles in between are those of the other threads.
     if (const int64_t next = t + stride; next < num_tiles) {
-      SetNext(groups[static_cast<size_t>(next / tiles)], static_cast<int32_t>(next % tiles) * tile,
-              &part);
+      SetNext(ByLength(next / tiles), static_cast<int32_t>(next % tiles) * tile, &part);
     }
     GateUp(part);
   };

@@ -131,6 +131,8 @@ class GroupedExecutor : public ExpertExecutor {
   Tile TileOf(const ExpertGroup& group, const RowLayout& layout, int32_t first, int32_t end,
               int thread) const;
   // Fills in what comes after `tile`: output `first` of `next`.
+  // The group that is so many places behind the longest.
+  const ExpertGroup& ByLength(int64_t number) const;
   void SetNext(const ExpertGroup& next, int32_t first, Tile* tile) const;
 
   const ShardGeometry geometry_;

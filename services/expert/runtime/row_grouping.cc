@@ -80,6 +80,7 @@ void RowGrouping::Group(const ExpertCall& call, int32_t first_row, int32_t num_r
       num_places_ += places(n);
     }
   }
+  SortByLength();
   rows_.resize(static_cast<size_t>(num_pairs));
   weights_.resize(static_cast<size_t>(num_pairs));
   int64_t place = begin;
@@ -91,6 +92,17 @@ void RowGrouping::Group(const ExpertCall& call, int32_t first_row, int32_t num_r
       rows_[pair] = row;
       weights_[pair] = ReadAt<float>(call.weights, place);
     }
+  }
+}
+
+void RowGrouping::SortByLength() {
+  int32_t first[kMaxGroupPairs + 1] = {};  // [n]: of the groups with kMaxGroupPairs - n pairs
+  for (const ExpertGroup& group : groups_) ++first[kMaxGroupPairs - group.num_pairs + 1];
+  for (int n = 1; n <= kMaxGroupPairs; ++n) first[n] += first[n - 1];
+  longest_first_.resize(groups_.size());
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const int32_t at = first[kMaxGroupPairs - groups_[g].num_pairs]++;
+    longest_first_[static_cast<size_t>(at)] = static_cast<int32_t>(g);
   }
 }
 

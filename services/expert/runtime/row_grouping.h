@@ -50,16 +50,22 @@ class RowGrouping {
   }
 
   std::span<const ExpertGroup> groups() const { return groups_; }
+  // The groups' numbers, most pairs first and else as they come: threads that take work in this
+  // order end at about the same time.
+  std::span<const int32_t> longest_first() const { return longest_first_; }
   int32_t num_experts() const { return num_experts_; }         // distinct ones of the groups
   int32_t num_places() const { return num_places_; }           // of all groups
   std::span<const int32_t> rows() const { return rows_; }      // of each pair, less first_row
   std::span<const float> weights() const { return weights_; }  // of each pair
 
  private:
+  void SortByLength();
+
   const int32_t first_expert_;
   std::vector<int32_t> last_row_;  // [num_experts], of Check
   std::vector<int32_t> next_;      // [num_experts + 1], of Group
   std::vector<ExpertGroup> groups_;
+  std::vector<int32_t> longest_first_;
   int32_t num_experts_ = 0;
   int32_t num_places_ = 0;
   std::vector<int32_t> rows_;

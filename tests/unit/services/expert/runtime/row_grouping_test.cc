@@ -1,5 +1,6 @@
 #include "services/expert/runtime/row_grouping.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -110,6 +111,13 @@ TEST(RowGroupingTest, EveryPairOnce) {
       }
       EXPECT_EQ(next_pair, static_cast<int32_t>(grouping.rows().size()));
       EXPECT_EQ(grouping.num_places(), next_place);
+      std::vector<int32_t> by_length(grouping.groups().size());
+      std::iota(by_length.begin(), by_length.end(), 0);
+      std::stable_sort(by_length.begin(), by_length.end(), [&](int32_t a, int32_t b) {
+        return grouping.groups()[static_cast<size_t>(a)].num_pairs >
+               grouping.groups()[static_cast<size_t>(b)].num_pairs;
+      });
+      EXPECT_THAT(grouping.longest_first(), testing::ElementsAreArray(by_length));
       EXPECT_EQ(grouping.num_experts(), static_cast<int32_t>(expected.size()));
       EXPECT_EQ(found, expected);
     }
