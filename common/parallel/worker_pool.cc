@@ -74,6 +74,8 @@ class WorkerPool::Impl {
 
   int num_threads() const { return num_threads_; }
 
+  void Rest() { rest_.store(true, std::memory_order_relaxed); }
+
   void Run(int64_t num_tiles, absl::FunctionRef<void(int64_t, int)> body) {
     if (num_tiles <= 0) return;
     if (num_threads_ == 1 || num_tiles == 1) {
@@ -83,6 +85,7 @@ class WorkerPool::Impl {
     CHECK(num_tiles <= kTilesMask);
     body_ = &body;
     num_tiles_ = num_tiles;
+    rest_.store(false, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
     ++loop_;
     word_.store((static_cast<uint64_t>(loop_) << kTilesBits) | static_cast<uint64_t>(num_tiles),
@@ -136,11 +139,14 @@ class WorkerPool::Impl {
   }
 
   void Work(int thread) {
-    const auto awake = [this] { return HasTiles() || stop_.load(std::memory_order_relaxed); };
+    const auto awake = [this] {
+      return HasTiles() || stop_.load(std::memory_order_relaxed) ||
+             rest_.load(std::memory_order_relaxed);
+    };
     while (!stop_.load(std::memory_order_relaxed)) {
       while (RunOneTile(thread)) {
       }
-      if (SpinUntil(spin_, awake)) continue;
+      if (SpinUntil(spin_, awake) && !rest_.load(std::memory_order_relaxed)) continue;
       absl::MutexLock lock(&mu_);
       num_sleeping_.fetch_add(1, std::memory_order_seq_cst);
       while (!HasTiles() && !stop_.load(std::memory_order_seq_cst)) wake_workers_.Wait(&mu_);
@@ -161,6 +167,7 @@ class WorkerPool::Impl {
   alignas(64) std::atomic<int> num_sleeping_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stop_{false};
+  std::atomic<bool> rest_{false};
 
   absl::Mutex mu_;
   absl::CondVar wake_workers_;  // waits on word_ and stop_
@@ -172,6 +179,8 @@ WorkerPool::WorkerPool(const Options& options) : impl_(std::make_unique<Impl>(op
 WorkerPool::~WorkerPool() = default;
 
 int WorkerPool::num_threads() const { return impl_->num_threads(); }
+
+void WorkerPool::Rest() { impl_->Rest(); }
 
 void WorkerPool::ParallelFor(int64_t num_tiles, absl::FunctionRef<void(int64_t, int)> body) {
   impl_->Run(num_tiles, body);

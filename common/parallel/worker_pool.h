@@ -35,6 +35,9 @@ class WorkerPool {
   // num_tiles < 2^32.
   void ParallelFor(int64_t num_tiles, absl::FunctionRef<void(int64_t tile, int thread)> body);
 
+  // No loop comes for a while: workers sleep instead of polling, until the next one. Of the owner.
+  void Rest();
+
  private:
   class Impl;
   std::unique_ptr<Impl> impl_;

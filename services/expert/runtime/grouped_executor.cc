@@ -18,6 +18,8 @@ namespace {
 constexpr int64_t kMinParallelMacs = 200'000;
 // Activations worth converting on several threads.
 constexpr int64_t kMinParallelFloats = 64 << 10;
+// Rows whose copying takes longer than threads poll, on the CPUs that they would poll on.
+constexpr int32_t kRestRows = 256;
 // Fewer end at about the same time with any tiles, and share less of a cache.
 constexpr int kLeastThreadsByExpert = 4;
 
@@ -86,6 +88,7 @@ absl::Status GroupedExecutor::Run(const ExpertCall& call) {
   for (int32_t first = 0; first < call.num_rows; first += block) {
     RunBlock(call, layout, first, std::min(block, call.num_rows - first));
   }
+  if (call.num_rows >= kRestRows) pool_.Rest();
   return absl::OkStatus();
 }
 

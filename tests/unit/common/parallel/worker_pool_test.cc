@@ -54,6 +54,17 @@ TEST_P(WorkerPoolTest, ManyShortLoopsInSequenceEachSeesTheOneBefore) {
   }
 }
 
+TEST_P(WorkerPoolTest, LoopsAfterARestSeeTheOneBefore) {
+  std::vector<int64_t> values(64, 0);
+  for (int64_t round = 0; round < 2000; ++round) {
+    pool_.ParallelFor(64, [&](int64_t i, int) { values[static_cast<size_t>(i)] += i + round; });
+    if (round % 3 != 0) pool_.Rest();
+  }
+  for (int64_t i = 0; i < 64; ++i) {
+    EXPECT_EQ(values[static_cast<size_t>(i)], 2000 * i + 1999 * 2000 / 2) << i;
+  }
+}
+
 TEST_P(WorkerPoolTest, ATileThatWaitsForTheOthersIsNotAlone) {
   // Tiles are taken one by one, so a long tile leaves all others to the remaining threads.
   if (pool_.num_threads() == 1) return;
