@@ -40,8 +40,9 @@ class Stopwatch {
 
 void ScratchBuffer::FreeDeleter::operator()(std::byte* p) const { std::free(p); }
 
-void ScratchBuffer::Reserve(int64_t bytes) {
+void ScratchBuffer::Reserve(int64_t bytes, int64_t spare) {
   if (bytes <= size_) return;
+  bytes += spare;
   const auto rounded = static_cast<size_t>((bytes + 63) / 64 * 64);
   data_.reset();
   data_.reset(static_cast<std::byte*>(std::aligned_alloc(64, rounded)));
@@ -106,7 +107,8 @@ void GroupedExecutor::RunBlock(const ExpertCall& call, const RowLayout& layout, 
     last_call_.weight_bytes += ExpertBytes(call.layer, group.expert);
   }
   x_.Reserve(num_rows * layout.x_bytes);
-  hidden_.Reserve(grouping_.num_places() * layout.hidden_bytes);
+  const int64_t hidden_bytes = grouping_.num_places() * layout.hidden_bytes;
+  hidden_.Reserve(hidden_bytes, hidden_bytes / 8);
 
   const int64_t macs = num_pairs * g.hidden_size * g.num_shard_width * 3;
   const bool small = macs < kMinParallelMacs;

@@ -20,7 +20,8 @@ namespace banyan::expert {
 // 64-byte aligned memory, zero when made; grown, never shrunk.
 class ScratchBuffer {
  public:
-  void Reserve(int64_t bytes);
+  // Grown to what `bytes` and `spare` are together: of needs that differ from call to call.
+  void Reserve(int64_t bytes, int64_t spare = 0);
   std::byte* data() const { return data_.get(); }
 
  private:
