@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # End to end on one machine: banyan-trunk on the GPU, banyan-expert on the CPUs, banyan bench against
 # them, with generated weights at the geometry of Qwen3-Next-80B-A3B, or fewer of its layers:
-#   serve.sh [--layers N] [--log_dir DIR] [--threads N] [--expert_activations auto|f32|bf16] [--halves] POOL_FORMAT TRUNK_FORMAT
+#   serve.sh [--layers N] [--log_dir DIR] [--threads N] [--expert_activations auto|f32|bf16] [--vram_budget SIZE | --halves] POOL_FORMAT TRUNK_FORMAT
 # BACKEND=cpu tries the script where there is no GPU. Prints start-up seconds, memory, tokens/s of decoding and of prompts, and where the trunk's time
-# goes. --halves: instead, prompts of 512 to 8,192 tokens from a trunk with steps of 2,111 rows, one with
+# goes. --vram_budget: the trunk has its own plan for a GPU of that size, and prompts up to 30,720 tokens. --halves: instead, prompts of 512 to 8,192 tokens from a trunk with steps of 2,111 rows, one with
 # steps of 4,096 and one with steps of 4,159 in two halves. Packs lie in a file system in memory of their own, which is unmounted at the end: root.
 set -euo pipefail
 
@@ -19,6 +19,7 @@ log_dir=.
 threads=$(($(nproc) - 1))  # one CPU for the trunk's thread
 activations=auto
 halves=no
+budget=
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --halves) halves=yes; shift; continue ;;
@@ -26,6 +27,7 @@ while [[ ${1:-} == --* ]]; do
     --log_dir) log_dir=$2 ;;
     --threads) threads=$2 ;;
     --expert_activations) activations=$2 ;;
+    --vram_budget) budget=$2 ;;
     *) printf 'serve.sh: %s: unknown\n' "$1" >&2; exit 2 ;;
   esac
   shift 2
@@ -36,7 +38,7 @@ done
 }
 pool_format=$1
 trunk_format=$2
-name=$pool_format-$trunk_format-$activations-$layers
+name=$pool_format-$trunk_format-$activations-$layers${budget:+-$budget}
 
 work=$(mktemp -d)
 pids=()
@@ -79,8 +81,7 @@ trunk() {
   shift 2
   "$bin/banyan-trunk" --model "$work/model" --load_format dummy --backend "${BACKEND:-cuda}" \
     --trunk_format "$trunk_format" --expert_activations "$activations" --experts "unix:$work/expert" \
-    --listen "unix:$work/$socket" --metrics_listen "127.0.0.1:$port" --max_sequences 4 \
-    --max_context_tokens 32768 "$@" >"$log_dir/$socket-$name.log" 2>&1 &
+    --listen "unix:$work/$socket" --metrics_listen "127.0.0.1:$port" "$@" >"$log_dir/$socket-$name.log" 2>&1 &
   pids+=($!)
 }
 await() {
@@ -104,10 +105,11 @@ for port in $2:
         if line[:1] != '#' and ('phase' in line or 'expert' in line or 'step' in line) and 'bucket' not in line:
             print(line)
 " >"$log_dir/metrics-$name-$1.txt" || true; }
+room=(--max_sequences 4 --max_context_tokens 32768)
 if [[ $halves == yes ]]; then
-  trunk undivided 9103 --max_batch_tokens 2111 --prefill_halves off
-  trunk large 9104 --max_batch_tokens 4096 --prefill_halves off
-  trunk halves 9105 --max_batch_tokens 4159 --prefill_halves 256
+  trunk undivided 9103 "${room[@]}" --max_batch_tokens 2111 --prefill_halves off
+  trunk large 9104 "${room[@]}" --max_batch_tokens 4096 --prefill_halves off
+  trunk halves 9105 "${room[@]}" --max_batch_tokens 4159 --prefill_halves 256
   for socket in undivided large halves; do await "$socket"; done
   printf '%s pool, %s trunk, %s layers: ready after %s s\n' "$pool_format" "$trunk_format" "$layers" \
     "$((SECONDS - begin))"
@@ -121,7 +123,11 @@ if [[ $halves == yes ]]; then
   done
   exit 0
 fi
-trunk trunk 9101 --max_batch_tokens 2111
+if [[ -n $budget ]]; then
+  trunk trunk 9101 --vram_budget "$budget"
+else
+  trunk trunk 9101 "${room[@]}" --max_batch_tokens 2111
+fi
 await trunk
 printf '%s pool, %s trunk, rows %s, %s layers: ready after %s s\n' "$pool_format" "$trunk_format" \
   "$activations" "$layers" "$((SECONDS - begin))"
@@ -139,5 +145,10 @@ bench trunk --concurrency 1 --requests 1 --prompt_tokens 64 --max_new_tokens 192
 scrape decode '(9101, 9102)'
 bench trunk --concurrency 1 --requests 3 --prompt_tokens 512 --max_new_tokens 1
 bench trunk --concurrency 1 --requests 2 --prompt_tokens 2048 --max_new_tokens 1
+if [[ -n $budget ]]; then
+  bench trunk --concurrency 1 --requests 2 --prompt_tokens 4096 --max_new_tokens 1
+  bench trunk --concurrency 1 --requests 1 --prompt_tokens 30720 --max_new_tokens 16
+  nvidia-smi --query-gpu=memory.used --format=csv,noheader 2>/dev/null || true
+fi
 scrape prefill '(9101, 9102)'
 bench trunk --concurrency 4 --requests 4 --prompt_tokens 64 --max_new_tokens 96
