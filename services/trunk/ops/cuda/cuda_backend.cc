@@ -16,8 +16,6 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
-#include "common/parallel/topology.h"
-#include "common/parallel/worker_pool.h"
 #include "common/plan/op_scratch.h"
 #include "services/trunk/ops/cuda/causal_conv.h"
 #include "services/trunk/ops/cuda/cuda_status.h"
@@ -33,6 +31,7 @@
 #include "services/trunk/ops/cuda/paged_attention.h"
 #include "services/trunk/ops/cuda/rms_norm.h"
 #include "services/trunk/ops/cuda/router_topk.h"
+#include "services/trunk/ops/cuda/staged_copies.h"
 #include "services/trunk/ops/cuda/step_upload.h"
 #include "services/trunk/ops/cuda/top_logits.h"
 #include "services/trunk/sampling/row_math.h"
@@ -54,12 +53,6 @@ static_assert(kHopperSplitRows == kCudaSplitRows);
 // fast as the link, and reads at 7 GB/s (H200).
 constexpr size_t kMappedWriteBytes = size_t{128} << 10;
 constexpr size_t kMappedReadBytes = size_t{32} << 10;
-// Host memory that copies pass through where the caller's is not pinned, two of them in turn.
-constexpr size_t kStagingBytes = kCudaCodeStagingBytes;
-// Threads that copy to and from them, and the least that is worth sharing out: one thread copies at
-// 6 to 11 GB/s, the link takes 55.
-constexpr int kMostCopiers = 8;
-constexpr size_t kCopierBytes = size_t{512} << 10;
 // Steps of up to so many sequences that decode are recorded; shapes remembered at the most.
 constexpr int32_t kMostRecordedRows = 64;
 constexpr size_t kMostRecordings = 64;
@@ -166,12 +159,11 @@ class CudaBackend : public Backend {
     if (stream_ != nullptr && WaitForStream() == cudaErrorNotReady) {
       AbandonDevices();
       for (StepUpload& part : parts_) part.Abandon();
+      if (staged_copies_ != nullptr) staged_copies_->Abandon();
       return;
     }
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
-    for (cudaEvent_t event : staged_) {
-      if (event != nullptr) cudaEventDestroy(event);
-    }
+    staged_copies_.reset();
     for (auto& [shape, recorded] : recordings_) cudaGraphExecDestroy(recorded.graph);
   }
 
@@ -180,15 +172,7 @@ class CudaBackend : public Backend {
         CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
     ASSIGN_OR_RETURN(std::byte * flags, memory_.AllocatePinned(sizeof(HandoverFlags)));
     handover_flags_ = reinterpret_cast<HandoverFlags*>(flags);
-    // Asleep between copies: the CPUs may be the experts'.
-    copiers_ = std::make_unique<WorkerPool>(
-        WorkerPool::Options{.num_threads = std::clamp(UsableCpuCount(), 1, kMostCopiers),
-                            .spin = absl::ZeroDuration()});
-    for (int i = 0; i < 2; ++i) {
-      ASSIGN_OR_RETURN(staging_[i], memory_.AllocatePinned(kStagingBytes));
-      RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&staged_[i], cudaEventDisableTiming),
-                                 "cudaEventCreate"));
-    }
+    ASSIGN_OR_RETURN(staged_copies_, StagedCopies::Create(&memory_, stream_));
     return absl::OkStatus();
   }
 
@@ -234,23 +218,18 @@ class CudaBackend : public Backend {
     ASSIGN_OR_RETURN(std::byte * codes, memory_.Allocate(rows * static_cast<size_t>(cols)));
     ASSIGN_OR_RETURN(std::byte * scales, memory_.Allocate(rows * groups * sizeof(float)));
     const size_t row_bytes = view.size_bytes() / rows;
-    if (row_bytes > kStagingBytes) {
+    if (row_bytes > StagedCopies::kBufferBytes) {
       return StatusF(absl::StatusCode::kUnimplemented,
                      "8-bit matrix: a row of {} bytes, at most {} is supported", row_bytes,
-                     kStagingBytes);
+                     StagedCopies::kBufferBytes);
     }
     // Pieces of whole rows, to codes on the device.
-    const size_t rows_at_once = kStagingBytes / row_bytes;
+    const size_t rows_at_once = StagedCopies::kBufferBytes / row_bytes;
     for (size_t first = 0; first < rows; first += rows_at_once) {
       const size_t some = std::min(rows_at_once, rows - first);
-      const int turn = staging_turn_;
-      if (staging_device_[turn] == nullptr) {
-        ASSIGN_OR_RETURN(staging_device_[turn], memory_.Lend(kStagingBytes));
-      }
-      RETURN_IF_ERROR(
-          QueueUpload(view.data + first * row_bytes, some * row_bytes, staging_device_[turn]));
-      Done(QuantizeInt8Rows(staging_device_[turn], view.dtype == DType::kBF16,
-                            static_cast<int64_t>(some), cols,
+      ASSIGN_OR_RETURN(std::byte * values, staged_copies_->DeviceBuffer());
+      RETURN_IF_ERROR(QueueUpload(view.data + first * row_bytes, some * row_bytes, values));
+      Done(QuantizeInt8Rows(values, view.dtype == DType::kBF16, static_cast<int64_t>(some), cols,
                             As<int8_t>(codes + first * static_cast<size_t>(cols)),
                             As<float>(scales) + first * groups, stream_),
            "quantize", static_cast<int32_t>(some), cols);
@@ -274,7 +253,7 @@ class CudaBackend : public Backend {
     RETURN_IF_ERROR(CheckMatrix(view));
     ASSIGN_OR_RETURN(std::byte * data,
                      memory_.AllocatePinned(view.size_bytes(), /*cleared=*/false));
-    Fill(view.data, view.size_bytes(), data);
+    staged_copies_->CopyOnHost(view.data, view.size_bytes(), data);
     return Matrix{view.dtype, static_cast<int32_t>(view.shape.dim(0)),
                   static_cast<int32_t>(view.shape.dim(1)), data};
   }
@@ -684,33 +663,31 @@ class CudaBackend : public Backend {
   absl::Status ReadBack(const void* device, size_t bytes, void* host) override {
     const auto* from = static_cast<const std::byte*>(device);
     auto* to = static_cast<std::byte*>(host);
-    for (size_t at = 0; at < bytes; at += kStagingBytes) {
-      const size_t some = std::min(kStagingBytes, bytes - at);
+    for (size_t at = 0; at < bytes; at += StagedCopies::kBufferBytes) {
+      const size_t some = std::min(StagedCopies::kBufferBytes, bytes - at);
       if (!status_.ok()) return status_;
-      Done(cudaMemcpyAsync(staging_[0], from + at, some, cudaMemcpyDeviceToHost, stream_),
-           "read_back", 1, 0);
+      Done(staged_copies_->QueueReadBack(from + at, some), "read_back", 1, 0);
       RETURN_IF_ERROR(Synchronize());
-      Fill(staging_[0], some, to + at);
+      staged_copies_->CopyOnHost(staged_copies_->read_back(), some, to + at);
     }
     return status_;
   }
 
   absl::Status ReadBackRows(const void* device, size_t row_bytes, int64_t num_rows,
                             size_t stride_bytes, void* host) override {
-    if (stride_bytes == row_bytes || row_bytes > kStagingBytes) {
+    if (stride_bytes == row_bytes || row_bytes > StagedCopies::kBufferBytes) {
       return Backend::ReadBackRows(device, row_bytes, num_rows, stride_bytes, host);
     }
     const auto* from = static_cast<const std::byte*>(device);
     auto* to = static_cast<std::byte*>(host);
-    const auto at_once = static_cast<int64_t>(kStagingBytes / row_bytes);
+    const auto at_once = static_cast<int64_t>(StagedCopies::kBufferBytes / row_bytes);
     for (int64_t first = 0; first < num_rows; first += at_once) {
       const auto some = static_cast<size_t>(std::min(at_once, num_rows - first));
       if (!status_.ok()) return status_;
-      Done(cudaMemcpyAsync(staging_[0], from, some * row_bytes, cudaMemcpyDeviceToHost, stream_),
-           "read_back", 1, 0);
+      Done(staged_copies_->QueueReadBack(from, some * row_bytes), "read_back", 1, 0);
       RETURN_IF_ERROR(Synchronize());
       for (size_t row = 0; row < some; ++row, to += stride_bytes) {
-        std::memcpy(to, staging_[0] + row * row_bytes, row_bytes);
+        std::memcpy(to, staged_copies_->read_back() + row * row_bytes, row_bytes);
       }
       from += some * row_bytes;
     }
@@ -837,42 +814,15 @@ class CudaBackend : public Backend {
 
   // No more matrices are made to codes: what they passed through is where the next pieces lie.
   absl::Status EndLoan() {
-    const bool lent = staging_device_[0] != nullptr || staging_device_[1] != nullptr;
-    if (!lent || !memory_.has_arena()) return absl::OkStatus();
+    if (!staged_copies_->on_loan()) return absl::OkStatus();
     RETURN_IF_ERROR(Synchronize());
-    std::fill_n(staging_device_, 2, nullptr);
-    return memory_.TakeBack();
+    return staged_copies_->EndLoan();
   }
 
-  void Fill(const std::byte* from, size_t bytes, std::byte* to) {
-    if (bytes < 2 * kCopierBytes) {
-      std::memcpy(to, from, bytes);
-      return;
-    }
-    const size_t parts = (bytes + kCopierBytes - 1) / kCopierBytes;
-    copiers_->ParallelFor(static_cast<int64_t>(parts), [&](int64_t part, int) {
-      const size_t at = static_cast<size_t>(part) * kCopierBytes;
-      const size_t some = std::min(kCopierBytes, bytes - at);
-      std::memcpy(to + at, from + at, some);
-    });
-  }
-
-  // Through the staging buffers in turn, so that one is filled while the other travels. The host
-  // memory may go when this returns.
+  // The host memory may go when this returns.
   absl::Status QueueUpload(const void* host, size_t bytes, void* device) {
-    const auto* from = static_cast<const std::byte*>(host);
-    auto* to = static_cast<std::byte*>(device);
-    for (size_t at = 0; at < bytes; at += kStagingBytes) {
-      if (!status_.ok()) return status_;
-      const size_t some = std::min(kStagingBytes, bytes - at);
-      const int turn = staging_turn_;
-      staging_turn_ = 1 - staging_turn_;
-      Done(cudaEventSynchronize(staged_[turn]), "upload", 1, 0);
-      Fill(from + at, some, staging_[turn]);
-      Done(cudaMemcpyAsync(to + at, staging_[turn], some, cudaMemcpyHostToDevice, stream_),
-           "upload", 1, 0);
-      Done(cudaEventRecord(staged_[turn], stream_), "upload", 1, 0);
-    }
+    if (!status_.ok() || bytes == 0) return status_;
+    Done(staged_copies_->QueueUpload(host, bytes, device), "upload", 1, 0);
     return status_;
   }
 
@@ -880,11 +830,7 @@ class CudaBackend : public Backend {
   Collective* const collective_;
   DeviceMemory memory_;
   cudaStream_t stream_ = nullptr;
-  std::byte* staging_[2] = {};  // pinned
-  cudaEvent_t staged_[2] = {};
-  int staging_turn_ = 0;
-  std::unique_ptr<WorkerPool> copiers_;
-  std::byte* staging_device_[2] = {};  // of rows on their way to codes
+  std::unique_ptr<StagedCopies> staged_copies_;
   Prefetch prefetch_;
   StepUpload parts_[kMaxStepParts];
   int32_t part_ = 0;  // in use
