@@ -49,43 +49,56 @@ std::vector<float> Random(size_t count) {
   return values;
 }
 
-// in_proj_qkvz of the 80B model: 12288 x 2048, 50 MB; four of them in turn.
-void BM_Linear(benchmark::State& state) {
-  constexpr int32_t kOutputs = 12288;
-  constexpr int32_t kInputs = 2048;
+// in_proj_qkvz of the 80B model: 12288 x 2048, 50 or, in codes of 8 bits, 27 MB; four of them in
+// turn.
+void BM_Linear(benchmark::State& state, DType dtype) {
+  constexpr size_t kOutputs = 12288;
+  constexpr size_t kInputs = 2048;
+  constexpr size_t kWeights = kOutputs * kInputs;
+  constexpr size_t kScales = kWeights / static_cast<size_t>(kInt8GroupColumns);
   constexpr size_t kMatrices = 4;
   const auto rows = static_cast<int32_t>(state.range(0));
   Machine machine;
-  std::vector<BF16> weights(kMatrices * kOutputs * kInputs);
-  for (size_t i = 0; i < weights.size(); ++i) {
-    weights[i] = ToBF16(static_cast<float>(i % 251) * 0.001f - 0.125f);
+  const size_t bytes = kWeights * DTypeSizeBytes(dtype);
+  std::vector<std::byte> weights(kMatrices * bytes);
+  const std::vector<float> scales(dtype == DType::kI8 ? kMatrices * kScales : 0, 0.001f);
+  for (size_t i = 0; i < kMatrices * kWeights; ++i) {
+    const int value = static_cast<int>(i % 251) - 125;
+    const BF16 wide = ToBF16(static_cast<float>(value) * 0.001f);
+    const auto narrow = static_cast<int8_t>(value);
+    if (dtype == DType::kI8) {
+      std::memcpy(weights.data() + i, &narrow, 1);
+    } else {
+      std::memcpy(weights.data() + i * 2, &wide, 2);
+    }
   }
   const std::vector<float> x = Random(static_cast<size_t>(rows) * kInputs);
   std::vector<float> y(static_cast<size_t>(rows) * kOutputs);
   size_t turn = 0;
   for (auto _ : state) {
-    const BF16* w = weights.data() + turn++ % kMatrices * kOutputs * kInputs;
-    const Matrix matrix = {DType::kBF16, kOutputs, kInputs, reinterpret_cast<const std::byte*>(w)};
+    const size_t i = turn++ % kMatrices;
+    const Matrix matrix = {.dtype = dtype,
+                           .rows = kOutputs,
+                           .cols = kInputs,
+                           .data = weights.data() + i * bytes,
+                           .scales = dtype == DType::kI8 ? scales.data() + i * kScales : nullptr};
     const LinearArgs calls[] = {{.x = x.data(), .w = &matrix, .y = y.data()}};
     machine.backend->Linear(rows, calls);
   }
-  const double iterations = static_cast<double>(state.iterations());
+  const double times = static_cast<double>(state.iterations()) * 1e-9;
+  const auto all_bytes =
+      static_cast<double>(bytes + (dtype == DType::kI8 ? kScales * sizeof(float) : 0));
   state.counters["weights_GB/s"] =
-      benchmark::Counter(2.0 * kOutputs * kInputs * iterations * 1e-9, benchmark::Counter::kIsRate);
-  state.counters["GFLOP/s"] = benchmark::Counter(
-      2.0 * kOutputs * kInputs * rows * iterations * 1e-9, benchmark::Counter::kIsRate);
+      benchmark::Counter(all_bytes * times, benchmark::Counter::kIsRate);
+  state.counters["GFLOP/s"] = benchmark::Counter(2.0 * static_cast<double>(kWeights) * rows * times,
+                                                 benchmark::Counter::kIsRate);
 }
-BENCHMARK(BM_Linear)
-    ->ArgName("rows")
-    ->Arg(1)
-    ->Arg(2)
-    ->Arg(4)
-    ->Arg(6)
-    ->Arg(16)
-    ->Arg(64)
-    ->Arg(512)
-    ->UseRealTime()
-    ->Unit(benchmark::kMillisecond);
+void LinearRowCounts(benchmark::internal::Benchmark* benchmark) {
+  benchmark->ArgName("rows")->UseRealTime()->Unit(benchmark::kMillisecond);
+  for (const int rows : {1, 2, 3, 4, 6, 8, 16, 64, 512}) benchmark->Arg(rows);
+}
+BENCHMARK_CAPTURE(BM_Linear, bf16, DType::kBF16)->Apply(LinearRowCounts);
+BENCHMARK_CAPTURE(BM_Linear, int8, DType::kI8)->Apply(LinearRowCounts);
 
 constexpr DeltaNetShape kDeltaNet = {.num_key_heads = 16,
                                      .num_value_heads = 32,

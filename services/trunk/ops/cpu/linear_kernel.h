@@ -53,12 +53,16 @@ struct F32Weights {
   }
 };
 
-// R rows x N outputs in registers.
+// Columns between two looks at what comes next.
+inline constexpr int64_t kLinearBlock = 64;
+
+// R rows x N outputs in registers. `ahead`: weights that come later, as many as these, to ask the
+// memory for meanwhile; or null.
 template <typename V, typename W, int R, int N>
 inline void LinearRegisterTile(const float* x, int64_t ldx, const std::byte* w, const float* scales,
-                               int64_t k, float* y, int64_t ldy) {
+                               int64_t k, const std::byte* ahead, float* y, int64_t ldy) {
   using F = typename V::F;
-  static_assert(W::kGroup % V::kLanes == 0);
+  static_assert(W::kGroup % V::kLanes == 0 && kLinearBlock % V::kLanes == 0);
   const int64_t groups = W::kGroup == 0 ? 0 : (k + W::kGroup - 1) / W::kGroup;
   const auto scaled = [&](F wv, int n, int64_t i) {
     if constexpr (W::kGroup == 0) {
@@ -72,15 +76,26 @@ inline void LinearRegisterTile(const float* x, int64_t ldx, const std::byte* w, 
     for (int n = 0; n < N; ++n) acc[r][n] = V::Zero();
   }
   const int64_t row_bytes = k * W::kBytes;
-  int64_t i = 0;
-  for (; i + V::kLanes <= k; i += V::kLanes) {
+  const auto step = [&](int64_t i) {
     F xv[R];
     for (int r = 0; r < R; ++r) xv[r] = V::Load(x + r * ldx + i);
     for (int n = 0; n < N; ++n) {
       const F wv = scaled(W::template Load<V>(w + n * row_bytes + i * W::kBytes), n, i);
       for (int r = 0; r < R; ++r) acc[r][n] = V::Fma(xv[r], wv, acc[r][n]);
     }
+  };
+  int64_t i = 0;
+  for (; i + kLinearBlock <= k; i += kLinearBlock) {
+    if (ahead != nullptr) {
+      constexpr int64_t kAheadBytes = N * kLinearBlock * W::kBytes;
+      for (int64_t at = 0; at < kAheadBytes; at += 64) {
+        __builtin_prefetch(ahead + at, /*rw=*/0, /*locality=*/1);
+      }
+      ahead += kAheadBytes;
+    }
+    for (int64_t j = 0; j < kLinearBlock; j += V::kLanes) step(i + j);
   }
+  for (; i + V::kLanes <= k; i += V::kLanes) step(i);
   if (const int rest = static_cast<int>(k - i); rest > 0) {
     F xv[R];
     for (int r = 0; r < R; ++r) xv[r] = V::LoadN(x + r * ldx + i, rest);
@@ -104,40 +119,44 @@ template <typename V, int R>
 inline constexpr int kLinearOutputs = V::kRegisters == 32 ? (R <= 3 ? 8 : 4)
                                                           : (R == 1 ? 8 : (R <= 3 ? 4 : 2));
 
+// fresh: no rows before these have brought the weights into a cache.
 template <typename V, typename W, int R>
-inline void LinearRows(const LinearTile& t, const float* x, float* y, int64_t begin, int64_t end) {
+inline void LinearRows(const LinearTile& t, bool fresh, const float* x, float* y, int64_t begin,
+                       int64_t end) {
   constexpr int kN = kLinearOutputs<V, R>;
   const int64_t row_bytes = t.k * W::kBytes;
   const int64_t groups = W::kGroup == 0 ? 0 : (t.k + W::kGroup - 1) / W::kGroup;
   int64_t n = begin;
   for (; n + kN <= end; n += kN) {
+    const bool last = n + 2 * kN > t.end;
     LinearRegisterTile<V, W, R, kN>(x, t.ldx, t.w + n * row_bytes, t.scales + n * groups, t.k,
-                                    y + n, t.ldy);
+                                    fresh && !last ? t.w + (n + kN) * row_bytes : nullptr, y + n,
+                                    t.ldy);
   }
   for (; n < end; ++n) {
-    LinearRegisterTile<V, W, R, 1>(x, t.ldx, t.w + n * row_bytes, t.scales + n * groups, t.k, y + n,
-                                   t.ldy);
+    LinearRegisterTile<V, W, R, 1>(x, t.ldx, t.w + n * row_bytes, t.scales + n * groups, t.k,
+                                   /*ahead=*/nullptr, y + n, t.ldy);
   }
 }
 
 template <typename V, typename W>
-inline void LinearSomeRows(const LinearTile& t, int64_t row, int64_t num_rows, int64_t begin,
-                           int64_t end) {
+inline void LinearSomeRows(const LinearTile& t, bool fresh, int64_t row, int64_t num_rows,
+                           int64_t begin, int64_t end) {
   const float* x = t.x + row * t.ldx;
   float* y = t.y + row * t.ldy;
   switch (num_rows) {
     case 1:
-      return LinearRows<V, W, 1>(t, x, y, begin, end);
+      return LinearRows<V, W, 1>(t, fresh, x, y, begin, end);
     case 2:
-      return LinearRows<V, W, 2>(t, x, y, begin, end);
+      return LinearRows<V, W, 2>(t, fresh, x, y, begin, end);
     case 3:
-      return LinearRows<V, W, 3>(t, x, y, begin, end);
+      return LinearRows<V, W, 3>(t, fresh, x, y, begin, end);
     case 4:
-      return LinearRows<V, W, 4>(t, x, y, begin, end);
+      return LinearRows<V, W, 4>(t, fresh, x, y, begin, end);
     case 5:
-      return LinearRows<V, W, 5>(t, x, y, begin, end);
+      return LinearRows<V, W, 5>(t, fresh, x, y, begin, end);
     default:
-      return LinearRows<V, W, 6>(t, x, y, begin, end);
+      return LinearRows<V, W, 6>(t, fresh, x, y, begin, end);
   }
 }
 
@@ -145,7 +164,7 @@ template <typename V, typename W>
 void LinearKernel(const LinearTile& t) {
   constexpr int64_t kRowsPerTile = 6;
   if (t.num_rows <= kRowsPerTile) {
-    LinearSomeRows<V, W>(t, 0, t.num_rows, t.begin, t.end);
+    LinearSomeRows<V, W>(t, /*fresh=*/true, 0, t.num_rows, t.begin, t.end);
     return;
   }
   // Rows in blocks whose activations stay in the second-level cache (half a megabyte), outputs four
@@ -160,7 +179,8 @@ void LinearKernel(const LinearTile& t) {
     for (int64_t n = t.begin; n < t.end; n += kOutputs) {
       const int64_t n_end = n + kOutputs < t.end ? n + kOutputs : t.end;
       for (int64_t r = first; r < last; r += kRowsPerTile) {
-        LinearSomeRows<V, W>(t, r, last - r < kRowsPerTile ? last - r : kRowsPerTile, n, n_end);
+        LinearSomeRows<V, W>(t, r == first, r, last - r < kRowsPerTile ? last - r : kRowsPerTile, n,
+                             n_end);
       }
     }
   }
