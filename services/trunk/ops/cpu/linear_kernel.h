@@ -53,6 +53,12 @@ struct F32Weights {
   }
 };
 
+// Rows of a register tile at most, and outputs whose weights stay in a cache while many rows pass.
+inline constexpr int64_t kLinearRows = 6;
+inline constexpr int64_t kLinearBlockOutputs = 8;
+// Codes are scaled ahead for so many rows or more, of so many columns at most.
+inline constexpr int64_t kLinearScaledRows = 3 * kLinearRows;
+inline constexpr int64_t kLinearScaledColumns = 4096;
 // Columns between two looks at what comes next.
 inline constexpr int64_t kLinearBlock = 64;
 
@@ -160,28 +166,64 @@ inline void LinearSomeRows(const LinearTile& t, bool fresh, int64_t row, int64_t
   }
 }
 
+// Rows [first, last) of outputs [begin, end), a register tile after the other.
+template <typename V, typename W>
+inline void LinearManyRows(const LinearTile& t, bool fresh, int64_t first, int64_t last,
+                           int64_t begin, int64_t end) {
+  for (int64_t r = first; r < last; r += kLinearRows) {
+    LinearSomeRows<V, W>(t, fresh && r == first, r, last - r < kLinearRows ? last - r : kLinearRows,
+                         begin, end);
+  }
+}
+
+// Codes times their scales: once for all rows instead of with every register tile of them.
+template <typename V, typename W>
+inline void LinearScaled(const LinearTile& t, int64_t first, int64_t last, int64_t begin,
+                         int64_t end) {
+  alignas(64) float weights[kLinearBlockOutputs * kLinearScaledColumns];
+  const int64_t groups = (t.k + W::kGroup - 1) / W::kGroup;
+  for (int64_t n = begin; n < end; ++n) {
+    const std::byte* codes = t.w + n * t.k * W::kBytes;
+    float* out = weights + (n - begin) * t.k;
+    int64_t i = 0;
+    for (; i + V::kLanes <= t.k; i += V::kLanes) {
+      const auto scale = V::Set(t.scales[n * groups + i / W::kGroup]);
+      V::Store(out + i, V::Mul(W::template Load<V>(codes + i * W::kBytes), scale));
+    }
+    if (const int rest = static_cast<int>(t.k - i); rest > 0) {
+      const auto scale = V::Set(t.scales[n * groups + i / W::kGroup]);
+      V::StoreN(out + i, V::Mul(W::template LoadN<V>(codes + i * W::kBytes, rest), scale), rest);
+    }
+  }
+  LinearTile scaled = t;
+  scaled.w = reinterpret_cast<const std::byte*>(weights);
+  scaled.scales = nullptr;
+  scaled.y = t.y + begin;
+  LinearManyRows<V, F32Weights>(scaled, /*fresh=*/false, first, last, 0, end - begin);
+}
+
 template <typename V, typename W>
 void LinearKernel(const LinearTile& t) {
-  constexpr int64_t kRowsPerTile = 6;
-  if (t.num_rows <= kRowsPerTile) {
+  if (t.num_rows <= kLinearRows) {
     LinearSomeRows<V, W>(t, /*fresh=*/true, 0, t.num_rows, t.begin, t.end);
     return;
   }
   // Rows in blocks whose activations stay in the second-level cache (half a megabyte), outputs four
-  // or eight at a time so that their weights stay in the first-level cache while the block's rows
-  // go by.
+  // or eight at a time so that their weights stay in the caches while the block's rows go by.
   constexpr int64_t kBlockFloats = 128 * 1024;
-  constexpr int64_t kOutputs = 8;
-  int64_t block = kBlockFloats / (t.k > 0 ? t.k : 1) / kRowsPerTile * kRowsPerTile;
-  if (block < kRowsPerTile) block = kRowsPerTile;
+  int64_t block = kBlockFloats / (t.k > 0 ? t.k : 1) / kLinearRows * kLinearRows;
+  if (block < kLinearRows) block = kLinearRows;
   for (int64_t first = 0; first < t.num_rows; first += block) {
     const int64_t last = first + block < t.num_rows ? first + block : t.num_rows;
-    for (int64_t n = t.begin; n < t.end; n += kOutputs) {
-      const int64_t n_end = n + kOutputs < t.end ? n + kOutputs : t.end;
-      for (int64_t r = first; r < last; r += kRowsPerTile) {
-        LinearSomeRows<V, W>(t, r == first, r, last - r < kRowsPerTile ? last - r : kRowsPerTile, n,
-                             n_end);
+    for (int64_t n = t.begin; n < t.end; n += kLinearBlockOutputs) {
+      const int64_t n_end = n + kLinearBlockOutputs < t.end ? n + kLinearBlockOutputs : t.end;
+      if constexpr (W::kGroup > 0) {
+        if (last - first >= kLinearScaledRows && t.k <= kLinearScaledColumns) {
+          LinearScaled<V, W>(t, first, last, n, n_end);
+          continue;
+        }
       }
+      LinearManyRows<V, W>(t, /*fresh=*/true, first, last, n, n_end);
     }
   }
 }
