@@ -212,7 +212,7 @@ TEST_P(PackedExecutorTest, MatchesTheOracle) {
 TEST_P(PackedExecutorTest, ARowsBitsDependOnNothingElse) {
   const auto& [format, type, tier] = GetParam();
   const PackedModel model(format, 0, kWidth);
-  const Rows rows(50, type);
+  const Rows rows(300, type);  // some 120 for each expert: several groups
   WorkerPool one({.num_threads = 1});
   WorkerPool four({.num_threads = 4});
   const auto alone = Make(model, one);
@@ -247,6 +247,12 @@ TEST_P(PackedExecutorTest, CountsWhatItReads) {
   EXPECT_EQ(stats.num_experts, 3);
   EXPECT_EQ(stats.num_pairs, 3);
   EXPECT_EQ(stats.weight_bytes, 3 * model.table.expert_bytes);
+  // Experts with several groups count once.
+  const Rows many(300, type);
+  many.Run(*executor, 0, 300);
+  EXPECT_EQ(stats.num_experts, kExperts);
+  EXPECT_EQ(stats.num_pairs, 300 * kTopK - 100);
+  EXPECT_EQ(stats.weight_bytes, uint64_t{kExperts} * model.table.expert_bytes);
 }
 
 // Kernels of which one tile, the first that a certain thread takes, does not go on before all other
