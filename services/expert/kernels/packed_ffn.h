@@ -44,6 +44,9 @@ inline constexpr int32_t kGateUpPanels = kChunkInputs / kPanelOutputs;
 // The largest hidden_size and width: scratch holds decoded panels of bf16 and nf4.
 inline constexpr int64_t kMaxPackedInputs = 8192;
 
+// Rows that share a pass over the weights, at most; a call may have more.
+inline constexpr int32_t kMaxPassRows = 64;
+
 // hidden row i = prepared(silu(gate x[rows[i]]) * (up x[rows[i]])), the chunks of panels
 // [first_panel, end_panel); end_panel a multiple of kGateUpPanels or the last one. How hidden rows
 // lie among each other only the table knows: down takes what calls of as many rows made.

@@ -41,7 +41,7 @@ struct Int4 {
 
 inline constexpr int kMaxPanels = 4;
 // Rows that share a pass over the weights: bounds the scratch.
-inline constexpr int32_t kBlockRows = 64;
+inline constexpr int32_t kBlockRows = kMaxPassRows;
 inline constexpr int64_t kRegionChunks = 16;  // int8, two panels: 35 KiB
 inline constexpr int64_t kAheadBytes = 8192;  // of all streams together
 // Scratch that Run takes for itself: accumulators and a chunk of the hidden rows.

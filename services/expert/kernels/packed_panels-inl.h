@@ -22,7 +22,7 @@
 #include "services/expert/kernels/silu-inl.h"
 #include "services/expert/kernels/vector_avx512-inl.h"
 
-inline constexpr int32_t kBlockRows = 64;
+inline constexpr int32_t kBlockRows = kMaxPassRows;
 inline constexpr int64_t kStepInputs = 32;  // of a 64-byte vector of bf16
 
 // Inputs that kernels walk over: prepared rows have so many.

@@ -131,9 +131,9 @@ class GroupedExecutor : public ExpertExecutor {
              const float* sums) const;
   Tile TileOf(const ExpertGroup& group, const RowLayout& layout, int32_t first, int32_t end,
               int thread) const;
-  // Fills in what comes after `tile`: output `first` of `next`.
   // The group that is so many places behind the longest.
   const ExpertGroup& ByLength(int64_t number) const;
+  // Fills in what comes after `tile`: output `first` of `next`.
   void SetNext(const ExpertGroup& next, int32_t first, Tile* tile) const;
 
   const ShardGeometry geometry_;

@@ -7,13 +7,14 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "services/expert/kernels/packed_ffn.h"
 #include "services/expert/runtime/expert_executor.h"
 
 namespace banyan::expert {
 
-// Pairs of a group at most: as many rows as kernels take in a pass over the weights, so that a
-// popular expert is work for many threads and costs none of them more.
-inline constexpr int32_t kMaxGroupPairs = 64;
+// Pairs of a group at most: those of a pass over the weights, so that a popular expert is work for
+// many threads and costs none of them more.
+inline constexpr int32_t kMaxGroupPairs = kMaxPassRows;
 
 // Rows that select one expert; its pairs are consecutive. A popular expert has several groups, one
 // after the other, of about the same size.

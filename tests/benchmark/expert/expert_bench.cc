@@ -13,7 +13,9 @@
 // ids fresh every call. --skew: ids of a router whose logits are standard normal numbers, one of
 // each (row, expert) plus X times one of each expert: of 2,048 rows 1 gives the most popular expert
 // about half. --one_expert: all ids have the weights of one, so that they come from the caches;
-// what is left is computing. Columns:
+// what is left is computing.
+//
+// Columns:
 //   Time      mean of the calls
 //   bandwidth GB/s, measured just before
 //   GBps      bytes of the distinct experts / time, median of the calls; best: of the best call

@@ -60,7 +60,7 @@ inline constexpr int64_t kLinearBlockOutputs = 8;
 inline constexpr int64_t kLinearScaledRows = 3 * kLinearRows;
 inline constexpr int64_t kLinearScaledColumns = 4096;
 // Columns between two looks at what comes next.
-inline constexpr int64_t kLinearBlock = 64;
+inline constexpr int64_t kLinearAheadColumns = 64;
 
 // R rows x N outputs in registers. `ahead`: weights that come later, as many as these, to ask the
 // memory for meanwhile; or null.
@@ -68,7 +68,7 @@ template <typename V, typename W, int R, int N>
 inline void LinearRegisterTile(const float* x, int64_t ldx, const std::byte* w, const float* scales,
                                int64_t k, const std::byte* ahead, float* y, int64_t ldy) {
   using F = typename V::F;
-  static_assert(W::kGroup % V::kLanes == 0 && kLinearBlock % V::kLanes == 0);
+  static_assert(W::kGroup % V::kLanes == 0 && kLinearAheadColumns % V::kLanes == 0);
   const int64_t groups = W::kGroup == 0 ? 0 : (k + W::kGroup - 1) / W::kGroup;
   const auto scaled = [&](F wv, int n, int64_t i) {
     if constexpr (W::kGroup == 0) {
@@ -91,15 +91,15 @@ inline void LinearRegisterTile(const float* x, int64_t ldx, const std::byte* w, 
     }
   };
   int64_t i = 0;
-  for (; i + kLinearBlock <= k; i += kLinearBlock) {
+  for (; i + kLinearAheadColumns <= k; i += kLinearAheadColumns) {
     if (ahead != nullptr) {
-      constexpr int64_t kAheadBytes = N * kLinearBlock * W::kBytes;
+      constexpr int64_t kAheadBytes = N * kLinearAheadColumns * W::kBytes;
       for (int64_t at = 0; at < kAheadBytes; at += 64) {
         __builtin_prefetch(ahead + at, /*rw=*/0, /*locality=*/1);
       }
       ahead += kAheadBytes;
     }
-    for (int64_t j = 0; j < kLinearBlock; j += V::kLanes) step(i + j);
+    for (int64_t j = 0; j < kLinearAheadColumns; j += V::kLanes) step(i + j);
   }
   for (; i + V::kLanes <= k; i += V::kLanes) step(i);
   if (const int rest = static_cast<int>(k - i); rest > 0) {
