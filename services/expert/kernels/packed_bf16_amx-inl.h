@@ -25,13 +25,14 @@ struct Amx {
   static constexpr int32_t kTileRows = 16;
   static constexpr int64_t kTileBytes = 1024;
 
-  // Tile registers. A: weights. B: rows. C: sums, one of each panel. No more of them: a Xeon (model
-  // 207) whose threads share cores with others does a product in 13 ns with two tiles of sums and
-  // in 17 to 28 with four, however the loads are arranged; little is left to rename registers with.
+  // Tile registers. A: weights, B: rows, both of an even and an odd step. C: sums, one of each
+  // panel. No more of them: a Xeon (model 207) whose threads share cores with others does a product
+  // in 13 ns with two tiles of sums and in 17 to 28 with four, however the loads are arranged;
+  // little is left to rename registers with.
   static constexpr int kA = 0;
-  static constexpr int kB = 1;
-  static constexpr int kC = 2;
-  static constexpr int kNumTiles = 4;
+  static constexpr int kB = 2;
+  static constexpr int kC = 4;
+  static constexpr int kNumTiles = 6;
 
   // Steps whose weights stay in the first cache level while all tiles of rows pass; sums wait in
   // memory from region to region. Two panels 16 KiB, three tiles of rows 24 KiB. On that Xeon, 15
@@ -89,7 +90,7 @@ struct Amx {
     TileConfig config;
     for (int tile = 0; tile < kNumTiles; ++tile) {
       config.rows[tile] = kTileRows;
-      config.row_bytes[tile] = static_cast<uint16_t>(tile == kA ? 64 : 4 * columns);
+      config.row_bytes[tile] = static_cast<uint16_t>(tile < kB ? 64 : 4 * columns);
     }
     Tiles::Configure(config);
     if (a.call_rows == 1 || a.hidden != nullptr) return;
@@ -155,21 +156,37 @@ struct Amx {
     }
   }
 
-  // Steps [first, end) of a tile of rows, `first` even. `produce(chunk)` makes the weights of a
-  // chunk.
+  // A panel's sums of step `step`, even or odd, whose rows are in B.
+  template <int kPanel, int kOdd>
+  static inline __attribute__((always_inline)) void Product(const TiledWeights& w, int64_t step) {
+    Tiles::template Load<kA + kOdd>(w.At(kPanel, step), w.row_bytes);
+    Tiles::template DotBF16<kC + kPanel, kA + kOdd, kB + kOdd>();
+  }
+
+  // Steps [first, end) of a tile of rows, `first` even. `produce(chunk, panel)` makes the weights
+  // of a chunk.
   template <int kNumPanels, class Produce>
   static inline __attribute__((always_inline)) void Steps(const TiledWeights& w, const TiledRows& x,
                                                           int32_t row_tile, int64_t first,
                                                           int64_t end, Produce produce) {
     // One chunk behind what is produced: a tile load cannot take what is still on its way to the
-    // first cache level.
+    // first cache level. Panel by panel, so that making weights and multiplying run beside each
+    // other.
     const int64_t chunks = (end + 1) / 2;
     for (int64_t chunk = first / 2; chunk <= chunks; ++chunk) {
-      if (chunk < chunks) produce(chunk);
       const int64_t step = 2 * (chunk - 1);
-      if (step < first) continue;
-      Step<kNumPanels>(w, x, row_tile, step);
-      if (step + 1 < end) Step<kNumPanels>(w, x, row_tile, step + 1);
+      const bool even = step >= first;
+      const bool odd = even && step + 1 < end;
+      if (even) Tiles::template Load<kB>(x.At(row_tile, step), 4 * x.columns);
+      if (odd) Tiles::template Load<kB + 1>(x.At(row_tile, step + 1), 4 * x.columns);
+      if (chunk < chunks) produce(chunk, 0);
+      if (even) Product<0, 0>(w, step);
+      if (odd) Product<0, 1>(w, step + 1);
+      if constexpr (kNumPanels == 2) {
+        if (chunk < chunks) produce(chunk, 1);
+        if (even) Product<1, 0>(w, step);
+        if (odd) Product<1, 1>(w, step + 1);
+      }
     }
   }
 
@@ -319,11 +336,10 @@ struct Amx {
       second.Step();
       a.rows_ahead->Step();
     };
-    const auto make = [&](int64_t chunk) {
-      ahead();
-      produce(chunk);
+    const auto make = [&](int64_t chunk, int panel) {
+      if (panel == 0) ahead();
+      produce(chunk, panel);
     };
-    const auto nothing = [&](int64_t) { ahead(); };
     const int64_t region = tiles == 1 ? steps : kRegionSteps;
     for (int64_t begin = 0; begin < steps; begin += region) {
       const int64_t end = std::min(begin + region, steps);
@@ -332,7 +348,11 @@ struct Amx {
         if (tile == 0) {
           Steps<kNumPanels>(w, x, tile, begin, end, make);
         } else {
-          Steps<kNumPanels>(w, x, tile, begin, end, nothing);
+          for (int64_t step = begin; step < end; step += 2) {
+            ahead();
+            Step<kNumPanels>(w, x, tile, step);
+            if (step + 1 < end) Step<kNumPanels>(w, x, tile, step + 1);
+          }
         }
         EndSums<kNumPanels>(SumsOf(a, tile), stride);
       }
@@ -342,45 +362,44 @@ struct Amx {
   // How far ahead a cold panel is asked for.
   static constexpr uintptr_t kColdBytes = 2048;
 
-  // One chunk of a panel as tiles. Both outputs' weights of a pair share a register, the odd one's
-  // where bit 4 of an index is set: one conversion instead of two. 2,048 rows on that Xeon: a
-  // register for each output 24 to 26 ms, this 22 to 25.
+  // One chunk of a panel as tiles. A pair's weights are converted together, one conversion instead
+  // of two, then each is read twice into a register, so that no index needs more than its low five
+  // bits. A lookup takes both of the ports that a Xeon (model 207) has for such registers: what
+  // counts is the number of instructions beside it.
   static inline __attribute__((always_inline)) void DecodeNF4Chunk(__m512 table,
                                                                    const std::byte* chunk,
                                                                    std::byte* out) {
-    const __m512i nibbles = _mm512_set1_epi16(0x0f0f);
-    const __m512i odd = _mm512_set1_epi16(0x1000);
     const auto* absmax = reinterpret_cast<const float*>(chunk + kNF4ChunkScales);
-    for (int64_t pair = 0; pair < kPanelOutputs / 2; ++pair, absmax += 2, out += 128) {
-      const auto weights =
-          (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(table, _mm512_set1_ps(absmax[1])),
-                                       _mm512_mul_ps(table, _mm512_set1_ps(absmax[0])));
+    alignas(64) std::byte weights[kPanelOutputs * 32];
+    for (int64_t pair = 0; pair < kPanelOutputs / 2; ++pair) {
+      const __m512 even = _mm512_mul_ps(table, _mm512_set1_ps(absmax[2 * pair]));
+      const __m512 odd = _mm512_mul_ps(table, _mm512_set1_ps(absmax[2 * pair + 1]));
+      _mm512_store_si512(weights + pair * 64, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+    }
+    for (int64_t pair = 0; pair < kPanelOutputs / 2; ++pair, out += 128) {
+      const auto* const both = reinterpret_cast<const __m256i*>(weights + pair * 64);
+      const __m512i even = _mm512_broadcast_i64x4(_mm256_load_si256(both));
+      const __m512i odd = _mm512_broadcast_i64x4(_mm256_load_si256(both + 1));
       const __m512i codes = _mm512_load_si512(chunk + pair * 64);
-      constexpr int kAndOr = 0xea;
-      const __m512i first = _mm512_ternarylogic_epi32(codes, nibbles, odd, kAndOr);
-      const __m512i second =
-          _mm512_ternarylogic_epi32(_mm512_srli_epi16(codes, 4), nibbles, odd, kAndOr);
-      const auto put = [&](__m512i index, std::byte* at) {
-        _mm512_store_si512(at, _mm512_permutexvar_epi16(index, weights));
+      const auto put = [&](__m512i index, __m512i of, std::byte* at) {
+        _mm512_store_si512(at, _mm512_permutexvar_epi16(index, of));
       };
-      put(first, out);
-      put(second, out + kTileBytes);
-      put(_mm512_srli_epi16(first, 8), out + 64);
-      put(_mm512_srli_epi16(second, 8), out + kTileBytes + 64);
+      put(codes, even, out);
+      put(_mm512_srli_epi16(codes, 4), even, out + kTileBytes);
+      put(_mm512_srli_epi16(codes, 8), odd, out + 64);
+      put(_mm512_srli_epi16(codes, 12), odd, out + kTileBytes + 64);
     }
   }
 
   template <int kNumPanels>
   static void NF4Panels(const PanelArgs& a) {
     const __m512 table = _mm512_loadu_ps(kNF4Table);
-    AllRows<kNumPanels>(a, MadeWeights(a), PaddedSteps(a), [&](int64_t chunk) {
-      for (int p = 0; p < kNumPanels; ++p) {
-        const std::byte* const codes = a.weights[p] + chunk * kNF4ChunkBytes;
-        for (int64_t line = 0; line < kNF4ChunkBytes && a.cold; line += 64) {
-          AskFor(reinterpret_cast<uintptr_t>(codes) + static_cast<uintptr_t>(line) + kColdBytes);
-        }
-        DecodeNF4Chunk(table, codes, MadeChunk(a, p, chunk));
+    AllRows<kNumPanels>(a, MadeWeights(a), PaddedSteps(a), [&](int64_t chunk, int panel) {
+      const std::byte* const codes = a.weights[panel] + chunk * kNF4ChunkBytes;
+      for (int64_t line = 0; line < kNF4ChunkBytes && a.cold; line += 64) {
+        AskFor(reinterpret_cast<uintptr_t>(codes) + static_cast<uintptr_t>(line) + kColdBytes);
       }
+      DecodeNF4Chunk(table, codes, MadeChunk(a, panel, chunk));
     });
   }
 
@@ -410,24 +429,19 @@ struct Amx {
   static void BF16Panels(const PanelArgs& a) {
     const bool whole = a.k % kStepInputs == 0 && a.num_outputs[kNumPanels - 1] == kPanelOutputs;
     const int64_t steps = whole ? a.k / kStepInputs : PaddedSteps(a);
-    const auto ask = [&](int64_t chunk) {
-      for (int64_t line = 0; line < 2 * kNumPanels * kPanelOutputs && a.cold; ++line) {
-        const auto at = reinterpret_cast<uintptr_t>(a.weights[line % kNumPanels]);
-        AskFor(at +
-               static_cast<uintptr_t>(line / kNumPanels / 2 * a.k * 2 + chunk * 128 +
-                                      line / kNumPanels % 2 * 64) +
-               kColdBytes / kPanelOutputs);
+    const auto ask = [&](int64_t chunk, int panel) {
+      const auto at = reinterpret_cast<uintptr_t>(a.weights[panel]) + kColdBytes / kPanelOutputs;
+      for (int64_t line = 0; line < 2 * kPanelOutputs && a.cold; ++line) {
+        AskFor(at + static_cast<uintptr_t>(line / 2 * a.k * 2 + chunk * 128 + line % 2 * 64));
       }
     };
     if (whole && RowTilesIn(a.num_rows) == 1) {
       const TiledWeights in_place = {{a.weights[0], a.weights[1]}, a.k * 2, 64, -1};
       return AllRows<kNumPanels>(a, in_place, steps, ask);
     }
-    AllRows<kNumPanels>(a, MadeWeights(a), steps, [&](int64_t chunk) {
-      ask(chunk);
-      for (int p = 0; p < kNumPanels; ++p) {
-        CopyChunk(a.weights[p], a.k, a.num_outputs[p], chunk, MadeChunk(a, p, chunk));
-      }
+    AllRows<kNumPanels>(a, MadeWeights(a), steps, [&](int64_t chunk, int panel) {
+      ask(chunk, panel);
+      CopyChunk(a.weights[panel], a.k, a.num_outputs[panel], chunk, MadeChunk(a, panel, chunk));
     });
   }
 
