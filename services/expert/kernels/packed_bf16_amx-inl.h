@@ -1,29 +1,39 @@
-// bf16 and nf4 at kFast with AMX tiles: 16 outputs x up to 16 rows x 32 inputs an instruction.
+// bf16 and nf4 with AMX tiles: 16 outputs x up to 16 columns x 32 inputs an instruction. At kFast a
+// column is a row. At kExact a row is three: its values as sums of three bf16, which have all their
+// 24 bits, so that one row still takes the same instructions; three sums are then added. Values
+// beyond the largest bf16 become NaN there.
 // Included inside the region and namespace of its tier, after packed_panels-inl.h; no include guard
 // on purpose.
 //
 // Weights are the left factor and rows the right one, so that weights need no transposition: bf16
 // tiles are read in place, or copied row by row for several tiles of rows; nf4 is decoded in its
-// natural order. It is the rows that must be in pairs of inputs, [k / 2][N rows][2], once for all
-// panels of a call: for one row they are so as they stand. C is [16 outputs][N rows]: that of gate
-// and up becomes hidden rows in pairs by pairing its outputs, so those of down need no arranging;
-// that of down is transposed. Several tiles of rows pass a region of k after the other.
+// natural order. It is the rows that must be in pairs of inputs, [k / 2][N columns][2], once for
+// all panels of a call: for one row of one column they are so as they stand. C is [16 outputs][N
+// columns]: that of gate and up becomes hidden rows in pairs by pairing its outputs, so those of
+// down need no arranging; that of down is transposed. Several tiles of rows pass a region of k
+// after the other.
 //
-// Order of arithmetic of a (row, output): one sum, k ascending in steps of 32 inputs, each step as
-// TDPBF16PS adds it. N, and with it the number of rows, changes nothing of it.
+// Order of arithmetic of a (row, output): one sum for each column, k ascending in steps of 32
+// inputs, each step as TDPBF16PS adds it; of three the two smaller ones are added first. N, and
+// with it the number of rows, changes nothing of it.
 //
 // Tiles: the instructions (amx_tiles.h, which the includer has included), or a model in a test.
 
 #include "services/expert/kernels/transpose_avx512-inl.h"
 
-template <class Tiles>
+template <class Tiles, int kTerms>
 struct Amx {
+  static_assert(kTerms == 1 || kTerms == 3);
   static constexpr const char* kTier = Tiles::kTier;
   static constexpr int kPanels = 2;
-  using Rows = BF16Rows;
+  using Rows = std::conditional_t<kTerms == 1, BF16Rows, PlainF32Rows>;
 
-  static constexpr int32_t kTileRows = 16;
+  static constexpr int32_t kColumns = 16;  // of a whole tile
+  static constexpr int32_t kTileRows = kColumns / kTerms;
   static constexpr int64_t kTileBytes = 1024;
+  static constexpr int32_t RowTilesIn(int32_t num_rows) {
+    return (num_rows + kTileRows - 1) / kTileRows;
+  }
 
   // Tile registers. A: weights, B: rows, both of an even and an odd step. C: sums, one of each
   // panel. No more of them: a Xeon (model 207) whose threads share cores with others does a product
@@ -42,9 +52,9 @@ struct Amx {
 
   // Scratch: sums [tile of rows][panel], the weights of a region as tiles [panel][step], the rows
   // in pairs of inputs.
-  static constexpr int64_t kSumsBytes = kBlockRows / kTileRows * 2 * kTileBytes;
+  static constexpr int64_t kSumsBytes = RowTilesIn(kBlockRows) * 2 * kTileBytes;
   static constexpr int64_t kWeightsBytes = 2 * kRegionSteps * kTileBytes;
-  static constexpr int64_t kRowsBytes = 480 << 10;
+  static constexpr int64_t kRowsBytes = (kTerms == 1 ? 480 : 832) << 10;
   static constexpr int64_t kTileScratchBytes = kSumsBytes + kWeightsBytes + kRowsBytes;
   static std::byte* SumsOf(const PanelArgs& a, int32_t row_tile) {
     return a.scratch + row_tile * 2 * kTileBytes;
@@ -52,22 +62,35 @@ struct Amx {
   static std::byte* WeightsOf(const PanelArgs& a) { return a.scratch + kSumsBytes; }
   static std::byte* RowsOf(const PanelArgs& a) { return WeightsOf(a) + kWeightsBytes; }
 
-  static int32_t BlockRows(int64_t k) {
-    const int64_t fitting = kRowsBytes / (PaddedInputs(k) * 2) / kTileRows * kTileRows;
-    return static_cast<int32_t>(std::min<int64_t>(fitting, kBlockRows));
+  static int32_t BlockRows(int64_t k, int32_t call_rows) {
+    const int64_t tiles = kRowsBytes / (PaddedInputs(k) * 2 * kColumns);
+    if (call_rows <= std::min<int64_t>(tiles * kTileRows, kBlockRows)) return kBlockRows;
+    return static_cast<int32_t>(std::min<int64_t>(tiles, kBlockRows / kTileRows) * kTileRows);
   }
-  static_assert(kRowsBytes >= kMaxPackedInputs * 2 * kTileRows);
+  static_assert(kRowsBytes >= kMaxPackedInputs * 2 * kColumns);
 
   static int64_t PaddedSteps(const PanelArgs& a) { return PaddedInputs(a.k) / kStepInputs; }
   // N: columns of the tiles of rows.
   static int32_t Columns(int32_t call_rows) {
-    return call_rows == 1 ? 1 : call_rows <= 4 ? 4 : kTileRows;
+    if (call_rows == 1) return kTerms == 1 ? 1 : 4;
+    return kTerms == 1 && call_rows <= 4 ? 4 : kColumns;
   }
-  // Whole tiles of rows.
+  // Rows of tiles of so many columns.
+  static int32_t RowsOfColumns(int32_t columns) { return columns / kTerms; }
+  // Hidden rows are whole tiles, 2 N bytes an input, in places of a row's bytes.
   static constexpr bool kTiledHidden = true;
+  static int32_t HiddenPlaces(int32_t columns) {
+    return static_cast<int32_t>(columns * 2 * kStepInputs / Rows::kStepBytes);
+  }
   static int32_t HiddenRows(int32_t num_rows) {
     const int32_t columns = Columns(num_rows);
-    return (num_rows + columns - 1) / columns * columns;
+    const int32_t rows = RowsOfColumns(columns);
+    return (num_rows + rows - 1) / rows * HiddenPlaces(columns);
+  }
+  // The place of a row that is the first of a tile.
+  static int32_t HiddenPlace(int32_t row, int32_t call_rows) {
+    const int32_t columns = Columns(call_rows);
+    return row / RowsOfColumns(columns) * HiddenPlaces(columns);
   }
 
   // Where step `step` of a tile of rows stands; its 16 pairs are 4 N bytes apart.
@@ -79,45 +102,88 @@ struct Amx {
       return data + tile * tile_bytes + step * columns * 64;
     }
   };
+  static bool StandReady(const PanelArgs& a) { return kTerms == 1 && a.call_rows == 1; }
   static TiledRows RowTilesOf(const PanelArgs& a) {
     const int32_t columns = Columns(a.call_rows);
-    if (a.hidden != nullptr) return {a.hidden, columns, columns * a.hidden_stride};
-    return {a.call_rows == 1 ? a.rows[0] : RowsOf(a), columns, PaddedSteps(a) * columns * 64};
+    if (a.hidden != nullptr) return {a.hidden, columns, HiddenPlaces(columns) * a.hidden_stride};
+    return {StandReady(a) ? a.rows[0] : RowsOf(a), columns, PaddedSteps(a) * columns * 64};
+  }
+
+  // Terms of a step of a prepared row, in natural order.
+  static inline __attribute__((always_inline)) void TermsOf(const std::byte* step, __m512i* terms) {
+    if constexpr (kTerms == 1) {
+      terms[0] = _mm512_load_si512(step);
+    } else {
+      const auto* const x = reinterpret_cast<const float*>(step);
+      __m256i low[kTerms];
+      __m256i high[kTerms];
+      Split(V::LoadX(x), low);
+      Split(V::LoadX(x + V::kLanes), high);
+      for (int i = 0; i < kTerms; ++i) {
+        terms[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low[i]), high[i], 1);
+      }
+    }
+  }
+  // Largest first; what is left of a finite value is exact.
+  static inline __attribute__((always_inline)) void Split(__m512 x, __m256i (&terms)[kTerms]) {
+    for (int i = 0; i < kTerms; ++i) {
+      terms[i] = (__m256i)_mm512_cvtneps_pbh(x);
+      if (i + 1 < kTerms) x = _mm512_sub_ps(x, V::Widen(terms[i]));
+    }
+  }
+  // Columns t of 2 * pairs inputs, in pairs of inputs.
+  static inline __attribute__((always_inline)) void PutPairs(__m512i (&t)[kColumns], int64_t pairs,
+                                                             int32_t columns, std::byte* out) {
+    if (columns == kColumns) {
+      Transpose16(t);
+      for (int64_t p = 0; p < pairs; ++p) _mm512_store_si512(out + p * 64, t[p]);
+      return;
+    }
+    // Lane l of pair[i]: pair 4 l + i. Then lanes and registers change places.
+    const __m512i low[] = {_mm512_unpacklo_epi32(t[0], t[1]), _mm512_unpacklo_epi32(t[2], t[3])};
+    const __m512i high[] = {_mm512_unpackhi_epi32(t[0], t[1]), _mm512_unpackhi_epi32(t[2], t[3])};
+    const __m512i pair[] = {
+        _mm512_unpacklo_epi64(low[0], low[1]), _mm512_unpackhi_epi64(low[0], low[1]),
+        _mm512_unpacklo_epi64(high[0], high[1]), _mm512_unpackhi_epi64(high[0], high[1])};
+    const __m512i a = _mm512_shuffle_i32x4(pair[0], pair[1], 0x44);
+    const __m512i b = _mm512_shuffle_i32x4(pair[2], pair[3], 0x44);
+    const __m512i c = _mm512_shuffle_i32x4(pair[0], pair[1], 0xee);
+    const __m512i d = _mm512_shuffle_i32x4(pair[2], pair[3], 0xee);
+    _mm512_store_si512(out, _mm512_shuffle_i32x4(a, b, 0x88));
+    _mm512_store_si512(out + 64, _mm512_shuffle_i32x4(a, b, 0xdd));
+    if (pairs == 8) return;
+    _mm512_store_si512(out + 128, _mm512_shuffle_i32x4(c, d, 0x88));
+    _mm512_store_si512(out + 192, _mm512_shuffle_i32x4(c, d, 0xdd));
   }
 
   static void BeginRows(const PanelArgs& a) {
     const int32_t columns = Columns(a.call_rows);
     TileConfig config;
     for (int tile = 0; tile < kNumTiles; ++tile) {
-      config.rows[tile] = kTileRows;
+      config.rows[tile] = 16;  // outputs of A and C, pairs of inputs of B
       config.row_bytes[tile] = static_cast<uint16_t>(tile < kB ? 64 : 4 * columns);
     }
     Tiles::Configure(config);
-    if (a.call_rows == 1 || a.hidden != nullptr) return;
+    if (StandReady(a) || a.hidden != nullptr) return;
     // The memory brings the first panels meanwhile.
     const std::byte* const none = nullptr;
     const int64_t steps = PaddedSteps(a);
-    const int64_t all_steps = (a.num_rows + columns - 1) / columns * steps;
+    const int32_t rows = RowsOfColumns(columns);
+    const int64_t all_steps = (a.num_rows + rows - 1) / rows * steps;
     Ahead first(a.cold ? a.weights[0] : none, a.panel_bytes, all_steps);
     Ahead second(a.cold && a.num_panels == 2 ? a.weights[1] : none, a.panel_bytes, all_steps);
     std::byte* out = RowsOf(a);
-    for (int32_t row = 0; row < a.num_rows; row += columns) {
-      const int32_t n = std::min(columns, a.num_rows - row);
+    for (int32_t row = 0; row < a.num_rows; row += rows) {
+      const int32_t n = std::min(rows, a.num_rows - row);
       for (int64_t step = 0; step < steps; ++step, out += columns * 64) {
         first.Step();
         second.Step();
-        __m512i t[16];
-        for (int32_t r = 0; r < 16; ++r) {
-          t[r] = r < n ? _mm512_load_si512(a.rows[row + r] + step * 64) : _mm512_setzero_si512();
+        __m512i t[kColumns];
+        for (__m512i& column : t) column = _mm512_setzero_si512();
+        for (int32_t r = 0; r < kTileRows; ++r) {
+          if (r < n) TermsOf(a.rows[row + r] + step * Rows::kStepBytes, t + r * kTerms);
         }
-        Transpose16(t);
-        if (columns == 4) {
-          for (int p = 0; p < 16; ++p) {
-            _mm_store_si128(reinterpret_cast<__m128i*>(out + p * 16), _mm512_castsi512_si128(t[p]));
-          }
-        } else {
-          for (int p = 0; p < 16; ++p) _mm512_store_si512(out + p * 64, t[p]);
-        }
+        PutPairs(t, kStepInputs / 2, columns, out);
       }
     }
   }
@@ -224,6 +290,80 @@ struct Amx {
     return _mm512_load_si512(kOrder.data());
   }
 
+  // use(row, its 16 sums) for each row of a tile.
+  template <int N, class Use>
+  static inline __attribute__((always_inline)) void ForRows(const std::byte* sums, int32_t num_rows,
+                                                            Use use) {
+    __m512 of[N];  // of each column
+    if constexpr (N == 1) {
+      of[0] = _mm512_load_ps(sums);
+    } else if constexpr (N == 4) {
+      const auto* const of4 = reinterpret_cast<const float*>(sums);  // outputs in a register
+      const __m512i lane =
+          _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+      for (int c = 0; c < N; ++c) {
+        const __m512i of_column = _mm512_add_epi32(lane, _mm512_set1_epi32(c));
+        const __m512 low =
+            _mm512_permutex2var_ps(_mm512_load_ps(of4), of_column, _mm512_load_ps(of4 + 16));
+        const __m512 high =
+            _mm512_permutex2var_ps(_mm512_load_ps(of4 + 32), of_column, _mm512_load_ps(of4 + 48));
+        of[c] = _mm512_mask_mov_ps(low, __mmask16{0xff00}, high);
+      }
+    } else {
+      __m512i t[16];
+      for (int o = 0; o < 16; ++o) t[o] = _mm512_load_si512(sums + o * 64);
+      Transpose16(t);
+      for (int c = 0; c < N; ++c) of[c] = _mm512_castsi512_ps(t[c]);
+    }
+    for (int32_t r = 0; r < num_rows; ++r) {
+      if constexpr (kTerms == 1) {
+        use(r, of[r]);
+      } else {
+        use(r, _mm512_add_ps(of[3 * r], _mm512_add_ps(of[3 * r + 1], of[3 * r + 2])));
+      }
+    }
+  }
+
+  // A tile's hidden values of a panel from its sums, columns being rows: they need no
+  // transposition.
+  template <int N>
+  static void PutHidden(const std::byte* sums, int64_t outputs, int32_t, std::byte* out) {
+    const auto* const gate = reinterpret_cast<const float*>(sums);
+    const float* const up = gate + kTileBytes / sizeof(float);
+    const auto hidden = [&](int v) {
+      const int64_t left = std::clamp<int64_t>(outputs * N - v * 16, 0, 16);
+      const auto mask = static_cast<__mmask16>((1u << left) - 1u);
+      const __m512 value = _mm512_mul_ps(Silu<V>(V::LoadX(gate + v * 16)), V::LoadX(up + v * 16));
+      return _mm512_maskz_mov_ps(mask, value);
+    };
+    if constexpr (N == 1) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(hidden(0)));
+    } else {
+      const __m512i order = PairOrder<N>();
+      for (int v = 0; v < N; v += 2) {
+        const auto both = (__m512i)_mm512_cvtne2ps_pbh(hidden(v + 1), hidden(v));
+        _mm512_store_si512(out + v * 32, _mm512_permutexvar_epi16(order, both));
+      }
+    }
+  }
+  // The same where rows have several columns.
+  template <int N>
+  static void PutHiddenTerms(const std::byte* sums, int64_t outputs, int32_t num_rows,
+                             std::byte* out) {
+    const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
+    __m512 gates[kTileRows];
+    ForRows<N>(sums, num_rows, [&](int32_t r, __m512 gate) { gates[r] = gate; });
+    __m512i t[kColumns];
+    for (__m512i& column : t) column = _mm512_setzero_si512();
+    ForRows<N>(sums + kTileBytes, num_rows, [&](int32_t r, __m512 up) {
+      const __m512 value = _mm512_maskz_mov_ps(mask, _mm512_mul_ps(Silu<V>(gates[r]), up));
+      __m256i terms[kTerms];
+      Split(value, terms);
+      for (int i = 0; i < kTerms; ++i) t[r * kTerms + i] = _mm512_zextsi256_si512(terms[i]);
+    });
+    PutPairs(t, kPanelOutputs / 2, N, out);
+  }
+
   // Streams i and i + 1, gate and up.
   template <int N>
   static void Done(const GateUpPart<Amx>& part, const PanelArgs& a, int32_t i, int32_t first_row) {
@@ -231,29 +371,16 @@ struct Amx {
     // Beyond the width a row-major matrix has no outputs; sums are undefined there.
     const int64_t outputs =
         std::min<int64_t>(kPanelOutputs, part.a.width - int64_t{panel} * kPanelOutputs);
-    const __m512i order = PairOrder<N>();
     const int32_t pad = panel + 1 == part.a.end_panel
                             ? (kGateUpPanels - (panel + 1) % kGateUpPanels) % kGateUpPanels
                             : 0;
     for (int32_t tile = 0; tile < RowTilesIn(a.num_rows); ++tile) {
-      const auto* const gate = reinterpret_cast<const float*>(SumsOf(a, tile));
-      const float* const up = gate + kTileBytes / sizeof(float);
-      const auto hidden = [&](int v) {
-        const int64_t left = std::clamp<int64_t>(outputs * N - v * 16, 0, 16);
-        const auto mask = static_cast<__mmask16>((1u << left) - 1u);
-        const __m512 value = _mm512_mul_ps(Silu<V>(V::LoadX(gate + v * 16)), V::LoadX(up + v * 16));
-        return _mm512_maskz_mov_ps(mask, value);
-      };
-      std::byte* out = part.a.hidden + (first_row + tile * kTileRows) * part.a.hidden_stride +
+      const int32_t row = tile * kTileRows;
+      std::byte* out = part.a.hidden +
+                       HiddenPlace(first_row + row, a.call_rows) * part.a.hidden_stride +
                        panel * PanelOfHidden(N);
-      if constexpr (N == 1) {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh(hidden(0)));
-      } else {
-        for (int v = 0; v < N; v += 2) {
-          const auto both = (__m512i)_mm512_cvtne2ps_pbh(hidden(v + 1), hidden(v));
-          _mm512_store_si512(out + v * 32, _mm512_permutexvar_epi16(order, both));
-        }
-      }
+      constexpr auto kPut = kTerms == 1 ? PutHidden<N> : PutHiddenTerms<N>;
+      kPut(SumsOf(a, tile), outputs, std::min(kTileRows, a.num_rows - row), out);
       if (pad > 0) {
         std::memset(out + PanelOfHidden(N), 0, static_cast<size_t>(pad * PanelOfHidden(N)));
       }
@@ -268,55 +395,31 @@ struct Amx {
       const int32_t row = first_row + tile * kTileRows;
       const int32_t n = std::min(kTileRows, a.num_rows - tile * kTileRows);
       for (int p = 0; p < num_streams; ++p) {
-        const std::byte* const sums = SumsOf(a, tile) + p * kTileBytes;
-        if constexpr (N == 1) {
-          part.Put(row, i + p, _mm512_load_ps(sums));
-        } else if constexpr (N == 4) {
-          const auto* const of4 = reinterpret_cast<const float*>(sums);  // outputs in a register
-          const __m512i lane =
-              _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
-          for (int r = 0; r < n; ++r) {
-            const __m512i of_row = _mm512_add_epi32(lane, _mm512_set1_epi32(r));
-            const __m512 low =
-                _mm512_permutex2var_ps(_mm512_load_ps(of4), of_row, _mm512_load_ps(of4 + 16));
-            const __m512 high =
-                _mm512_permutex2var_ps(_mm512_load_ps(of4 + 32), of_row, _mm512_load_ps(of4 + 48));
-            part.Put(row + r, i + p, _mm512_mask_mov_ps(low, __mmask16{0xff00}, high));
-          }
-        } else {
-          __m512i t[16];
-          for (int o = 0; o < 16; ++o) t[o] = _mm512_load_si512(sums + o * 64);
-          Transpose16(t);
-          for (int r = 0; r < n; ++r) part.Put(row + r, i + p, _mm512_castsi512_ps(t[r]));
-        }
+        ForRows<N>(SumsOf(a, tile) + p * kTileBytes, n,
+                   [&](int32_t r, __m512 value) { part.Put(row + r, i + p, value); });
       }
     }
   }
 
+  // use(number of columns), known when compiled.
+  template <class Use>
+  static void ForColumns(const PanelArgs& a, Use use) {
+    const int32_t columns = Columns(a.call_rows);
+    if constexpr (kTerms == 1) {
+      if (columns == 1) return use(std::integral_constant<int, 1>{});
+    }
+    if (columns == 4) return use(std::integral_constant<int, 4>{});
+    use(std::integral_constant<int, kColumns>{});
+  }
   static void Done(const GateUpPart<Amx>& part, const PanelArgs& a, int32_t i, int,
                    int32_t first_row) {
-    switch (Columns(a.call_rows)) {
-      case 1:
-        return Done<1>(part, a, i, first_row);
-      case 4:
-        return Done<4>(part, a, i, first_row);
-      default:
-        return Done<kTileRows>(part, a, i, first_row);
-    }
+    ForColumns(a, [&](auto columns) { Done<columns>(part, a, i, first_row); });
   }
   static void Done(const DownPart<Amx>& part, const PanelArgs& a, int32_t i, int num_streams,
                    int32_t first_row) {
-    switch (Columns(a.call_rows)) {
-      case 1:
-        return Done<1>(part, a, i, num_streams, first_row);
-      case 4:
-        return Done<4>(part, a, i, num_streams, first_row);
-      default:
-        return Done<kTileRows>(part, a, i, num_streams, first_row);
-    }
+    ForColumns(a, [&](auto columns) { Done<columns>(part, a, i, num_streams, first_row); });
   }
 
-  static int32_t RowTilesIn(int32_t num_rows) { return (num_rows + kTileRows - 1) / kTileRows; }
   static int64_t RowSteps(int32_t num_rows, int64_t k) {
     return RowTilesIn(num_rows) * NumChunks(k);
   }

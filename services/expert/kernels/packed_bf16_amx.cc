@@ -1,10 +1,11 @@
-// bf16 and nf4 at kFast with AMX-BF16 tiles and AVX-512 with BF16.
+// bf16 and nf4 with AMX-BF16 tiles and AVX-512 with BF16.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "common/base/check.h"
@@ -21,12 +22,14 @@ namespace {
 namespace amx_bf16 {
 
 #include "services/expert/kernels/rows_bf16-inl.h"
-// On top of it:
+#include "services/expert/kernels/rows_f32-inl.h"
+// On top of them:
 #include "services/expert/kernels/packed_panels-inl.h"
 // On top of it:
 #include "services/expert/kernels/packed_bf16_amx-inl.h"
 
-using T = Amx<HardwareTiles>;
+using Exact = Amx<HardwareTiles, 3>;
+using Fast = Amx<HardwareTiles, 1>;
 
 }  // namespace amx_bf16
 }  // namespace
@@ -35,9 +38,12 @@ BANYAN_TARGET_END
 
 namespace banyan::expert {
 
-constinit const PackedKernels kPackedBF16Amx[kNumPackedBF16] = {
-    amx_bf16::MakeKernels<amx_bf16::T, amx_bf16::BF16Format>(Precision::kFast),
-    amx_bf16::MakeKernels<amx_bf16::T, amx_bf16::NF4Format>(Precision::kFast),
+namespace tier = amx_bf16;
+constinit const PackedKernels kPackedBF16Amx[kNumPackedF32] = {
+    tier::MakeKernels<tier::Exact, tier::BF16Format>(Precision::kExact),
+    tier::MakeKernels<tier::Fast, tier::BF16Format>(Precision::kFast),
+    tier::MakeKernels<tier::Exact, tier::NF4Format>(Precision::kExact),
+    tier::MakeKernels<tier::Fast, tier::NF4Format>(Precision::kFast),
 };
 
 }  // namespace banyan::expert

@@ -289,7 +289,7 @@ struct VectorTier {
   static constexpr bool kTiledHidden = false;
   static int32_t HiddenRows(int32_t num_rows) { return SameNumber(num_rows); }
   static constexpr int64_t kTileScratchBytes = 4 * DecodedStride(kMaxPackedInputs);
-  static int32_t BlockRows(int64_t) { return kBlockRows; }
+  static int32_t BlockRows(int64_t, int32_t) { return kBlockRows; }
   static void BeginRows(const PanelArgs&) {}
   static void EndRows() {}
   static int64_t RowSteps(int32_t, int64_t) { return 1; }

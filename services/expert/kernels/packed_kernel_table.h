@@ -10,8 +10,6 @@ namespace banyan::expert {
 
 // bf16 and nf4, exact and fast.
 inline constexpr int kNumPackedF32 = 4;
-// bf16 and nf4, fast.
-inline constexpr int kNumPackedBF16 = 2;
 // int8 and int4, exact and fast.
 inline constexpr int kNumPackedInt = 4;
 extern const PackedKernels kPackedF32Scalar[kNumPackedF32];
@@ -22,7 +20,7 @@ extern const PackedKernels kPackedF32Avx512[kNumPackedF32];
 extern const PackedKernels kPackedIntAvx2[kNumPackedInt];
 extern const PackedKernels kPackedIntVnni[kNumPackedInt];
 extern const PackedKernels kPackedBF16Avx512[kNumPackedF32];
-extern const PackedKernels kPackedBF16Amx[kNumPackedBF16];
+extern const PackedKernels kPackedBF16Amx[kNumPackedF32];
 extern const PackedKernels kPackedIntAmx[kNumPackedInt];
 #endif
 

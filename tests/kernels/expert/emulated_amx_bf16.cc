@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "common/base/check.h"
@@ -20,12 +21,14 @@ namespace {
 namespace emulated_amx_bf16 {
 
 #include "services/expert/kernels/rows_bf16-inl.h"
-// On top of it:
+#include "services/expert/kernels/rows_f32-inl.h"
+// On top of them:
 #include "services/expert/kernels/packed_panels-inl.h"
 // On top of it:
 #include "services/expert/kernels/packed_bf16_amx-inl.h"
 
-using T = Amx<testing::EmulatedTiles>;
+using Exact = Amx<testing::EmulatedTiles, 3>;
+using Fast = Amx<testing::EmulatedTiles, 1>;
 
 }  // namespace emulated_amx_bf16
 }  // namespace
@@ -34,11 +37,12 @@ BANYAN_TARGET_END
 
 namespace banyan::expert::testing {
 
-constinit const PackedKernels kEmulatedAmxBF16[kNumPackedBF16] = {
-    emulated_amx_bf16::MakeKernels<emulated_amx_bf16::T, emulated_amx_bf16::BF16Format>(
-        Precision::kFast),
-    emulated_amx_bf16::MakeKernels<emulated_amx_bf16::T, emulated_amx_bf16::NF4Format>(
-        Precision::kFast),
+namespace tier = emulated_amx_bf16;
+constinit const PackedKernels kEmulatedAmxBF16[kNumPackedF32] = {
+    tier::MakeKernels<tier::Exact, tier::BF16Format>(Precision::kExact),
+    tier::MakeKernels<tier::Fast, tier::BF16Format>(Precision::kFast),
+    tier::MakeKernels<tier::Exact, tier::NF4Format>(Precision::kExact),
+    tier::MakeKernels<tier::Fast, tier::NF4Format>(Precision::kFast),
 };
 
 }  // namespace banyan::expert::testing

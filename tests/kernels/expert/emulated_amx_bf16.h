@@ -7,7 +7,7 @@
 
 namespace banyan::expert::testing {
 
-extern const PackedKernels kEmulatedAmxBF16[kNumPackedBF16];
+extern const PackedKernels kEmulatedAmxBF16[kNumPackedF32];
 
 }  // namespace banyan::expert::testing
 #endif

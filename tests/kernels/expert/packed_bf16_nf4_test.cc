@@ -74,6 +74,8 @@ Values PreparedOf(const Values& x, Precision precision) {
 // fewer chains side by side than the scalar one, which has one.
 double RoundingsOf(const PackedKernels& kernels, int64_t k) {
   const std::string tier = kernels.tier;
+  // Tiles: a chain of 16 within a step, then one sum a step.
+  if (tier.starts_with("amx")) return std::ceil(static_cast<double>(k) / 32) + 24;
   const double chains = tier == "avx512" || tier == "avx512_vnni" ? 16 : tier == "avx2" ? 8 : 1;
   return 2 * std::ceil(static_cast<double>(k) / chains) + 8;
 }
@@ -349,6 +351,11 @@ TEST(PackedNF4Test, EveryTierHasBothFormats) {
     EXPECT_EQ(tier(Precision::kFast, "avx512_vnni", bf16), "avx512_vnni");
     EXPECT_EQ(tier(Precision::kFast, "avx512", bf16), "avx512");
     EXPECT_EQ(tier(Precision::kExact, "amx", bf16), "avx512_vnni");
+    CpuFeatures tiles = bf16;
+    tiles.amx_bf16 = true;
+    EXPECT_EQ(tier(Precision::kExact, "amx", tiles), "amx");
+    EXPECT_EQ(tier(Precision::kFast, "amx", tiles), "amx");
+    EXPECT_EQ(tier(Precision::kExact, "avx512_vnni", tiles), "avx512_vnni");
 #endif
   }
 }
