@@ -173,7 +173,7 @@ TEST(SamplerTest, KeepsExactlyTheIdsOfTheDefinition) {
 
 TEST(SamplerTest, SaysHowMuchOfARowItNeeds) {
   const Sampler sampler(100);
-  const auto needed = [&](SamplingParams params) { return sampler.TopNeeded(params, 64); };
+  const auto needed = [&](const SamplingParams& params) { return sampler.TopNeeded(params, 64); };
   EXPECT_EQ(needed({.temperature = 0.0f}), 1);
   EXPECT_EQ(needed({.temperature = 0.0f, .top_k = 80}), 1);
   EXPECT_EQ(needed({.temperature = 1.0f, .top_k = 1}), 1);

@@ -26,7 +26,6 @@
 namespace banyan::trunk {
 namespace {
 
-using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 class DecoderArenaTest : public testing::TestWithParam<std::string> {

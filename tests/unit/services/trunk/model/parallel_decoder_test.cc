@@ -32,7 +32,6 @@ namespace {
 
 using test::ModelHarness;
 using test::TestSequence;
-using ::testing::HasSubstr;
 
 constexpr float kTolerance = 1e-3f;  // golden/README: an f32 engine
 

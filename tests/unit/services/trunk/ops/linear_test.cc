@@ -1,5 +1,6 @@
 #include <cmath>
 #include <cstddef>
+#include <cstring>
 
 #include "common/quant/bf16.h"
 #include "services/trunk/ops/int8_rows.h"

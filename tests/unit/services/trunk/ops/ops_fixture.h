@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <random>
@@ -15,6 +14,7 @@
 #include "common/parallel/worker_pool.h"
 #include "services/trunk/ops/ops.h"
 #include "tests/fakes/backends.h"
+#include "tests/fakes/same_bits.h"
 
 namespace banyan::trunk {
 
@@ -55,15 +55,7 @@ class OpsFixture : public testing::TestWithParam<std::string> {
   std::vector<std::unique_ptr<Backend>> others_;
 };
 
-inline testing::AssertionResult SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  if (a.size() != b.size()) return testing::AssertionFailure() << a.size() << " vs " << b.size();
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (std::memcmp(&a[i], &b[i], sizeof(float)) != 0) {
-      return testing::AssertionFailure() << "at " << i << ": " << a[i] << " and " << b[i];
-    }
-  }
-  return testing::AssertionSuccess();
-}
+using test::SameBits;
 
 // Every tier that this CPU has, scalar at least, and the GPU if there is one.
 #define BANYAN_FOR_ALL_BACKENDS(Fixture)                               \
