@@ -18,7 +18,7 @@ namespace banyan {
 namespace {
 
 // The program and its threads, activations and hidden vectors of a call, replies.
-constexpr uint64_t kWorkspaceBytes = uint64_t{160} << 20;
+constexpr uint64_t kWorkspaceBytes = uint64_t{128} << 20;
 // A page of 4 KiB takes an entry of 8 bytes; huge pages keep the tables they may fall back to.
 constexpr uint64_t kBytesPerTableByte = 512;
 

@@ -1,7 +1,6 @@
 // bf16 and nf4 with AMX tiles: 16 outputs x up to 16 columns x 32 inputs an instruction. At kFast a
-// column is a row. At kExact a row is three: its values as sums of three bf16, which have all their
-// 24 bits, so that one row still takes the same instructions; three sums are then added. Values
-// beyond the largest bf16 become NaN there.
+// column is a row. At kExact a row is two, its larger and its smaller terms (TwoTermRows), so that
+// one row still takes the same instructions; the two sums are then added.
 // Included inside the region and namespace of its tier, after packed_panels-inl.h; no include guard
 // on purpose.
 //
@@ -14,8 +13,7 @@
 // after the other.
 //
 // Order of arithmetic of a (row, output): one sum for each column, k ascending in steps of 32
-// inputs, each step as TDPBF16PS adds it; of three the two smaller ones are added first. N, and
-// with it the number of rows, changes nothing of it.
+// inputs, each step as TDPBF16PS adds it. N, and with it the number of rows, changes nothing of it.
 //
 // Tiles: the instructions (amx_tiles.h, which the includer has included), or a model in a test.
 
@@ -23,10 +21,10 @@
 
 template <class Tiles, int kTerms>
 struct Amx {
-  static_assert(kTerms == 1 || kTerms == 3);
+  static_assert(kTerms == 1 || kTerms == 2);
   static constexpr const char* kTier = Tiles::kTier;
   static constexpr int kPanels = 2;
-  using Rows = std::conditional_t<kTerms == 1, BF16Rows, PlainF32Rows>;
+  using Rows = std::conditional_t<kTerms == 1, BF16Rows, TwoTermRows>;
 
   static constexpr int32_t kColumns = 16;  // of a whole tile
   static constexpr int32_t kTileRows = kColumns / kTerms;
@@ -54,7 +52,7 @@ struct Amx {
   // in pairs of inputs.
   static constexpr int64_t kSumsBytes = RowTilesIn(kBlockRows) * 2 * kTileBytes;
   static constexpr int64_t kWeightsBytes = 2 * kRegionSteps * kTileBytes;
-  static constexpr int64_t kRowsBytes = (kTerms == 1 ? 480 : 832) << 10;
+  static constexpr int64_t kRowsBytes = (kTerms == 1 ? 480 : 512) << 10;
   static constexpr int64_t kTileScratchBytes = kSumsBytes + kWeightsBytes + kRowsBytes;
   static std::byte* SumsOf(const PanelArgs& a, int32_t row_tile) {
     return a.scratch + row_tile * 2 * kTileBytes;
@@ -62,36 +60,26 @@ struct Amx {
   static std::byte* WeightsOf(const PanelArgs& a) { return a.scratch + kSumsBytes; }
   static std::byte* RowsOf(const PanelArgs& a) { return WeightsOf(a) + kWeightsBytes; }
 
-  static int32_t BlockRows(int64_t k, int32_t call_rows) {
+  static int32_t BlockRows(int64_t k) {
     const int64_t tiles = kRowsBytes / (PaddedInputs(k) * 2 * kColumns);
-    if (call_rows <= std::min<int64_t>(tiles * kTileRows, kBlockRows)) return kBlockRows;
-    return static_cast<int32_t>(std::min<int64_t>(tiles, kBlockRows / kTileRows) * kTileRows);
+    return static_cast<int32_t>(std::min<int64_t>(tiles * kTileRows, kBlockRows));
   }
   static_assert(kRowsBytes >= kMaxPackedInputs * 2 * kColumns);
 
   static int64_t PaddedSteps(const PanelArgs& a) { return PaddedInputs(a.k) / kStepInputs; }
   // N: columns of the tiles of rows.
   static int32_t Columns(int32_t call_rows) {
-    if (call_rows == 1) return kTerms == 1 ? 1 : 4;
-    return kTerms == 1 && call_rows <= 4 ? 4 : kColumns;
+    const int32_t columns = call_rows * kTerms;
+    return columns == 1 ? 1 : columns <= 4 ? 4 : kColumns;
   }
-  // Rows of tiles of so many columns.
-  static int32_t RowsOfColumns(int32_t columns) { return columns / kTerms; }
-  // Hidden rows are whole tiles, 2 N bytes an input, in places of a row's bytes.
+  // Whole tiles of rows.
   static constexpr bool kTiledHidden = true;
-  static int32_t HiddenPlaces(int32_t columns) {
-    return static_cast<int32_t>(columns * 2 * kStepInputs / Rows::kStepBytes);
-  }
   static int32_t HiddenRows(int32_t num_rows) {
-    const int32_t columns = Columns(num_rows);
-    const int32_t rows = RowsOfColumns(columns);
-    return (num_rows + rows - 1) / rows * HiddenPlaces(columns);
+    const int32_t rows = RowsOfTile(Columns(num_rows));
+    return (num_rows + rows - 1) / rows * rows;
   }
-  // The place of a row that is the first of a tile.
-  static int32_t HiddenPlace(int32_t row, int32_t call_rows) {
-    const int32_t columns = Columns(call_rows);
-    return row / RowsOfColumns(columns) * HiddenPlaces(columns);
-  }
+  // That a tile of so many columns holds.
+  static int32_t RowsOfTile(int32_t columns) { return std::max(columns / kTerms, 1); }
 
   // Where step `step` of a tile of rows stands; its 16 pairs are 4 N bytes apart.
   struct TiledRows {
@@ -105,32 +93,10 @@ struct Amx {
   static bool StandReady(const PanelArgs& a) { return kTerms == 1 && a.call_rows == 1; }
   static TiledRows RowTilesOf(const PanelArgs& a) {
     const int32_t columns = Columns(a.call_rows);
-    if (a.hidden != nullptr) return {a.hidden, columns, HiddenPlaces(columns) * a.hidden_stride};
+    if (a.hidden != nullptr) return {a.hidden, columns, RowsOfTile(columns) * a.hidden_stride};
     return {StandReady(a) ? a.rows[0] : RowsOf(a), columns, PaddedSteps(a) * columns * 64};
   }
 
-  // Terms of a step of a prepared row, in natural order.
-  static inline __attribute__((always_inline)) void TermsOf(const std::byte* step, __m512i* terms) {
-    if constexpr (kTerms == 1) {
-      terms[0] = _mm512_load_si512(step);
-    } else {
-      const auto* const x = reinterpret_cast<const float*>(step);
-      __m256i low[kTerms];
-      __m256i high[kTerms];
-      Split(V::LoadX(x), low);
-      Split(V::LoadX(x + V::kLanes), high);
-      for (int i = 0; i < kTerms; ++i) {
-        terms[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low[i]), high[i], 1);
-      }
-    }
-  }
-  // Largest first; what is left of a finite value is exact.
-  static inline __attribute__((always_inline)) void Split(__m512 x, __m256i (&terms)[kTerms]) {
-    for (int i = 0; i < kTerms; ++i) {
-      terms[i] = (__m256i)_mm512_cvtneps_pbh(x);
-      if (i + 1 < kTerms) x = _mm512_sub_ps(x, V::Widen(terms[i]));
-    }
-  }
   // Columns t of 2 * pairs inputs, in pairs of inputs.
   static inline __attribute__((always_inline)) void PutPairs(__m512i (&t)[kColumns], int64_t pairs,
                                                              int32_t columns, std::byte* out) {
@@ -151,7 +117,7 @@ struct Amx {
     const __m512i d = _mm512_shuffle_i32x4(pair[2], pair[3], 0xee);
     _mm512_store_si512(out, _mm512_shuffle_i32x4(a, b, 0x88));
     _mm512_store_si512(out + 64, _mm512_shuffle_i32x4(a, b, 0xdd));
-    if (pairs == 8) return;
+    if (pairs == kPanelOutputs / 2) return;
     _mm512_store_si512(out + 128, _mm512_shuffle_i32x4(c, d, 0x88));
     _mm512_store_si512(out + 192, _mm512_shuffle_i32x4(c, d, 0xdd));
   }
@@ -168,7 +134,7 @@ struct Amx {
     // The memory brings the first panels meanwhile.
     const std::byte* const none = nullptr;
     const int64_t steps = PaddedSteps(a);
-    const int32_t rows = RowsOfColumns(columns);
+    const int32_t rows = RowsOfTile(columns);
     const int64_t all_steps = (a.num_rows + rows - 1) / rows * steps;
     Ahead first(a.cold ? a.weights[0] : none, a.panel_bytes, all_steps);
     Ahead second(a.cold && a.num_panels == 2 ? a.weights[1] : none, a.panel_bytes, all_steps);
@@ -181,7 +147,10 @@ struct Amx {
         __m512i t[kColumns];
         for (__m512i& column : t) column = _mm512_setzero_si512();
         for (int32_t r = 0; r < kTileRows; ++r) {
-          if (r < n) TermsOf(a.rows[row + r] + step * Rows::kStepBytes, t + r * kTerms);
+          for (int i = 0; i < kTerms && r < n; ++i) {
+            t[r * kTerms + i] =
+                _mm512_load_si512(a.rows[row + r] + step * Rows::kStepBytes + i * 64);
+          }
         }
         PutPairs(t, kStepInputs / 2, columns, out);
       }
@@ -319,7 +288,7 @@ struct Amx {
       if constexpr (kTerms == 1) {
         use(r, of[r]);
       } else {
-        use(r, _mm512_add_ps(of[3 * r], _mm512_add_ps(of[3 * r + 1], of[3 * r + 2])));
+        use(r, _mm512_add_ps(of[2 * r], of[2 * r + 1]));
       }
     }
   }
@@ -327,7 +296,7 @@ struct Amx {
   // A tile's hidden values of a panel from its sums, columns being rows: they need no
   // transposition.
   template <int N>
-  static void PutHidden(const std::byte* sums, int64_t outputs, int32_t, std::byte* out) {
+  static void PutHidden(const std::byte* sums, int64_t outputs, std::byte* out) {
     const auto* const gate = reinterpret_cast<const float*>(sums);
     const float* const up = gate + kTileBytes / sizeof(float);
     const auto hidden = [&](int v) {
@@ -346,10 +315,10 @@ struct Amx {
       }
     }
   }
-  // The same where rows have several columns.
+  // The same where rows have two columns.
   template <int N>
-  static void PutHiddenTerms(const std::byte* sums, int64_t outputs, int32_t num_rows,
-                             std::byte* out) {
+  static void PutTwoTerms(const std::byte* sums, int64_t outputs, int32_t num_rows,
+                          std::byte* out) {
     const auto mask = static_cast<__mmask16>((1u << outputs) - 1u);
     __m512 gates[kTileRows];
     ForRows<N>(sums, num_rows, [&](int32_t r, __m512 gate) { gates[r] = gate; });
@@ -357,9 +326,10 @@ struct Amx {
     for (__m512i& column : t) column = _mm512_setzero_si512();
     ForRows<N>(sums + kTileBytes, num_rows, [&](int32_t r, __m512 up) {
       const __m512 value = _mm512_maskz_mov_ps(mask, _mm512_mul_ps(Silu<V>(gates[r]), up));
-      __m256i terms[kTerms];
-      Split(value, terms);
-      for (int i = 0; i < kTerms; ++i) t[r * kTerms + i] = _mm512_zextsi256_si512(terms[i]);
+      const __m256i large = (__m256i)_mm512_cvtneps_pbh(value);
+      const __m512 rest = _mm512_sub_ps(value, V::Widen(large));
+      t[2 * r] = _mm512_zextsi256_si512(large);
+      t[2 * r + 1] = _mm512_zextsi256_si512((__m256i)_mm512_cvtneps_pbh(rest));
     });
     PutPairs(t, kPanelOutputs / 2, N, out);
   }
@@ -376,11 +346,13 @@ struct Amx {
                             : 0;
     for (int32_t tile = 0; tile < RowTilesIn(a.num_rows); ++tile) {
       const int32_t row = tile * kTileRows;
-      std::byte* out = part.a.hidden +
-                       HiddenPlace(first_row + row, a.call_rows) * part.a.hidden_stride +
-                       panel * PanelOfHidden(N);
-      constexpr auto kPut = kTerms == 1 ? PutHidden<N> : PutHiddenTerms<N>;
-      kPut(SumsOf(a, tile), outputs, std::min(kTileRows, a.num_rows - row), out);
+      std::byte* out =
+          part.a.hidden + (first_row + row) * part.a.hidden_stride + panel * PanelOfHidden(N);
+      if constexpr (kTerms == 1) {
+        PutHidden<N>(SumsOf(a, tile), outputs, out);
+      } else {
+        PutTwoTerms<N>(SumsOf(a, tile), outputs, std::min(kTileRows, a.num_rows - row), out);
+      }
       if (pad > 0) {
         std::memset(out + PanelOfHidden(N), 0, static_cast<size_t>(pad * PanelOfHidden(N)));
       }

@@ -22,13 +22,12 @@ namespace {
 namespace amx_bf16 {
 
 #include "services/expert/kernels/rows_bf16-inl.h"
-#include "services/expert/kernels/rows_f32-inl.h"
-// On top of them:
+// On top of it:
 #include "services/expert/kernels/packed_panels-inl.h"
 // On top of it:
 #include "services/expert/kernels/packed_bf16_amx-inl.h"
 
-using Exact = Amx<HardwareTiles, 3>;
+using Exact = Amx<HardwareTiles, 2>;
 using Fast = Amx<HardwareTiles, 1>;
 
 }  // namespace amx_bf16

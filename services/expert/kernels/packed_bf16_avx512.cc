@@ -1,5 +1,5 @@
-// bf16 and nf4 where AVX512_BF16 exists (the tier avx512_vnni stands for such machines): kFast with
-// VDPBF16PS, kExact as the tier avx512 has it, with nf4's tables rounded by one instruction.
+// bf16 and nf4 where AVX512_BF16 exists (the tier avx512_vnni stands for such machines), with
+// VDPBF16PS: of kFast's rows in bf16, of kExact's as sums of two bf16.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -21,8 +21,7 @@ namespace {
 namespace avx512_bf16 {
 
 #include "services/expert/kernels/rows_bf16-inl.h"
-#include "services/expert/kernels/rows_f32-inl.h"
-// On top of them:
+// On top of it:
 #include "services/expert/kernels/packed_panels-inl.h"
 // On top of it:
 #include "services/expert/kernels/packed_dots-inl.h"
@@ -38,7 +37,14 @@ struct BF16Dots : BF16Rows {
 struct Fast : VectorTier<BF16Dots> {
   static constexpr const char* kTier = "avx512_vnni";
 };
-struct Exact : VectorTier<F32Dots> {
+struct TwoTermDots : TwoTermRows {
+  // Rows x outputs + 2 x rows + 1 <= 32.
+  static constexpr int kMaxRows = 5;
+  static constexpr int Outputs(int num_rows) { return num_rows <= 2 ? 8 : 4; }
+  static constexpr int kFusedRows = 3;
+  static constexpr bool kHalves = false;
+};
+struct Exact : VectorTier<TwoTermDots> {
   static constexpr const char* kTier = "avx512_vnni";
 };
 

@@ -1,6 +1,6 @@
 // Dot products of AVX-512 vectors for bf16 and nf4. Included inside a tier's target region and
-// namespace, after rows_f32-inl.h, packed_panels-inl.h and NF4Weights(table, absmax), which gives
-// the 16 bf16 weights of an nf4 block, twice; no include guard on purpose.
+// namespace, after packed_panels-inl.h and NF4Weights(table, absmax), which gives the 16 bf16
+// weights of an nf4 block, twice; no include guard on purpose.
 //
 // D:  Rows (rows_bf16-inl.h, rows_f32-inl.h) with Reg, Load(step), Dot(acc, w, reg), and
 //     kMaxRows, Outputs(num_rows): tiles of so many rows x outputs (4 or 8) fit the registers
@@ -289,7 +289,7 @@ struct VectorTier {
   static constexpr bool kTiledHidden = false;
   static int32_t HiddenRows(int32_t num_rows) { return SameNumber(num_rows); }
   static constexpr int64_t kTileScratchBytes = 4 * DecodedStride(kMaxPackedInputs);
-  static int32_t BlockRows(int64_t, int32_t) { return kBlockRows; }
+  static int32_t BlockRows(int64_t) { return kBlockRows; }
   static void BeginRows(const PanelArgs&) {}
   static void EndRows() {}
   static int64_t RowSteps(int32_t, int64_t) { return 1; }
@@ -350,12 +350,4 @@ struct VectorTier {
         return FusedPanel<D, D::kFusedRows, 4>(a);
     }
   }
-};
-
-struct F32Dots : F32Rows {
-  // Rows x outputs + 2 x rows + 2 <= 32.
-  static constexpr int kMaxRows = 5;
-  static constexpr int Outputs(int num_rows) { return num_rows <= 2 ? 8 : 4; }
-  static constexpr int kFusedRows = 3;
-  static constexpr bool kHalves = false;
 };

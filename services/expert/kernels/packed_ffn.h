@@ -4,7 +4,8 @@
 // Activations. A row of k floats is prepared into row_bytes(k) bytes whose layout only the table
 // that prepared it knows. Precision kExact serves callers that send f32: integer formats hold a row
 // as 16-bit numbers with one f32 scale per 32, in two planes of 8 bits where the instructions want
-// that, so that an activation is off by 2^-16 of the largest in its group; bf16 and nf4 keep f32.
+// that, so that an activation is off by 2^-16 of the largest in its group; bf16 and nf4 keep f32,
+// or in the tiers with bf16 products the sum of two bf16, off by 2^-18 of the value.
 // kFast serves callers that send bf16: integer formats hold 8-bit numbers with one f32 scale per
 // 32, the others bf16. The hidden row between the halves is prepared in the same way.
 //

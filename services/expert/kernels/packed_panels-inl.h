@@ -10,8 +10,7 @@
 //     kTiledHidden: hidden rows lie as T wants them and T does what Parts' Done does:
 //     Done(part, args, i, num_streams, first_row); else Panels leaves its sums in PanelArgs::acc
 //     HiddenRows(num_rows): as hidden_rows of packed_ffn.h
-//     HiddenPlace(row, call_rows): of kTiledHidden, where a block's hidden rows begin, in places
-//     BlockRows(k, call_rows): rows that share a pass over the weights, at most kBlockRows
+//     BlockRows(k): rows that share a pass over the weights, at most kBlockRows
 //     BeginRows(args), EndRows(): around the panels of a block; args.weights: the first ones
 //     Panels<F>(args): see PanelArgs
 //     RowSteps(num_rows, k): steps of PanelArgs::rows_ahead that a call of Panels takes
@@ -169,8 +168,7 @@ struct DownPart {
   const std::byte* Row(int32_t i) const { return Hidden(i); }
   const std::byte* Hidden(int32_t i) const { return a.hidden + i * a.hidden_stride; }
   RowsAhead NextRows(int64_t steps) const {
-    return {a.next_hidden,        nullptr, a.hidden_stride, T::HiddenRows(a.num_next_rows),
-            RowBytes<T>(a.width), steps};
+    return {a.next_hidden, nullptr, a.hidden_stride, a.num_next_rows, RowBytes<T>(a.width), steps};
   }
 
   float* Sum(int32_t row, int32_t i) const {
@@ -231,7 +229,7 @@ void Run(const typename Part::Args& args) {
   CHECK(a.k <= kMaxPackedInputs);
   a.panel_bytes = F::PanelBytes(a.k);
   const int32_t streams = part.NumStreams();
-  const int32_t block_rows = T::BlockRows(a.k, args.num_rows);
+  const int32_t block_rows = T::BlockRows(a.k);
   const auto stream = [&](int32_t i) -> const std::byte* {
     if (i < streams) {
       return Part::Matrix(*args.weights, i) + (args.first_panel + Part::Panels(i)) * a.panel_bytes;
@@ -252,7 +250,7 @@ void Run(const typename Part::Args& args) {
     for (int32_t r = 0; r < n; ++r) rows[r] = part.Row(first_row + r);
     a.rows = rows;
     a.num_rows = n;
-    if constexpr (T::kTiledHidden) a.hidden = part.Hidden(T::HiddenPlace(first_row, args.num_rows));
+    if constexpr (T::kTiledHidden) a.hidden = part.Hidden(first_row);
     const int step = T::kPanels == 2 || Part::kStreams == 2 ? 2 : 1;
     const bool last_rows = first_row + n == args.num_rows;
     const int64_t calls = (streams + T::kPanels - 1) / T::kPanels;

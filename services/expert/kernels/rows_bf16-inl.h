@@ -16,6 +16,33 @@ struct BF16Rows {
   }
 };
 
+// A step of 32 values of f32 as the sums of two bf16, 16 bits of them: the larger terms in natural
+// order, then the smaller ones. What they leave of a value is at most 2^-18 of it.
+struct TwoTermRows {
+  static constexpr int64_t kStepBytes = 128;
+  struct Reg {
+    __m512i large;
+    __m512i small;
+  };
+  static Reg Load(const std::byte* step) {
+    return {_mm512_load_si512(step), _mm512_load_si512(step + 64)};
+  }
+  static inline __attribute__((always_inline)) __m512 Dot(__m512 acc, __m512i w, const Reg& x) {
+    return BF16Rows::Dot(BF16Rows::Dot(acc, w, x.large), w, x.small);
+  }
+  static void Put(const float* x, std::byte* out) {
+    BF16Rows::Put(x, out);
+    float rest[32];
+    for (int i = 0; i < 2; ++i) {
+      const __m256i large = _mm256_load_si256(reinterpret_cast<const __m256i*>(out) + i);
+      const __m512 widened =
+          _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(large), 16));
+      _mm512_storeu_ps(rest + i * 16, _mm512_sub_ps(_mm512_loadu_ps(x + i * 16), widened));
+    }
+    BF16Rows::Put(rest, out + 64);
+  }
+};
+
 // The 16 weights of an output's block, twice. Their f32 products are rounded once, to bf16.
 inline __attribute__((always_inline)) __m512i NF4Weights(__m512 table, const float* absmax) {
   const __m512 products = _mm512_mul_ps(table, _mm512_set1_ps(*absmax));

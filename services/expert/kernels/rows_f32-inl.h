@@ -30,13 +30,3 @@ struct F32Rows {
     _mm512_store_ps(values + 16, _mm512_permutex2var_ps(low, odd, high));
   }
 };
-
-// A step of 32 inputs as they are, for tiers that make something else of them later.
-struct PlainF32Rows {
-  static constexpr int64_t kStepBytes = 128;
-  static void Put(const float* x, std::byte* out) {
-    auto* const values = reinterpret_cast<float*>(out);
-    _mm512_store_ps(values, _mm512_loadu_ps(x));
-    _mm512_store_ps(values + 16, _mm512_loadu_ps(x + 16));
-  }
-};

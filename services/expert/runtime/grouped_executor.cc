@@ -83,9 +83,7 @@ absl::Status GroupedExecutor::Run(const ExpertCall& call) {
   RETURN_IF_ERROR(Check(call));
   last_call_ = {};
   const RowLayout layout = BeginCall(call);
-  // As in a group of the largest size; smaller ones may need a little more.
-  const int64_t hidden_bytes = layout.hidden_rows(kMaxPassRows) * layout.hidden_bytes;
-  const int64_t row_bytes = layout.x_bytes + call.top_k * hidden_bytes / kMaxPassRows;
+  const int64_t row_bytes = layout.x_bytes + call.top_k * layout.hidden_bytes;
   const int64_t fitting = static_cast<int64_t>(max_scratch_bytes_) / row_bytes;
   const auto block = static_cast<int32_t>(std::clamp<int64_t>(fitting, 1, call.num_rows));
   for (int32_t first = 0; first < call.num_rows; first += block) {

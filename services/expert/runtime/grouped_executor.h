@@ -39,8 +39,8 @@ class ScratchBuffer {
 class GroupedExecutor : public ExpertExecutor {
  public:
   struct Options {
-    // Activations and hidden vectors of a block of rows; grows to about this with the largest call.
-    size_t max_scratch_bytes = 96 << 20;
+    // Activations and hidden vectors of a block of rows; grows to this with the largest call.
+    size_t max_scratch_bytes = 64 << 20;
     // From so many (row, expert) pairs on down is cut by expert, with four threads or more.
     int64_t min_pairs_by_expert = 512;
     size_t max_product_bytes = kMaxProductBytes;

@@ -21,13 +21,12 @@ namespace {
 namespace emulated_amx_bf16 {
 
 #include "services/expert/kernels/rows_bf16-inl.h"
-#include "services/expert/kernels/rows_f32-inl.h"
-// On top of them:
+// On top of it:
 #include "services/expert/kernels/packed_panels-inl.h"
 // On top of it:
 #include "services/expert/kernels/packed_bf16_amx-inl.h"
 
-using Exact = Amx<testing::EmulatedTiles, 3>;
+using Exact = Amx<testing::EmulatedTiles, 2>;
 using Fast = Amx<testing::EmulatedTiles, 1>;
 
 }  // namespace emulated_amx_bf16

@@ -96,9 +96,9 @@ TEST(ShardPlanTest, EveryRefusalNamesChangesThatWork) {
     input.shard.split = by_width ? ShardSplit::kWidth : ShardSplit::kExperts;
     input.memory = static_cast<PoolMemoryMode>(random() % 3);
     input.weights_generated = random() % 2 == 0;
-    input.total_bytes = (uint64_t{170} << 20) + random() % (24 << 20);
+    input.total_bytes = (uint64_t{138} << 20) + random() % (24 << 20);
     input.available_bytes = input.total_bytes - random() % (8 << 20);
-    if (random() % 2 == 0) input.budget_bytes = (uint64_t{168} << 20) + random() % (24 << 20);
+    if (random() % 2 == 0) input.budget_bytes = (uint64_t{136} << 20) + random() % (24 << 20);
     SCOPED_TRACE(fmt::format("combination {}: budget {}, total {}, available {}, {}, {} shards", i,
                              input.budget_bytes, input.total_bytes, input.available_bytes,
                              input.pool_format, input.shard.num_shards));
