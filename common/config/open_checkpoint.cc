@@ -1,7 +1,6 @@
 #include "common/config/open_checkpoint.h"
 
 #include <cmath>
-#include <utility>
 #include <vector>
 
 #include "common/base/status_macros.h"
@@ -44,11 +43,11 @@ absl::StatusOr<LoadFormat> ParseLoadFormat(std::string_view name) {
 
 std::vector<GeneratedTensor> GeneratedTensors(const ModelConfig& config) {
   std::vector<GeneratedTensor> tensors;
-  for (TensorSpec& spec : TrunkTensors(config)) tensors.push_back(DummyOf(std::move(spec)));
+  for (const TensorSpec& spec : TrunkTensors(config)) tensors.push_back(DummyOf(spec));
   for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     if (config.mlps[static_cast<size_t>(layer)] != MlpKind::kMoe) continue;
-    for (TensorSpec& spec : RoutedExpertTensors(config, layer, ExpertNaming::kPerExpert)) {
-      tensors.push_back(DummyOf(std::move(spec)));
+    for (const TensorSpec& spec : RoutedExpertTensors(config, layer, ExpertNaming::kPerExpert)) {
+      tensors.push_back(DummyOf(spec));
     }
   }
   return tensors;
