@@ -3,12 +3,9 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <map>
 #include <memory>
 #include <string>
-#include <tuple>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -24,7 +21,7 @@
 #include "services/trunk/ops/cuda/device.h"
 #include "services/trunk/ops/cuda/device_memory.h"
 #include "services/trunk/ops/cuda/elementwise.h"
-#include "services/trunk/ops/cuda/handover.h"
+#include "services/trunk/ops/cuda/host_handover.h"
 #include "services/trunk/ops/cuda/int8_rows.h"
 #include "services/trunk/ops/cuda/launch_args.h"
 #include "services/trunk/ops/cuda/linear.h"
@@ -33,6 +30,7 @@
 #include "services/trunk/ops/cuda/rms_norm.h"
 #include "services/trunk/ops/cuda/router_topk.h"
 #include "services/trunk/ops/cuda/staged_copies.h"
+#include "services/trunk/ops/cuda/step_recordings.h"
 #include "services/trunk/ops/cuda/step_upload.h"
 #include "services/trunk/ops/cuda/top_logits.h"
 #include "services/trunk/sampling/row_math.h"
@@ -42,27 +40,16 @@ namespace cuda {
 namespace {
 
 static_assert(kMaxLinearCalls <= kMaxMatrices);
-static_assert(kMaxSharedCopies <= kMaxCopies);
 static_assert(kMaxExperts == kMaxRouterExperts);
 static_assert(kGroupColumns == kInt8GroupColumns);
 static_assert(kMaxTop == kMaxTopLogits && kTopBound == kLogitBound);
-static_assert(sizeof(HandoverState) == kCudaHandoverBytes);
 static_assert(kTerms == kCudaSplitTerms);
 static_assert(kHopperSplitRows == kCudaSplitRows);
 
-// Up to here a kernel that touches mapped host memory is faster than the copy engine: it writes as
-// fast as the link, and reads at 7 GB/s (H200).
-constexpr size_t kMappedWriteBytes = size_t{128} << 10;
-constexpr size_t kMappedReadBytes = size_t{32} << 10;
-// Steps of up to so many sequences that decode are recorded; shapes remembered at the most.
-constexpr int32_t kMostRecordedRows = 64;
-constexpr size_t kMostRecordings = 64;
 // Outputs of two CTAs' first tiles on every multiprocessor.
 constexpr int64_t kEarlyRows = 32;
 // Steps of more rows keep the memory busy as it is.
 constexpr int32_t kMostPrefetchRows = 16;
-// Looks at a flag before the driver is asked whether the device is well.
-constexpr int kLooksPerQuery = 1 << 16;
 // Queries of the stream before the group is asked.
 constexpr int kQueriesPerLook = 1 << 8;
 // How long a device that has lost its group goes on with what is queued. A step takes less.
@@ -71,13 +58,6 @@ constexpr absl::Duration kLastSums = absl::Seconds(2);
 template <typename T>
 T* As(std::byte* p) {
   return reinterpret_cast<T*>(p);
-}
-
-// The next of 1, 2, 3, 4, 6, 8, 12, 16, ...
-int32_t RoundedPages(int32_t pages) {
-  int32_t power = 1;
-  while (power < pages) power *= 2;
-  return pages <= power / 4 * 3 ? power / 4 * 3 : power;
 }
 
 class CudaBackend : public Backend {
@@ -92,18 +72,17 @@ class CudaBackend : public Backend {
       AbandonDevices();
       for (StepUpload& part : parts_) part.Abandon();
       if (staged_copies_ != nullptr) staged_copies_->Abandon();
+      recordings_.Abandon();
       return;
     }
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
     staged_copies_.reset();
-    for (auto& [shape, recorded] : recordings_) cudaGraphExecDestroy(recorded.graph);
   }
 
   absl::Status Open() {
     RETURN_IF_ERROR(
         CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
-    ASSIGN_OR_RETURN(std::byte * flags, memory_.AllocatePinned(sizeof(HandoverFlags)));
-    handover_flags_ = reinterpret_cast<HandoverFlags*>(flags);
+    ASSIGN_OR_RETURN(handover_, HostHandover::Create(&memory_, stream_));
     ASSIGN_OR_RETURN(staged_copies_, StagedCopies::Create(&memory_, stream_));
     return absl::OkStatus();
   }
@@ -120,14 +99,7 @@ class CudaBackend : public Backend {
 
   absl::StatusOr<SharedBuffer> AllocateShared(size_t bytes) override {
     RETURN_IF_ERROR(EndLoan());
-    if (handover_state_ == nullptr) {
-      ASSIGN_OR_RETURN(std::byte * state, memory_.Allocate(kCudaHandoverBytes));
-      handover_state_ = reinterpret_cast<HandoverState*>(state);
-    }
-    SharedBuffer buffer;
-    ASSIGN_OR_RETURN(buffer.device, memory_.Allocate(bytes));
-    ASSIGN_OR_RETURN(buffer.host, memory_.AllocatePinned(bytes));
-    return buffer;
+    return handover_->NewBuffer(bytes);
   }
 
   absl::StatusOr<std::shared_ptr<std::byte>> AllocateHost(size_t bytes) override {
@@ -252,7 +224,7 @@ class CudaBackend : public Backend {
       // What an aborted group left is worth nothing.
       if (absl::Status group = collective_->status(); !group.ok()) Fail(std::move(group));
     }
-    awaited_ = handed_to_host_;
+    handover_->CountAllAwaited();
     return status_;
   }
 
@@ -269,79 +241,47 @@ class CudaBackend : public Backend {
   }
 
   void CopyToHost(std::span<const SharedCopy> copies) override {
-    CopyShared(copies, true);
-    ++(recording_ ? recorded_to_host_ : handed_to_host_);
+    CHECK(copies.size() <= kMaxSharedCopies);
+    if (status_.ok()) {
+      handover_->QueueToHost(copies, [this](cudaError_t error, int32_t num_copies, int32_t bytes) {
+        Done(error, "copy_to_host", num_copies, bytes);
+      });
+    }
+    CountToHost();
   }
-  void CopyToDevice(std::span<const SharedCopy> copies) override { CopyShared(copies, false); }
+  void CopyToDevice(std::span<const SharedCopy> copies) override {
+    CHECK(copies.size() <= kMaxSharedCopies);
+    if (!status_.ok()) return;
+    handover_->QueueToDevice(copies, [this](cudaError_t error, int32_t num_copies, int32_t bytes) {
+      Done(error, "copy_to_device", num_copies, bytes);
+    });
+  }
 
   absl::Status AwaitHost() override {
     if (!status_.ok()) return status_;
-    if (awaited_ == handed_to_host_) return absl::OkStatus();  // Synchronize waited for it
-    const uint32_t wanted = ++awaited_;
-    for (int looks = 0; static_cast<int32_t>(handover_flags_->to_host - wanted) < 0; ++looks) {
-      if (looks < kLooksPerQuery) continue;
-      looks = 0;
-      const cudaError_t error = cudaStreamQuery(stream_);
-      if (error == cudaErrorNotReady) {
-        if (collective_ == nullptr) continue;
-        absl::Status group = collective_->status();
-        if (group.ok()) continue;
-        // What is queued goes on, but waits for releases that are still to come.
-        Fail(std::move(group));
-        return status_;
-      }
-      // Done or broken: what is to come is there by now.
-      RETURN_IF_ERROR(Synchronize());
-      CHECK(static_cast<int32_t>(handover_flags_->to_host - wanted) >= 0);
-    }
-    std::atomic_thread_fence(std::memory_order_acquire);
-    return absl::OkStatus();
+    return handover_->Await([this] { return StreamDone(); });
   }
+  void ReleaseToDevice() override { handover_->Release(); }
 
-  void ReleaseToDevice() override {
-    std::atomic_thread_fence(std::memory_order_release);
-    handover_flags_->to_device = ++released_;
-  }
-
-  // A step in which every sequence decodes one token. Its kernels' arguments depend on the numbers
-  // of rows and tiles, and grids on the number of pages: that goes up by halves of powers of two.
+  // A step in which every sequence decodes one token.
   Recording BeginRecording() override {
+    if (!status_.ok()) return Recording::kNo;
     const StepTables& step = upload().tables();
-    if (!status_.ok() || step.num_rows > kMostRecordedRows || step.num_chunked > 0 ||
-        step.num_segments != step.num_rows) {
-      return Recording::kNo;
-    }
-    recorded_partials_ = RoundedPages(upload().num_partials());
-    const std::tuple shape(step.num_rows, step.num_tiles, recorded_partials_);
-    if (const auto found = recordings_.find(shape); found != recordings_.end()) {
-      StartRecording(found->second);
+    const auto shape = StepRecordings::ShapeOf(step, upload().num_partials());
+    if (!shape.has_value()) return Recording::kNo;
+    if (const auto* recorded = recordings_.Find(*shape); recorded != nullptr) {
+      StartRecording(*recorded);
       return Recording::kReplayed;
     }
-    if (recordings_.size() >= kMostRecordings || recorded_partials_ > partial_capacity_) {
-      return Recording::kNo;
-    }
-    Done(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin_recording",
-         step.num_rows, step.num_tiles);
-    if (!status_.ok()) return Recording::kNo;
-    recording_ = true;
-    recorded_to_host_ = 0;
-    recorded_shape_ = shape;
-    return Recording::kRecord;
+    if (recordings_.full() || shape->num_partials > partial_capacity_) return Recording::kNo;
+    Done(recordings_.Begin(*shape, stream_), "begin_recording", step.num_rows, step.num_tiles);
+    return status_.ok() ? Recording::kRecord : Recording::kNo;
   }
 
   void EndRecording() override {
-    CHECK(recording_);
-    recording_ = false;
-    cudaGraph_t graph = nullptr;
-    const int32_t rows = std::get<0>(recorded_shape_);
-    Done(cudaStreamEndCapture(stream_, &graph), "end_recording", rows, 0);
-    if (!status_.ok()) return;
-    Recorded recorded = {nullptr, recorded_to_host_};
-    Done(cudaGraphInstantiate(&recorded.graph, graph, 0), "end_recording", rows, 0);
-    cudaGraphDestroy(graph);
-    if (!status_.ok()) return;
-    recordings_[recorded_shape_] = recorded;
-    StartRecording(recorded);
+    const StepShape shape = recordings_.shape();
+    Done(recordings_.End(status_.ok(), stream_), "end_recording", shape.num_rows, 0);
+    if (status_.ok()) StartRecording(*recordings_.Find(shape));
   }
 
   void Embed(const Matrix& table, float* out) override {
@@ -416,8 +356,9 @@ class CudaBackend : public Backend {
     if (!status_.ok()) return;
     const StepTables& step = upload().tables();
     const int32_t width = args.shape.num_heads * args.shape.head_dim;
-    if (recording_) {
-      const TileRange all = {.num_tiles = step.num_tiles, .num_partials = recorded_partials_};
+    if (recordings_.recording()) {
+      const TileRange all = {.num_tiles = step.num_tiles,
+                             .num_partials = recordings_.shape().num_partials};
       Done(PagedAttentionSplit(step, ToLaunch(args), all, As<float>(work_), stream_),
            "paged_attention_split", step.num_rows, width);
       return;
@@ -502,11 +443,11 @@ class CudaBackend : public Backend {
                        .host_rows = a.rows.host,
                        .host_ids = As<uint16_t>(a.ids.host),
                        .host_weights = As<float>(a.weights.host),
-                       .state = handover_state_,
-                       .flags = handover_flags_},
+                       .state = handover_->state(),
+                       .flags = handover_->flags()},
                       stream_),
          "route_to_host", num_rows, a.num_experts);
-    ++(recording_ ? recorded_to_host_ : handed_to_host_);
+    CountToHost();
   }
 
   void CombineFromHost(int32_t num_rows, const CombineArgs& a) override {
@@ -515,11 +456,11 @@ class CudaBackend : public Backend {
     CombineLaunch launch = {.routed = As<const float4>(a.routed.host),
                             .shared = reinterpret_cast<const float4*>(a.shared),
                             .gate_logit = a.gate_logit,
-                            .state = handover_state_,
-                            .flags = handover_flags_};
+                            .state = handover_->state(),
+                            .flags = handover_->flags()};
     const size_t bytes =
         static_cast<size_t>(num_rows) * static_cast<size_t>(a.hidden_size) * sizeof(float);
-    if (bytes > kMappedReadBytes) {
+    if (bytes > HostHandover::kMappedReadBytes) {
       const SharedCopy copies[] = {{a.routed, bytes}};
       CopyToDevice(copies);
       launch.routed = As<const float4>(a.routed.device);
@@ -707,41 +648,34 @@ class CudaBackend : public Backend {
     if (collective_ != nullptr) collective_->Abort(status_);
   }
 
-  struct Recorded {
-    cudaGraphExec_t graph = nullptr;
-    uint32_t to_host = 0;  // hand-overs of one run
-  };
-
-  void StartRecording(const Recorded& recorded) {
-    handed_to_host_ += recorded.to_host;
-    Done(cudaGraphLaunch(recorded.graph, stream_), "recorded_step", upload().tables().num_rows, 0);
+  // While the host waits for the device: whether everything queued is done.
+  absl::StatusOr<bool> StreamDone() {
+    const cudaError_t error = cudaStreamQuery(stream_);
+    if (error == cudaErrorNotReady) {
+      if (collective_ == nullptr) return false;
+      absl::Status group = collective_->status();
+      if (group.ok()) return false;
+      // What is queued goes on, but waits for releases that are still to come.
+      Fail(std::move(group));
+      return status_;
+    }
+    // Done or broken: what is to come is there by now.
+    RETURN_IF_ERROR(Synchronize());
+    return true;
   }
 
-  // Large copies are the copy engine's, small ones go with the flag: after all others to the host,
-  // before all others to the device.
-  void CopyShared(std::span<const SharedCopy> copies, bool to_host) {
-    CHECK(copies.size() <= kMaxSharedCopies);
-    if (!status_.ok()) return;
-    const char* const op = to_host ? "copy_to_host" : "copy_to_device";
-    const size_t mapped_bytes = to_host ? kMappedWriteBytes : kMappedReadBytes;
-    HandoverLaunch launch;
-    launch.state = handover_state_;
-    launch.flags = handover_flags_;
-    for (const SharedCopy& copy : copies) {
-      if (copy.bytes > mapped_bytes) continue;
-      launch.copies[launch.num_copies++] = {to_host ? copy.buffer.device : copy.buffer.host,
-                                            to_host ? copy.buffer.host : copy.buffer.device,
-                                            static_cast<int64_t>(copy.bytes)};
+  // One that is recorded comes with each run.
+  void CountToHost() {
+    if (recordings_.recording()) {
+      recordings_.CountToHost();
+    } else {
+      handover_->CountToHost(1);
     }
-    if (!to_host) Done(TakeFromHost(launch, stream_), op, launch.num_copies, 0);
-    for (const SharedCopy& copy : copies) {
-      if (copy.bytes <= mapped_bytes) continue;
-      Done(cudaMemcpyAsync(to_host ? copy.buffer.host : copy.buffer.device,
-                           to_host ? copy.buffer.device : copy.buffer.host, copy.bytes,
-                           to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, stream_),
-           op, 1, static_cast<int32_t>(copy.bytes));
-    }
-    if (to_host) Done(HandToHost(launch, stream_), op, launch.num_copies, 0);
+  }
+
+  void StartRecording(const StepRecordings::Recorded& recorded) {
+    handover_->CountToHost(recorded.to_host);
+    Done(StepRecordings::Start(recorded, stream_), "recorded_step", upload().tables().num_rows, 0);
   }
 
   // No more matrices are made to codes: what they passed through is where the next pieces lie.
@@ -772,16 +706,8 @@ class CudaBackend : public Backend {
   int64_t split_bytes_ = 0;            // of x, by Linear
   int64_t partial_capacity_ = 0;       // pages of attention
   ChunkGates* chunk_gates_ = nullptr;  // behind the keys of as many chunks as are taken at once
-  HandoverState* handover_state_ = nullptr;  // device
-  HandoverFlags* handover_flags_ = nullptr;  // pinned
-  uint32_t handed_to_host_ = 0;              // queued CopyToHost, and those waited for
-  uint32_t awaited_ = 0;
-  uint32_t released_ = 0;
-  bool recording_ = false;
-  uint32_t recorded_to_host_ = 0;
-  int32_t recorded_partials_ = 0;
-  std::tuple<int32_t, int32_t, int32_t> recorded_shape_;  // rows, tiles, pages
-  std::map<std::tuple<int32_t, int32_t, int32_t>, Recorded> recordings_;
+  std::unique_ptr<HostHandover> handover_;
+  StepRecordings recordings_;
   absl::Status status_;  // the first fault, kept
   const char* last_op_ = "nothing";
   int32_t last_rows_ = 0;
