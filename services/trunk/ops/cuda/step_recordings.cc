@@ -60,13 +60,11 @@ cudaError_t StepRecordings::End(bool keep, cudaStream_t stream) {
   CHECK(recording_);
   recording_ = false;
   cudaGraph_t graph = nullptr;
-  if (cudaError_t error = cudaStreamEndCapture(stream, &graph); error != cudaSuccess || !keep) {
-    return error;
-  }
+  if (cudaError_t error = cudaStreamEndCapture(stream, &graph); error != cudaSuccess) return error;
   Recorded recorded = {nullptr, to_host_};
-  const cudaError_t error = cudaGraphInstantiate(&recorded.graph, graph, 0);
+  const cudaError_t error = keep ? cudaGraphInstantiate(&recorded.graph, graph, 0) : cudaSuccess;
   cudaGraphDestroy(graph);
-  if (error == cudaSuccess) recorded_[shape_] = recorded;
+  if (keep && error == cudaSuccess) recorded_[shape_] = recorded;
   return error;
 }
 
