@@ -79,7 +79,7 @@ struct Amx {
     return (num_rows + rows - 1) / rows * rows;
   }
   // That a tile of so many columns holds.
-  static int32_t RowsOfTile(int32_t columns) { return std::max(columns / kTerms, 1); }
+  static int32_t RowsOfTile(int32_t columns) { return columns / kTerms; }
 
   // Where step `step` of a tile of rows stands; its 16 pairs are 4 N bytes apart.
   struct TiledRows {
@@ -326,10 +326,11 @@ struct Amx {
     for (__m512i& column : t) column = _mm512_setzero_si512();
     ForRows<N>(sums + kTileBytes, num_rows, [&](int32_t r, __m512 up) {
       const __m512 value = _mm512_maskz_mov_ps(mask, _mm512_mul_ps(Silu<V>(gates[r]), up));
-      const __m256i large = (__m256i)_mm512_cvtneps_pbh(value);
-      const __m512 rest = _mm512_sub_ps(value, V::Widen(large));
+      __m256i large;
+      __m256i small;
+      SplitInTwo(value, large, small);
       t[2 * r] = _mm512_zextsi256_si512(large);
-      t[2 * r + 1] = _mm512_zextsi256_si512((__m256i)_mm512_cvtneps_pbh(rest));
+      t[2 * r + 1] = _mm512_zextsi256_si512(small);
     });
     PutPairs(t, kPanelOutputs / 2, N, out);
   }

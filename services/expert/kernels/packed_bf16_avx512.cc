@@ -37,14 +37,7 @@ struct BF16Dots : BF16Rows {
 struct Fast : VectorTier<BF16Dots> {
   static constexpr const char* kTier = "avx512_vnni";
 };
-struct TwoTermDots : TwoTermRows {
-  // Rows x outputs + 2 x rows + 1 <= 32.
-  static constexpr int kMaxRows = 5;
-  static constexpr int Outputs(int num_rows) { return num_rows <= 2 ? 8 : 4; }
-  static constexpr int kFusedRows = 3;
-  static constexpr bool kHalves = false;
-};
-struct Exact : VectorTier<TwoTermDots> {
+struct Exact : VectorTier<TwoRegisterDots<TwoTermRows>> {
   static constexpr const char* kTier = "avx512_vnni";
 };
 

@@ -351,3 +351,13 @@ struct VectorTier {
     }
   }
 };
+
+// D for rows whose steps take two registers.
+template <class StepRows>
+struct TwoRegisterDots : StepRows {
+  // Rows x outputs + 2 x rows + 2 <= 32.
+  static constexpr int kMaxRows = 5;
+  static constexpr int Outputs(int num_rows) { return num_rows <= 2 ? 8 : 4; }
+  static constexpr int kFusedRows = 3;
+  static constexpr bool kHalves = false;
+};

@@ -35,15 +35,7 @@ inline __attribute__((always_inline)) __m512i NF4Weights(__m512 table, const flo
 // On top of it:
 #include "services/expert/kernels/packed_dots-inl.h"
 
-struct F32Dots : F32Rows {
-  // Rows x outputs + 2 x rows + 2 <= 32.
-  static constexpr int kMaxRows = 5;
-  static constexpr int Outputs(int num_rows) { return num_rows <= 2 ? 8 : 4; }
-  static constexpr int kFusedRows = 3;
-  static constexpr bool kHalves = false;
-};
-
-struct Tier : VectorTier<F32Dots> {
+struct Tier : VectorTier<TwoRegisterDots<F32Rows>> {
   static constexpr const char* kTier = "avx512";
 };
 

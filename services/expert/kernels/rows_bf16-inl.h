@@ -16,8 +16,15 @@ struct BF16Rows {
   }
 };
 
-// A step of 32 values of f32 as the sums of two bf16, 16 bits of them: the larger terms in natural
-// order, then the smaller ones. What they leave of a value is at most 2^-18 of it.
+// 16 values of f32 as the sums of two bf16 each: what is left of a value is at most 2^-18 of it.
+// One that rounds to infinity becomes NaN.
+inline __attribute__((always_inline)) void SplitInTwo(__m512 x, __m256i& large, __m256i& small) {
+  large = (__m256i)_mm512_cvtneps_pbh(x);
+  const __m512i widened = _mm512_slli_epi32(_mm512_cvtepu16_epi32(large), 16);
+  small = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(x, _mm512_castsi512_ps(widened)));
+}
+
+// A step of 32 inputs in f32, split: the larger terms in natural order, then the smaller ones.
 struct TwoTermRows {
   static constexpr int64_t kStepBytes = 128;
   struct Reg {
@@ -31,15 +38,13 @@ struct TwoTermRows {
     return BF16Rows::Dot(BF16Rows::Dot(acc, w, x.large), w, x.small);
   }
   static void Put(const float* x, std::byte* out) {
-    BF16Rows::Put(x, out);
-    float rest[32];
-    for (int i = 0; i < 2; ++i) {
-      const __m256i large = _mm256_load_si256(reinterpret_cast<const __m256i*>(out) + i);
-      const __m512 widened =
-          _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(large), 16));
-      _mm512_storeu_ps(rest + i * 16, _mm512_sub_ps(_mm512_loadu_ps(x + i * 16), widened));
+    for (int half = 0; half < 2; ++half) {
+      __m256i large;
+      __m256i small;
+      SplitInTwo(_mm512_loadu_ps(x + half * 16), large, small);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out) + half, large);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(out + 64) + half, small);
     }
-    BF16Rows::Put(rest, out + 64);
   }
 };
 
