@@ -6,6 +6,7 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/quant/packed_expert.h"
 
 namespace banyan {
 namespace {
@@ -14,7 +15,6 @@ namespace {
 constexpr size_t kMoeLayersAt = 152;
 constexpr PackKind kKind = {kExpertPackMagic, kExpertPackVersion, kMoeLayersAt};
 constexpr int64_t kTableEntryBytes = 24;
-constexpr int64_t kMatrixAlignment = 64;
 // What a header may claim, as config.json may (model_config.cc): no size in bytes overflows.
 constexpr int64_t kMaxLayers = 1024;
 constexpr int64_t kMaxExperts = 65535;
@@ -29,11 +29,11 @@ int64_t MoeLayersEnd(int64_t num_moe_layers) {
 
 ExpertPackLayout LayoutOf(const ExpertPackHeader& header) {
   ExpertPackLayout out;
-  const int64_t width = header.num_shard_width;
-  const int64_t hidden = header.hidden_size;
-  out.gate_bytes = PackRoundUp(PackedMatrixBytes(header.format, width, hidden), kMatrixAlignment);
-  out.down_bytes = PackRoundUp(PackedMatrixBytes(header.format, hidden, width), kMatrixAlignment);
-  out.expert_bytes = 2 * out.gate_bytes + out.down_bytes;
+  const PackedExpertLayout expert =
+      PackedExpertLayoutOf(header.format, header.hidden_size, header.num_shard_width);
+  out.gate_bytes = expert.gate_bytes();
+  out.down_bytes = expert.down_bytes();
+  out.expert_bytes = expert.bytes;
   out.header_bytes = MoeLayersEnd(static_cast<int64_t>(header.moe_layers.size())) +
                      kTableEntryBytes * header.num_packed_experts();
   out.payload_offset = PackRoundUp(out.header_bytes, kPackPayloadAlignment);
@@ -73,6 +73,10 @@ std::vector<std::byte> EncodeExpertPackHeader(const ExpertPackHeader& header) {
   }
   CHECK(static_cast<int64_t>(out.size()) == layout.header_bytes);
   return std::move(out).Seal();
+}
+
+absl::StatusOr<std::vector<std::byte>> ReadExpertPackHeader(const MappedFile& file) {
+  return ReadPackHeader(file, kKind);
 }
 
 absl::StatusOr<ExpertPackHeader> ParseExpertPackHeader(std::span<const std::byte> bytes,
@@ -197,7 +201,7 @@ ExpertPack::ExpertPack(MappedFile file, ExpertPackHeader header)
 
 absl::StatusOr<ExpertPack> ExpertPack::Open(const std::string& path) {
   ASSIGN_OR_RETURN(MappedFile file, MappedFile::Open(path));
-  ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadPackHeader(file, kKind));
+  ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadExpertPackHeader(file));
   ASSIGN_OR_RETURN(ExpertPackHeader header,
                    ParseExpertPackHeader(bytes, file.bytes().size(), path));
   return ExpertPack(std::move(file), std::move(header));

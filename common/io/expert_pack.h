@@ -61,6 +61,10 @@ ExpertPackLayout LayoutOf(const ExpertPackHeader& header);
 // layout.header_bytes bytes.
 std::vector<std::byte> EncodeExpertPackHeader(const ExpertPackHeader& header);
 
+// As many bytes of a file as ParseExpertPackHeader needs, by pread. kDataLoss, kUnimplemented: no
+// pack, by its first bytes.
+absl::StatusOr<std::vector<std::byte>> ReadExpertPackHeader(const MappedFile& file);
+
 // The header of a file of `file_bytes` that begins with `bytes`, which reach at least to the end of
 // the header. kDataLoss: not a pack, cut, a checksum or field that contradicts the others;
 // kUnimplemented: a version or format this program does not know. The message begins with `source`

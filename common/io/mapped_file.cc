@@ -33,28 +33,34 @@ int64_t ModifiedNs(const struct stat& info) {
 }  // namespace
 
 absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
-  MappedFile file;
-  file.path_ = path;
   // O_NONBLOCK: a FIFO in place of a file must not hang us; it has no effect on regular files.
-  file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (file.fd_ < 0) return ErrnoStatus(path, "open", errno);
+  FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!file.valid()) return ErrnoStatus(path, "open", errno);
+  return OfDescriptor(std::move(file), path);
+}
+
+absl::StatusOr<MappedFile> MappedFile::OfDescriptor(FileDescriptor opened,
+                                                    const std::string& name) {
+  MappedFile file;
+  file.path_ = name;
+  file.file_ = std::move(opened);
   struct stat info;
-  if (::fstat(file.fd_, &info) != 0) return ErrnoStatus(path, "fstat", errno);
-  if (!S_ISREG(info.st_mode)) return DataLossF("{}: not a regular file", path);
+  if (::fstat(file.fd(), &info) != 0) return ErrnoStatus(name, "fstat", errno);
+  if (!S_ISREG(info.st_mode)) return DataLossF("{}: not a regular file", name);
   file.modified_ns_ = ModifiedNs(info);
   const auto size = static_cast<size_t>(info.st_size);
   if (size == 0) return file;
-  void* const data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.fd_, 0);
-  if (data == MAP_FAILED) return ErrnoStatus(path, "mmap", errno);
+  void* const data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.fd(), 0);
+  if (data == MAP_FAILED) return ErrnoStatus(name, "mmap", errno);
   file.data_ = static_cast<const std::byte*>(data);
   file.size_ = size;
-  AddMapping(file.data_, size, path);
+  AddMapping(file.data_, size, name);
   return file;
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : path_(std::move(other.path_)),
-      fd_(std::exchange(other.fd_, -1)),
+      file_(std::move(other.file_)),
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
       modified_ns_(other.modified_ns_) {}
@@ -63,7 +69,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   if (this != &other) {
     Reset();
     path_ = std::move(other.path_);
-    fd_ = std::exchange(other.fd_, -1);
+    file_ = std::move(other.file_);
     data_ = std::exchange(other.data_, nullptr);
     size_ = std::exchange(other.size_, 0);
     modified_ns_ = other.modified_ns_;
@@ -78,10 +84,9 @@ void MappedFile::Reset() {
     RemoveMapping(data_);
     ::munmap(const_cast<std::byte*>(data_), size_);
   }
-  if (fd_ >= 0) ::close(fd_);
   data_ = nullptr;
   size_ = 0;
-  fd_ = -1;
+  file_ = FileDescriptor();
 }
 
 absl::Status MappedFile::Read(uint64_t offset, std::span<std::byte> out) const {
@@ -92,7 +97,7 @@ absl::Status MappedFile::Read(uint64_t offset, std::span<std::byte> out) const {
   size_t done = 0;
   while (done < out.size()) {
     const ssize_t n =
-        ::pread(fd_, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+        ::pread(fd(), out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return ErrnoStatus(path_, "pread", errno);
     if (n == 0) {
@@ -106,7 +111,7 @@ absl::Status MappedFile::Read(uint64_t offset, std::span<std::byte> out) const {
 
 absl::Status MappedFile::CheckUnchanged() const {
   struct stat info;
-  if (::fstat(fd_, &info) != 0) return ErrnoStatus(path_, "fstat", errno);
+  if (::fstat(fd(), &info) != 0) return ErrnoStatus(path_, "fstat", errno);
   if (static_cast<size_t>(info.st_size) != size_) {
     return DataLossF("{}: has {} bytes now, had {} when opened; it was changed while in use", path_,
                      info.st_size, size_);

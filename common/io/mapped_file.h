@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/file_descriptor.h"
 
 namespace banyan {
 
@@ -22,6 +23,8 @@ class MappedFile {
   // kNotFound (no such file), kPermissionDenied, kDataLoss (not a regular file, cannot be mapped).
   // An empty file opens with empty bytes().
   static absl::StatusOr<MappedFile> Open(const std::string& path);
+  // The same of a file that somebody opened for reading; `name` is what messages call it, path().
+  static absl::StatusOr<MappedFile> OfDescriptor(FileDescriptor file, const std::string& name);
 
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;
@@ -30,7 +33,7 @@ class MappedFile {
   ~MappedFile();
 
   const std::string& path() const { return path_; }
-  int fd() const { return fd_; }
+  int fd() const { return file_.get(); }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   int64_t modified_ns() const { return modified_ns_; }  // at Open, since the epoch
 
@@ -53,7 +56,7 @@ class MappedFile {
   void Reset();
 
   std::string path_;
-  int fd_ = -1;
+  FileDescriptor file_;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
   int64_t modified_ns_ = 0;

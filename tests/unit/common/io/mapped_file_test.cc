@@ -1,7 +1,9 @@
 #include "common/io/mapped_file.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -51,6 +53,28 @@ TEST(MappedFile, MapsReadsAndMoves) {
   EXPECT_TRUE(moved.CheckUnchanged().ok());
   MappedFile::Prefetch(moved.bytes().subspan(1));
   MappedFile::Prefetch({});
+}
+
+TEST(MappedFile, OfADescriptor) {
+  const test::TempDir temp;
+  test::WriteFile(temp.File("a"), "0123456789");
+  const auto file = MappedFile::OfDescriptor(
+      FileDescriptor(open(temp.File("a").c_str(), O_RDONLY | O_CLOEXEC)), "a file");
+  ASSERT_TRUE(file.ok()) << file.status();
+  std::filesystem::remove(temp.File("a"));
+  EXPECT_EQ(Text(file->bytes()), "0123456789");
+  EXPECT_EQ(file->path(), "a file");
+  const auto error = [](FileDescriptor other) {
+    return std::string(MappedFile::OfDescriptor(std::move(other), "a file").status().message());
+  };
+  EXPECT_EQ(error(FileDescriptor(open(temp.path().c_str(), O_RDONLY | O_CLOEXEC))),
+            "a file: not a regular file");
+  EXPECT_EQ(error(FileDescriptor(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0))),
+            "a file: not a regular file");
+  EXPECT_EQ(error(FileDescriptor()), "a file: fstat: Bad file descriptor");
+  test::WriteFile(temp.File("b"), "x");
+  EXPECT_EQ(error(FileDescriptor(open(temp.File("b").c_str(), O_WRONLY | O_CLOEXEC))),
+            "a file: mmap: Permission denied");
 }
 
 TEST(MappedFile, EmptyFileIsFine) {
