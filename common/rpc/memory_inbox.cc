@@ -1,5 +1,6 @@
 #include "common/rpc/memory_inbox.h"
 
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -10,6 +11,7 @@
 
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/rpc/file_passing.h"
 #include "common/rpc/listen_address.h"
 
 namespace banyan {
@@ -27,24 +29,15 @@ absl::StatusOr<sockaddr_un> AddressOf(const std::string& path) {
                           sizeof(sockaddr_un::sun_path) - 1);
 }
 
-// The one descriptor of a message; none where there are fewer or more.
-FileDescriptor OnlyFile(msghdr& message) {
-  FileDescriptor only;
-  int count = 0;
-  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr;
-       part = CMSG_NXTHDR(&message, part)) {
-    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
-    const size_t bytes = part->cmsg_len - CMSG_LEN(0);
-    for (size_t at = 0; at + sizeof(int) <= bytes; at += sizeof(int), ++count) {
-      int fd;
-      std::memcpy(&fd, CMSG_DATA(part) + at, sizeof(fd));
-      only = FileDescriptor(fd);
-    }
-  }
-  return count == 1 ? std::move(only) : FileDescriptor();
-}
-
 }  // namespace
+
+absl::StatusOr<MemoryName> RandomMemoryName() {
+  MemoryName name;
+  if (getrandom(name.data(), name.size(), 0) != static_cast<ssize_t>(name.size())) {
+    return SystemError("getrandom");
+  }
+  return name;
+}
 
 std::optional<std::string> MemoryInboxPath(const std::string& address) {
   std::optional<std::string> path = UnixSocketPath(address);
@@ -53,25 +46,11 @@ std::optional<std::string> MemoryInboxPath(const std::string& address) {
 }
 
 absl::Status SendMemory(const std::string& inbox, const MemoryName& name, int fd) {
-  ASSIGN_OR_RETURN(sockaddr_un address, AddressOf(inbox));
+  ASSIGN_OR_RETURN(const sockaddr_un address, AddressOf(inbox));
   const FileDescriptor from(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!from.valid()) return SystemError(inbox);
-  iovec content = {const_cast<uint8_t*>(name.data()), name.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message = {};
-  message.msg_name = &address;
-  message.msg_namelen = sizeof(address);
-  message.msg_iov = &content;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  cmsghdr* const part = CMSG_FIRSTHDR(&message);
-  part->cmsg_level = SOL_SOCKET;
-  part->cmsg_type = SCM_RIGHTS;
-  part->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(part), &fd, sizeof(fd));
-  if (sendmsg(from.get(), &message, MSG_NOSIGNAL) < 0) return SystemError(inbox);
-  return absl::OkStatus();
+  const int error = SendMessageWithFile(from.get(), &address, name, fd);
+  return error == 0 ? absl::OkStatus() : absl::ErrnoToStatus(error, inbox);
 }
 
 absl::StatusOr<std::unique_ptr<MemoryInbox>> MemoryInbox::Create(const std::string& path) {
@@ -90,28 +69,26 @@ MemoryInbox::MemoryInbox(std::string path, FileDescriptor socket)
 MemoryInbox::~MemoryInbox() { RemoveUnixSocket("unix:" + path_); }
 
 void MemoryInbox::Receive() {
+  absl::MutexLock lock(&mutex_);
+  ReceiveLocked();
+}
+
+void MemoryInbox::ReceiveLocked() {
   for (int i = 0; i < kMostDatagrams; ++i) {
     uint8_t content[sizeof(MemoryName) + 1];  // one more: a longer one is told from a right one
-    iovec to = {content, sizeof(content)};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
-    msghdr message = {};
-    message.msg_iov = &to;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof(control);
-    const ssize_t bytes = recvmsg(socket_.get(), &message, MSG_CMSG_CLOEXEC);
-    if (bytes < 0) return;
-    FileDescriptor file = OnlyFile(message);
-    if (!file.valid() || bytes != static_cast<ssize_t>(sizeof(MemoryName))) continue;
+    MessageWithFile message;
+    if (ReceiveMessageWithFile(socket_.get(), content, &message) != 0) return;
+    if (!message.file.valid() || message.bytes != sizeof(MemoryName)) continue;
     Received& received = received_.emplace_back();
     std::memcpy(received.name.data(), content, received.name.size());
-    received.file = std::move(file);
+    received.file = std::move(message.file);
     if (received_.size() > kMostKept) received_.pop_front();
   }
 }
 
 FileDescriptor MemoryInbox::Take(const MemoryName& name) {
-  Receive();
+  absl::MutexLock lock(&mutex_);
+  ReceiveLocked();
   const auto found = std::find_if(received_.begin(), received_.end(),
                                   [&name](const Received& r) { return r.name == name; });
   if (found == received_.end()) return {};

@@ -11,14 +11,19 @@
 #include <optional>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "common/base/file_descriptor.h"
 
 namespace banyan {
 
 // What a file is sent under and asked for by: random, known to sender and recipient alone.
 using MemoryName = std::array<uint8_t, 16>;
+
+// A new one, from the system's random numbers; its error.
+absl::StatusOr<MemoryName> RandomMemoryName();
 
 // Where the inbox of a server at "unix:/path" is; none for other addresses.
 std::optional<std::string> MemoryInboxPath(const std::string& address);
@@ -27,7 +32,7 @@ std::optional<std::string> MemoryInboxPath(const std::string& address);
 // nobody has emptied it for long.
 absl::Status SendMemory(const std::string& inbox, const MemoryName& name, int fd);
 
-// Used by one thread.
+// Thread-safe.
 class MemoryInbox {
  public:
   // Replaces the socket of a process that is gone. The system's error, or kInvalidArgument: the
@@ -38,11 +43,11 @@ class MemoryInbox {
   MemoryInbox& operator=(const MemoryInbox&) = delete;
 
   // Takes in what was sent, so that senders find room.
-  void Receive();
+  void Receive() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // The file that was sent under `name`; none if none was, or more than kMostKept have come after
   // it. Does not wait. It may be a file of any kind.
-  FileDescriptor Take(const MemoryName& name);
+  FileDescriptor Take(const MemoryName& name) ABSL_LOCKS_EXCLUDED(mutex_);
 
   static constexpr size_t kMostKept = 32;
 
@@ -53,10 +58,12 @@ class MemoryInbox {
   };
 
   MemoryInbox(std::string path, FileDescriptor socket);
+  void ReceiveLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::string path_;
   const FileDescriptor socket_;
-  std::deque<Received> received_;
+  absl::Mutex mutex_;
+  std::deque<Received> received_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace banyan

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -177,10 +176,7 @@ absl::StatusOr<std::unique_ptr<ShmRingCaller>> ShmRingCaller::Create(
   ASSIGN_OR_RETURN(std::unique_ptr<ShmRingMemory> memory, ShmRingMemory::Map(file.get(), geometry));
   auto* const control = new (&memory->control()) Control;
   control->geometry = geometry;
-  const size_t bytes = control->name.size();
-  if (getrandom(control->name.data(), bytes, 0) != static_cast<ssize_t>(bytes)) {
-    return SystemError("getrandom");
-  }
+  ASSIGN_OR_RETURN(control->name, RandomMemoryName());
   for (uint32_t i = 0; i < kShmRingSlots; ++i) new (&memory->head(i)) SlotHead;
   return std::unique_ptr<ShmRingCaller>(new ShmRingCaller(std::move(memory), std::move(file)));
 }

@@ -7,11 +7,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -126,6 +128,40 @@ TEST_F(MemoryInboxTest, AFullOneRefusesAndIsEmptiedByItsOwner) {
   for (int i = 0; i < 100; ++i) inbox_->Receive();
   ASSERT_TRUE(SendMemory(path_, {7}, file.get()).ok());
   EXPECT_TRUE(inbox_->Take({7}).valid());
+}
+
+// As unary calls use it beside the thread of the streams.
+TEST_F(MemoryInboxTest, ServesSeveralThreads) {
+  constexpr uint8_t kThreads = 4;
+  constexpr uint8_t kFiles = 200;
+  const size_t before = OpenFiles();
+  std::atomic<int> at_work{kThreads};
+  std::thread receiver([&] {
+    while (at_work > 0) inbox_->Receive();
+  });
+  std::vector<std::thread> takers;
+  for (uint8_t t = 0; t < kThreads; ++t) {
+    takers.emplace_back([&, t] {
+      for (uint8_t i = 0; i < kFiles; ++i) {
+        const FileDescriptor sent = Memory();
+        ASSERT_TRUE(SendMemory(path_, {t, i}, sent.get()).ok());
+        const FileDescriptor taken = inbox_->Take({t, i});
+        ASSERT_TRUE(taken.valid());
+        EXPECT_EQ(Inode(taken.get()), Inode(sent.get()));
+        EXPECT_FALSE(inbox_->Take({t, i}).valid());
+      }
+      --at_work;
+    });
+  }
+  for (std::thread& taker : takers) taker.join();
+  receiver.join();
+  EXPECT_EQ(OpenFiles(), before);
+}
+
+TEST_F(MemoryInboxTest, RandomNamesDiffer) {
+  const auto a = RandomMemoryName(), b = RandomMemoryName();
+  ASSERT_TRUE(a.ok() && b.ok());
+  EXPECT_NE(*a, *b);
 }
 
 TEST_F(MemoryInboxTest, ASocketThatWasLeftBehindIsReplacedAndNothingElse) {
