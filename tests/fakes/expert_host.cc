@@ -9,6 +9,7 @@
 #include "common/base/check.h"
 #include "common/rpc/channel_settings.h"
 #include "common/rpc/expert_frame.h"
+#include "common/rpc/grpc_status.h"
 #include "common/rpc/server_threads.h"
 
 namespace banyan {
@@ -17,24 +18,39 @@ using Experts = expert::v1::Experts;
 
 class ExpertHost::Service final : public Experts::WithRawMethod_Forward<Experts::Service> {
  public:
-  explicit Service(expert::v1::DescribeResponse description)
-      : description_(std::move(description)) {}
+  Service(expert::v1::DescribeResponse description, MemoryInbox* inbox,
+          expert::PoolLender::OpenFileFn open_pool)
+      : description_(std::move(description)), lender_(inbox) {
+    lender_.SetPool(std::move(open_pool));
+  }
 
   grpc::Status Describe(grpc::ServerContext*, const expert::v1::DescribeRequest*,
                         expert::v1::DescribeResponse* response) override {
     *response = description_;
     return grpc::Status::OK;
   }
+  grpc::Status LendPool(grpc::ServerContext*, const expert::v1::LendPoolRequest* request,
+                        expert::v1::LendPoolResponse* response) override {
+    const absl::StatusOr<uint64_t> file_bytes = lender_.Lend(request->socket_name());
+    if (file_bytes.ok()) response->set_file_bytes(*file_bytes);
+    return ToGrpc(file_bytes.status());
+  }
 
  private:
   const expert::v1::DescribeResponse description_;
+  expert::PoolLender lender_;
 };
 
 ExpertHost::ExpertHost(const Options& options, expert::v1::DescribeResponse description,
-                       expert::ExpertExecutor* executor)
-    : service_(std::make_unique<Service>(std::move(description))) {
+                       expert::ExpertExecutor* executor) {
   grpc::EnableDefaultHealthCheckService(false);
   if (options.health_and_reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  expert::ForwardStreamServer::Options forward = options.forward;
+  if (const auto inbox = MemoryInboxPath(options.listen); inbox.has_value()) {
+    inbox_ = *MemoryInbox::Create(*inbox);
+    forward.inbox = inbox_.get();
+  }
+  service_ = std::make_unique<Service>(std::move(description), inbox_.get(), options.open_pool);
   grpc::ServerBuilder builder;
   ApplyExpertServerSettings(builder);
   LimitHandlerThreads(builder);
@@ -42,11 +58,6 @@ ExpertHost::ExpertHost(const Options& options, expert::v1::DescribeResponse desc
   int port = 0;
   builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(service_.get());
-  expert::ForwardStreamServer::Options forward = options.forward;
-  if (const auto inbox = MemoryInboxPath(options.listen); inbox.has_value()) {
-    inbox_ = *MemoryInbox::Create(*inbox);
-    forward.inbox = inbox_.get();
-  }
   forward_.emplace(forward, builder, metrics_);
   server_ = builder.BuildAndStart();
   CHECK(server_ != nullptr);

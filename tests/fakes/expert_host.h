@@ -16,6 +16,7 @@
 #include "proto/expert/v1/expert.grpc.pb.h"
 #include "services/expert/runtime/expert_executor.h"
 #include "services/expert/server/forward_stream.h"
+#include "services/expert/server/pool_lender.h"
 
 namespace banyan {
 
@@ -26,6 +27,8 @@ class ExpertHost {
     // As a real host has them, beside the data plane.
     bool health_and_reflection = false;
     expert::ForwardStreamServer::Options forward;
+    // What LendPool lends; nullptr: still loading.
+    expert::PoolLender::OpenFileFn open_pool = nullptr;
   };
 
   // `executor` is borrowed; nullptr: still loading, until SetExecutor. Aborts when it cannot
@@ -45,9 +48,9 @@ class ExpertHost {
   class Service;
   std::string address_;
   MetricsRegistry metrics_;
+  std::unique_ptr<MemoryInbox> inbox_;
   std::unique_ptr<Service> service_;
   HealthService health_{{}};
-  std::unique_ptr<MemoryInbox> inbox_;
   std::optional<expert::ForwardStreamServer> forward_;
   std::unique_ptr<grpc::Server> server_;
 };

@@ -395,11 +395,6 @@ TEST_F(PoolProcessTest, EveryMemoryGivesTheSameAnswers) {
 // gives the same answers.
 TEST_F(PoolProcessTest, DummyPoolsNeedNoPack) {
   const std::vector<std::string> dummy = {"--load_format=dummy", "--pool_format=nf4"};
-  {
-    Host host(Args({dummy[0], dummy[1], "--pool_memory=shm"}));
-    EXPECT_EQ(host.process().WaitExit(kTimeout).value_or(-1), 1);
-    EXPECT_NE(host.process().Log().find("banyan pack --load_format dummy"), std::string::npos);
-  }
   Host generated(Args(dummy));
   EXPECT_EQ(NumPhase(generated.AwaitReady(), LoadProgress::CONVERT), 0);
   const std::string answers = generated.Answers();
@@ -517,6 +512,27 @@ TEST_F(SharedMemoryTest, SurvivesARestartAndIsCheckedBeforeUse) {
   std::filesystem::permissions(segment_, std::filesystem::perms::others_write,
                                std::filesystem::perm_options::add);
   ExpectServes("false");
+}
+
+TEST_F(SharedMemoryTest, HoldsDummyWeightsToo) {
+  const std::vector<std::string> dummy = {"--load_format=dummy", "--pool_format=nf4"};
+  std::string answers;
+  {
+    Host host(Args(dummy));
+    host.AwaitReady();
+    answers = host.Answers();
+    segment_ = fmt::format("/dev/shm/banyan-{}-nf4-width-0of1",
+                           host.Describe().model_fingerprint().substr(0, 16));
+    EXPECT_EQ(host.Stop(), 0);
+  }
+  for (const std::string reused : {"false", "true"}) {
+    Host host(Args({dummy[0], dummy[1], "--pool_memory=shm"}));
+    host.AwaitReady();
+    EXPECT_TRUE(host.process().WaitForLine("segment_reused=" + reused, absl::Seconds(5)).ok());
+    EXPECT_EQ(host.Answers(), answers);
+    EXPECT_EQ(host.Stop(), 0);
+    EXPECT_TRUE(std::filesystem::exists(segment_));
+  }
 }
 
 struct Refusal {

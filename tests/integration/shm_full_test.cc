@@ -4,9 +4,11 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -135,6 +137,38 @@ TEST_F(ShmFullTest, RoomThatGoesMeanwhileIsSaidAndNothingIsLeft) {
     std::filesystem::remove(Ballast());
   }
   ExpectServes();
+}
+
+// The same of weights that are generated there, in parallel and without a read that could fail.
+TEST_F(ShmFullTest, RoomThatGoesWhileWeightsAreGeneratedIsSaid) {
+  const auto pack = ExpertPack::Open(path_);
+  ASSERT_TRUE(pack.ok()) << pack.status();
+  const auto generate = [&](int64_t full_at) {
+    WorkerPool pool({.num_threads = 1});
+    return expert::PoolMemory::Generate(
+        pack->header(), {.mode = PoolMemoryMode::kShm}, pool,
+        [&](int64_t idx, std::byte* out) {
+          if (idx == full_at) TakeRoom(0);
+          const std::span<const std::byte> bytes = pack->Expert(idx);
+          std::copy(bytes.begin(), bytes.end(), out);
+          return absl::OkStatus();
+        },
+        [](uint64_t) { return true; });
+  };
+  const auto full = generate(20);
+  EXPECT_EQ(full.status().code(), absl::StatusCode::kResourceExhausted) << full.status();
+  EXPECT_NE(full.status().message().find("/dev/shm ran full before"), absl::string_view::npos)
+      << full.status();
+  ExpectNothingLeft();
+  std::filesystem::remove(Ballast());
+  for (const bool reused : {false, true}) {
+    const auto memory = generate(-1);
+    ASSERT_TRUE(memory.ok()) << memory.status();
+    EXPECT_EQ((*memory)->reused_segment(), reused);
+    const std::span<const std::byte> last = pack->Expert(pack->header().num_packed_experts() - 1);
+    EXPECT_TRUE(std::equal(last.begin(), last.end(),
+                           (*memory)->Expert(pack->header().num_packed_experts() - 1)));
+  }
 }
 
 // What Load has not mapped of a segment that it takes over is there nevertheless.

@@ -20,10 +20,10 @@
 #include "absl/time/time.h"
 #include "common/base/byte_size.h"
 #include "common/base/check.h"
-#include "common/base/file_descriptor.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/io/output_file.h"
+#include "common/io/pack_segment.h"
 #include "common/pool/shard.h"
 #include "services/expert/runtime/huge_pages.h"
 
@@ -36,15 +36,6 @@ constexpr int64_t kChunkBytes = 8 << 20;  // of one read or one population
 // Chunks of a thread between two reports of progress.
 constexpr int64_t kChunksPerReport = 8;
 constexpr int64_t kExpertsPerReport = 16;  // of a thread, generated
-// The last page of a segment; written when all before it is there.
-constexpr char kSegmentMagic[] = "BANYANSM";
-constexpr uint64_t kSegmentVersion = 1;
-struct SegmentTrailer {
-  char magic[8];
-  uint64_t version;
-  uint64_t file_bytes;
-  uint64_t header_checksum;
-};
 
 int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -147,6 +138,22 @@ absl::Status ReadPayload(const ExpertPack& pack, std::byte* image, WorkerPool& p
       pack.path());
 }
 
+// Room in a segment for what is written to `data`, which lies at `offset` of the file: as huge
+// pages where it may have them. An errno; a process that touched a page for which there is no room
+// would be ended.
+int TakeRoom(int fd, std::byte* data, int64_t size, int64_t offset) {
+#ifdef MADV_POPULATE_WRITE
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t begin = address / kPageBytes * kPageBytes;
+  const size_t bytes = static_cast<size_t>(size) + (address - begin);
+  if (::madvise(reinterpret_cast<void*>(begin), bytes, MADV_POPULATE_WRITE) == 0) return 0;
+  if (errno != EINVAL && errno != ENOSYS) return errno;
+#else
+  (void)data;
+#endif
+  return ::posix_fallocate(fd, offset, size);
+}
+
 absl::Status Lock(const void* data, size_t bytes) {
 #ifdef MLOCK_ONFAULT
   if (::mlock2(data, bytes, MLOCK_ONFAULT) == 0) return absl::OkStatus();
@@ -174,15 +181,6 @@ absl::Status NoRoomForSegment(int64_t bytes, const std::string& shm_dir, std::st
                  "--pool_memory shm: the pool needs {}, {} {} (shm_size of docker, mount -o "
                  "remount,size=)",
                  FormatByteSize(static_cast<uint64_t>(bytes)), shm_dir, what);
-}
-
-SegmentTrailer TrailerOf(const ExpertPack& pack, std::span<const std::byte> header) {
-  SegmentTrailer out{};
-  std::memcpy(out.magic, kSegmentMagic, sizeof(out.magic));
-  out.version = kSegmentVersion;
-  out.file_bytes = static_cast<uint64_t>(pack.layout().file_bytes);
-  out.header_checksum = PackChecksum(header);
-  return out;
 }
 
 }  // namespace
@@ -222,12 +220,12 @@ absl::StatusOr<std::unique_ptr<PoolMemory>> PoolMemory::Load(
       RETURN_IF_ERROR(memory->LoadAnonymous(pack, options, pool, progress));
       break;
     case PoolMemoryMode::kShm:
-      RETURN_IF_ERROR(memory->LoadShm(pack, options, pool, progress));
+      RETURN_IF_ERROR(memory->LoadShm(options, pool, progress, [&](int, std::byte* image) {
+        return ReadPayload(pack, image, pool, progress);
+      }));
       break;
   }
-  if (options.mode != PoolMemoryMode::kShm || MayHaveHugePages(options.shm_dir)) {
-    memory->huge_page_bytes_ = HugePageBytes(memory->Expert(0), memory->mapping_bytes_);
-  }
+  memory->CountHugePages(options);
   return memory;
 }
 
@@ -235,29 +233,61 @@ absl::StatusOr<std::unique_ptr<PoolMemory>> PoolMemory::Generate(
     const ExpertPackHeader& header, const PoolMemoryOptions& options, WorkerPool& pool,
     absl::FunctionRef<absl::Status(int64_t, std::byte*)> make,
     absl::FunctionRef<bool(uint64_t)> progress) {
-  std::unique_ptr<PoolMemory> memory(new PoolMemory(header));
+  ExpertPackHeader unchecked = header;
+  unchecked.checksums.resize(static_cast<size_t>(header.num_packed_experts()));
+  std::unique_ptr<PoolMemory> memory(new PoolMemory(unchecked));
   const ExpertPackLayout& layout = memory->layout_;
-  ASSIGN_OR_RETURN(std::byte* const image, memory->MapAnonymous(options));
   const int64_t num_experts = header.num_packed_experts();
   const int64_t batch = kExpertsPerReport * pool.num_threads();
-  absl::Mutex mutex;
-  absl::Status error;
-  for (int64_t first = 0; first < num_experts; first += batch) {
-    if (!progress(static_cast<uint64_t>(first * layout.expert_bytes))) {
-      return absl::CancelledError("load stopped");
+  // `segment`: the file that `image` is mapped from, -1 for none.
+  const auto generate = [&](int segment, std::byte* image) -> absl::Status {
+    absl::Mutex mutex;
+    absl::Status error;
+    for (int64_t first = 0; first < num_experts; first += batch) {
+      if (!progress(static_cast<uint64_t>(first * layout.expert_bytes))) {
+        return absl::CancelledError("load stopped");
+      }
+      pool.ParallelFor(std::min(batch, num_experts - first), [&](int64_t i, int) {
+        const int64_t at = layout.ExpertOffset(first + i);
+        const int no_room =
+            segment < 0 ? 0 : TakeRoom(segment, image + at, layout.expert_bytes, at);
+        const absl::Status status =
+            no_room == 0 ? make(first + i, image + at) : SystemError("the segment", no_room);
+        if (status.ok()) return;
+        absl::MutexLock lock(&mutex);
+        error.Update(status);
+      });
+      RETURN_IF_ERROR(error);
     }
-    pool.ParallelFor(std::min(batch, num_experts - first), [&](int64_t i, int) {
-      const absl::Status status = make(first + i, image + layout.ExpertOffset(first + i));
-      if (status.ok()) return;
-      absl::MutexLock lock(&mutex);
-      error.Update(status);
-    });
-    RETURN_IF_ERROR(error);
+    progress(static_cast<uint64_t>(num_experts * layout.expert_bytes));
+    return absl::OkStatus();
+  };
+  if (options.mode == PoolMemoryMode::kShm) {
+    RETURN_IF_ERROR(memory->LoadShm(options, pool, progress, generate));
+  } else {
+    ASSIGN_OR_RETURN(std::byte* const image, memory->MapAnonymous(options));
+    RETURN_IF_ERROR(generate(-1, image));
+    (void)::mprotect(memory->mapping_, memory->mapping_bytes_, PROT_READ);
   }
-  progress(static_cast<uint64_t>(num_experts * layout.expert_bytes));
-  (void)::mprotect(memory->mapping_, memory->mapping_bytes_, PROT_READ);
-  memory->huge_page_bytes_ = HugePageBytes(memory->mapping_, memory->mapping_bytes_);
+  memory->CountHugePages(options);
   return memory;
+}
+
+void PoolMemory::CountHugePages(const PoolMemoryOptions& options) {
+  if (options.mode == PoolMemoryMode::kShm && !MayHaveHugePages(options.shm_dir)) return;
+  huge_page_bytes_ = HugePageBytes(Expert(0), mapping_bytes_);
+}
+
+absl::StatusOr<FileDescriptor> PoolMemory::OpenFile() const {
+  const int mapped = pack_.has_value() ? pack_->file().fd() : segment_.get();
+  if (mapped < 0) {
+    return FailedPreconditionF(
+        "the pool is not in a file but in memory of the host's process: start the host with "
+        "--pool_memory shm, or map where it has a pack");
+  }
+  FileDescriptor file(::fcntl(mapped, F_DUPFD_CLOEXEC, 0));
+  if (!file.valid()) return SystemError("the file of the pool", errno);
+  return file;
 }
 
 absl::Status PoolMemory::LoadMap(ExpertPack pack, const PoolMemoryOptions& options,
@@ -326,9 +356,9 @@ absl::Status PoolMemory::MapSegment(int fd, const std::string& path, int64_t byt
   return absl::OkStatus();
 }
 
-// Takes over a segment that an earlier process filled with this very pack.
-absl::Status PoolMemory::Adopt(int fd, const std::string& path, const ExpertPack& pack) {
-  const int64_t bytes = RoundUp(layout_.file_bytes, kPageBytes) + kPageBytes;
+// Takes over a segment that an earlier process filled with this very pool.
+absl::Status PoolMemory::Adopt(int fd, const std::string& path) {
+  const int64_t bytes = PackSegmentBytes(layout_.file_bytes);
   struct stat info;
   if (::fstat(fd, &info) != 0) return SystemError(path, errno);
   if (!S_ISREG(info.st_mode) || info.st_uid != ::geteuid() || (info.st_mode & 022) != 0) {
@@ -341,11 +371,11 @@ absl::Status PoolMemory::Adopt(int fd, const std::string& path, const ExpertPack
   }
   const std::vector<std::byte> wanted = EncodeExpertPackHeader(header_);
   std::vector<std::byte> found(wanted.size());
-  SegmentTrailer trailer;
-  const SegmentTrailer complete = TrailerOf(pack, wanted);
+  PackSegmentTrailer trailer;
+  const PackSegmentTrailer complete = MakePackSegmentTrailer(layout_.file_bytes, wanted);
   if (ReadAll(fd, found.data(), layout_.header_bytes, 0) != 0 ||
-      ReadAll(fd, reinterpret_cast<std::byte*>(&trailer), sizeof(trailer), bytes - kPageBytes) !=
-          0) {
+      ReadAll(fd, reinterpret_cast<std::byte*>(&trailer), sizeof(trailer),
+              bytes - kPackSegmentPageBytes) != 0) {
     return DataLossF("{}: cannot be read", path);
   }
   if (std::memcmp(&trailer, &complete, sizeof(trailer)) != 0) {
@@ -383,15 +413,17 @@ absl::Status PoolMemory::MapPages(const std::string& path, const PoolMemoryOptio
   return absl::OkStatus();
 }
 
-absl::Status PoolMemory::LoadShm(const ExpertPack& pack, const PoolMemoryOptions& options,
-                                 WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress) {
+absl::Status PoolMemory::LoadShm(const PoolMemoryOptions& options, WorkerPool& pool,
+                                 absl::FunctionRef<bool(uint64_t)> progress,
+                                 absl::FunctionRef<absl::Status(int, std::byte*)> fill_payload) {
   const std::string path = options.shm_dir + "/" + ShmSegmentName(header_);
-  const int64_t bytes = RoundUp(layout_.file_bytes, kPageBytes) + kPageBytes;
+  const int64_t bytes = PackSegmentBytes(layout_.file_bytes);
   const std::string temporary = path + ".tmp";
   while (true) {
-    if (const FileDescriptor there(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-        there.get() >= 0 && Adopt(there.get(), path, pack).ok()) {
+    if (FileDescriptor there(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+        there.get() >= 0 && Adopt(there.get(), path).ok()) {
       reused_segment_ = true;
+      segment_ = std::move(there);
       if (options.lock) RETURN_IF_ERROR(Lock(mapping_, mapping_bytes_));
       return MapPages(path, options, pool, progress);
     }
@@ -437,23 +469,27 @@ absl::Status PoolMemory::LoadShm(const ExpertPack& pack, const PoolMemoryOptions
       if (options.lock) RETURN_IF_ERROR(Lock(mapping_, mapping_bytes_));
       // Somebody else may take the room meanwhile. The kernel says so where it writes to the
       // segment; this process never touches a page that may not be there.
-      if (absl::Status read = ReadPayload(pack, static_cast<std::byte*>(mapping_), pool, progress);
-          !read.ok()) {
-        return absl::IsResourceExhausted(read)
+      if (absl::Status filled = fill_payload(fd.get(), static_cast<std::byte*>(mapping_));
+          !filled.ok()) {
+        return absl::IsResourceExhausted(filled)
                    ? NoRoomForSegment(bytes, options.shm_dir, "ran full before it was there")
-                   : read;
+                   : filled;
       }
       const std::vector<std::byte> header = EncodeExpertPackHeader(header_);
-      const SegmentTrailer trailer = TrailerOf(pack, header);
+      const PackSegmentTrailer trailer = MakePackSegmentTrailer(layout_.file_bytes, header);
       int error = WriteAll(fd.get(), header, 0);
       if (error == 0) {
-        error = WriteAll(fd.get(), std::as_bytes(std::span(&trailer, 1)), bytes - kPageBytes);
+        error = WriteAll(fd.get(), std::as_bytes(std::span(&trailer, 1)),
+                         bytes - kPackSegmentPageBytes);
       }
       if (error == ENOSPC) {
         return NoRoomForSegment(bytes, options.shm_dir, "ran full before it was there");
       }
       if (error != 0) return SystemError(temporary, error);
       (void)::mprotect(mapping_, mapping_bytes_, PROT_READ);
+      segment_ = FileDescriptor(
+          ::open(fmt::format("/proc/self/fd/{}", fd.get()).c_str(), O_RDONLY | O_CLOEXEC));
+      if (!segment_.valid()) return SystemError(temporary, errno);
       if (::rename(temporary.c_str(), path.c_str()) != 0) return SystemError(path, errno);
       return absl::OkStatus();
     };

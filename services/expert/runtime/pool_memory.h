@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/base/file_descriptor.h"
 #include "common/io/expert_pack.h"
 #include "common/parallel/worker_pool.h"
 #include "common/plan/shard_plan.h"
@@ -46,8 +47,9 @@ class PoolMemory {
   static absl::StatusOr<std::unique_ptr<PoolMemory>> Load(
       ExpertPack pack, const PoolMemoryOptions& options, WorkerPool& pool,
       absl::FunctionRef<bool(uint64_t bytes_done)> progress);
-  // Anonymous memory of the same layout that make(idx, out) fills, expert by expert, on the pool's
-  // threads; its first error.
+  // Memory of the same layout that make(idx, out) fills, expert by expert, on the pool's threads:
+  // with kShm a segment as of a pack whose table has no checksums (0), which is taken over where it
+  // is there, else anonymous memory. Errors as of Load, or the first of `make`.
   static absl::StatusOr<std::unique_ptr<PoolMemory>> Generate(
       const ExpertPackHeader& header, const PoolMemoryOptions& options, WorkerPool& pool,
       absl::FunctionRef<absl::Status(int64_t idx, std::byte* out)> make,
@@ -61,6 +63,10 @@ class PoolMemory {
   // As ExpertPack::Expert.
   const std::byte* Expert(int64_t idx) const { return image_ + layout_.ExpertOffset(idx); }
 
+  // The very file that is mapped (pack or segment, whatever lies under its name by now), opened for
+  // reading only. kFailedPrecondition: memory of this process, with what to do.
+  absl::StatusOr<FileDescriptor> OpenFile() const;
+
   bool reused_segment() const { return reused_segment_; }
   // How much of it the kernel has put on huge pages, as it says itself.
   uint64_t huge_page_bytes() const { return huge_page_bytes_; }
@@ -73,18 +79,22 @@ class PoolMemory {
   absl::StatusOr<std::byte*> MapAnonymous(const PoolMemoryOptions& options);
   absl::Status LoadAnonymous(const ExpertPack& pack, const PoolMemoryOptions& options,
                              WorkerPool& pool, absl::FunctionRef<bool(uint64_t)> progress);
-  absl::Status LoadShm(const ExpertPack& pack, const PoolMemoryOptions& options, WorkerPool& pool,
-                       absl::FunctionRef<bool(uint64_t)> progress);
+  // fill_payload(fd, image): of the new segment; kResourceExhausted where it runs full.
+  absl::Status LoadShm(const PoolMemoryOptions& options, WorkerPool& pool,
+                       absl::FunctionRef<bool(uint64_t)> progress,
+                       absl::FunctionRef<absl::Status(int fd, std::byte* image)> fill_payload);
   // Maps the pages of a segment that is there: with all threads, then in the background.
   absl::Status MapPages(const std::string& path, const PoolMemoryOptions& options, WorkerPool& pool,
                         absl::FunctionRef<bool(uint64_t)> progress);
-  absl::Status Adopt(int fd, const std::string& path, const ExpertPack& pack);
+  void CountHugePages(const PoolMemoryOptions& options);
+  absl::Status Adopt(int fd, const std::string& path);
   absl::Status MapSegment(int fd, const std::string& path, int64_t bytes, bool writable);
 
   const ExpertPackHeader header_;
   const ExpertPackLayout layout_;
   std::optional<ExpertPack> pack_;  // kMap
-  void* mapping_ = nullptr;         // the others
+  FileDescriptor segment_;          // kShm, for reading
+  void* mapping_ = nullptr;         // all but kMap
   size_t mapping_bytes_ = 0;
   const std::byte* image_ = nullptr;  // where the pack's byte 0 is or would be
   bool reused_segment_ = false;

@@ -77,6 +77,12 @@ class CheckpointPool final : public ServedPool {
     return store_->ContiguousWeights();
   }
 
+  absl::StatusOr<FileDescriptor> OpenFile() const override {
+    return absl::FailedPreconditionError(
+        "the pool is not in a file of its own but in those of the checkpoint: start the host with "
+        "--pool_format int8, nf4 or int4, which makes a pack, and --pool_memory map or shm");
+  }
+
   std::unique_ptr<GroupedExecutor> MakeExecutor(WorkerPool& pool) const override {
     return std::make_unique<CpuExecutor>(GroupedExecutor::Options{}, store_->table(), kernels_,
                                          pool);
@@ -166,23 +172,21 @@ class PackedPool final : public ServedPool {
     return {{memory_->Expert(0), static_cast<size_t>(description_.pool_bytes)}};
   }
 
+  absl::StatusOr<FileDescriptor> OpenFile() const override { return memory_->OpenFile(); }
+
   std::unique_ptr<GroupedExecutor> MakeExecutor(WorkerPool& pool) const override {
     return std::make_unique<PackedExecutor>(GroupedExecutor::Options{}, table_, kernels_,
                                             elementwise_, pool);
   }
 
  private:
-  // Dummy weights are made in memory; a pack of them is used where somebody made one, but none is
-  // written: to generate them again is faster than to read them.
+  // Dummy weights are made in memory, shared or of the process; a pack of them is used where
+  // somebody made one, but none is written: to generate them again is faster than to read them.
   absl::Status OpenGenerated(const ExpertPackHeader& header) {
     if (!options_.pool_dir.empty() && OpenPack(request_).ok()) return absl::OkStatus();
-    if (options_.memory.mode == PoolMemoryMode::kShm) {
-      return FailedPreconditionF(
-          "--pool_memory shm: is for packs; --load_format dummy makes its weights in memory of the "
-          "process unless `banyan pack --load_format dummy` has made a pack in --pool_dir '{}'",
-          options_.pool_dir);
+    if (options_.memory.mode == PoolMemoryMode::kMap) {
+      options_.memory.mode = PoolMemoryMode::kAnonymous;
     }
-    options_.memory.mode = PoolMemoryMode::kAnonymous;
     generated_ = header;
     return absl::OkStatus();
   }
@@ -200,6 +204,7 @@ class PackedPool final : public ServedPool {
     FillTable();
     PoolLoadReport report;
     report.memory = options_.memory.mode;
+    report.reused_segment = memory_->reused_segment();
     report.huge_page_bytes = memory_->huge_page_bytes();
     return report;
   }

@@ -13,6 +13,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/file_descriptor.h"
 #include "common/config/open_checkpoint.h"
 #include "common/memory/memory_plan.h"
 #include "common/parallel/worker_pool.h"
@@ -75,6 +76,9 @@ class ServedPool {
 
   // After Load. Long runs of weights, to measure the speed of memory with.
   virtual std::vector<std::span<const std::byte>> ContiguousWeights() const = 0;
+  // After Load. The file that the whole pool is mapped from, in the order of a pack, opened for
+  // reading only. kFailedPrecondition: it is in no such file, with what to do. Thread-safe.
+  virtual absl::StatusOr<FileDescriptor> OpenFile() const = 0;
   // Borrows this object and the pool.
   virtual std::unique_ptr<GroupedExecutor> MakeExecutor(WorkerPool& pool) const = 0;
 };

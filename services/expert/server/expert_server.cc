@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <optional>
+#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -32,6 +33,7 @@
 #include "services/expert/server/expert_service.h"
 #include "services/expert/server/forward_stream.h"
 #include "services/expert/server/metered_executor.h"
+#include "services/expert/server/pool_lender.h"
 
 namespace banyan::expert {
 namespace {
@@ -83,10 +85,12 @@ class ExpertServer::Impl {
       : options_(options),
         load_metrics_(metrics_),
         watchers_(tracker_),
-        service_(&watchers_, [this] {
-          LogInfo("draining");
-          Drain();
-        }) {}
+        service_(
+            &watchers_, [this](std::string_view socket_name) { return lender_->Lend(socket_name); },
+            [this] {
+              LogInfo("draining");
+              Drain();
+            }) {}
 
   ~Impl() { Stop(absl::Now()); }
 
@@ -106,6 +110,7 @@ class ExpertServer::Impl {
     builder.RegisterService(&service_);
     builder.RegisterService(&health_);
     MakeInbox();
+    lender_.emplace(inbox_.get());
     forward_.emplace(ForwardStreamServer::Options{.inbox = inbox_.get()}, builder, metrics_);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) return ExplainListenFailure(options_.listen);
@@ -120,7 +125,7 @@ class ExpertServer::Impl {
     return absl::OkStatus();
   }
 
-  // Without one calls come as frames.
+  // Without one calls come as frames, and the pool is not lent.
   void MakeInbox() {
     const std::optional<std::string> path = MemoryInboxPath(options_.listen);
     if (!path.has_value()) return;
@@ -189,6 +194,7 @@ class ExpertServer::Impl {
     executor_ = served_->MakeExecutor(*pool_);
     metered_.emplace(*executor_, metrics_);
     forward_->SetExecutor(&*metered_);
+    lender_->SetPool([this] { return served_->OpenFile(); });
 
     const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
     load_metrics_.seconds.Set(seconds);
@@ -342,6 +348,7 @@ class ExpertServer::Impl {
   std::optional<MeteredExecutor> metered_;
 
   std::unique_ptr<MemoryInbox> inbox_;
+  std::optional<PoolLender> lender_;
   std::optional<ForwardStreamServer> forward_;
   std::unique_ptr<grpc::Server> server_;
 };

@@ -5,6 +5,7 @@
 #include "common/base/check.h"
 #include "common/base/version.h"
 #include "common/rpc/channel_settings.h"
+#include "common/rpc/grpc_status.h"
 
 namespace banyan::expert {
 namespace {
@@ -41,8 +42,8 @@ v1::DescribeResponse DescriptionOf(const PoolDescription& pool, const std::strin
 
 }  // namespace
 
-ExpertService::ExpertService(LoadWatchers* watchers, std::function<void()> drain)
-    : watchers_(watchers), drain_(std::move(drain)) {}
+ExpertService::ExpertService(LoadWatchers* watchers, LendFn lend, std::function<void()> drain)
+    : watchers_(watchers), lend_(std::move(lend)), drain_(std::move(drain)) {}
 
 void ExpertService::SetPool(const PoolDescription& pool, const std::string& kernel_tier) {
   CHECK(!described_);
@@ -64,6 +65,13 @@ grpc::Status ExpertService::Describe(grpc::ServerContext*, const v1::DescribeReq
 grpc::Status ExpertService::WatchLoad(grpc::ServerContext* context, const v1::WatchLoadRequest*,
                                       grpc::ServerWriter<common::v1::LoadProgress>* writer) {
   return watchers_->Serve(context, writer);
+}
+
+grpc::Status ExpertService::LendPool(grpc::ServerContext*, const v1::LendPoolRequest* request,
+                                     v1::LendPoolResponse* response) {
+  const absl::StatusOr<uint64_t> file_bytes = lend_(request->socket_name());
+  if (file_bytes.ok()) response->set_file_bytes(*file_bytes);
+  return ToGrpc(file_bytes.status());
 }
 
 grpc::Status ExpertService::Drain(grpc::ServerContext*, const v1::DrainRequest*,
