@@ -7,7 +7,7 @@
 namespace banyan {
 namespace {
 
-constexpr size_t kSegmentBytes = 24;  // step_planner.cc holds PlanSegment to it
+constexpr size_t kSegmentBytes = 28;  // step_planner.cc holds PlanSegment to it
 
 }  // namespace
 

@@ -23,6 +23,11 @@ struct StepSegment {
   // (decoding, or recomputing after a preemption) go through the recurrent form. This makes a
   // sequence's bits independent of how its tokens were spread over steps.
   bool chunked = false;
+  // Of these tokens' request, where they are of its prompt; else 0. Some experts of a long prompt's
+  // rows are computed elsewhere than those of others, with other bits (docs/adr/prompt-experts.md).
+  // Which rows these are is a function of the request alone, so that a token's bits never depend on
+  // what else is in its step.
+  int32_t prompt_tokens = 0;
 };
 
 inline constexpr int32_t kDeltaNetChunkTokens = 64;

@@ -11,11 +11,14 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/check.h"
 #include "common/base/logging.h"
+#include "common/base/status_macros.h"
 #include "common/base/strings.h"
 #include "common/rpc/channel_settings.h"
 #include "common/rpc/grpc_status.h"
+#include "common/rpc/listen_address.h"
 #include "common/rpc/shm_ring.h"
 #include "proto/expert/v1/expert.grpc.pb.h"
+#include "services/trunk/experts/pool_loan.h"
 
 namespace banyan::trunk {
 namespace {
@@ -160,6 +163,16 @@ class ExpertDirectory::Impl {
     return ranges;
   }
 
+  absl::StatusOr<FileDescriptor> BorrowPool(int32_t shard) const ABSL_LOCKS_EXCLUDED(mutex_) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> lenders, Lenders(shard));
+    absl::StatusOr<FileDescriptor> file;
+    for (const std::string& address : lenders) {
+      file = BorrowPoolFrom(address, options_.credentials, options_.connect_timeout);
+      if (file.ok()) break;
+    }
+    return file;
+  }
+
   std::string ShardState(int32_t shard) const {
     absl::MutexLock lock(&mutex_);
     return ShardStateLocked(shard);
@@ -194,6 +207,30 @@ class ExpertDirectory::Impl {
     }
     if (s + 1 == num_shards_) first_replica_.push_back(static_cast<int32_t>(replicas_.size()));
     shards_.push_back(std::move(shard));
+  }
+
+  // Whom BorrowPool may ask, at least one.
+  absl::StatusOr<std::vector<std::string>> Lenders(int32_t shard) const
+      ABSL_LOCKS_EXCLUDED(mutex_) {
+    if (!options_.shared_memory) {
+      return absl::FailedPreconditionError(
+          "no memory is shared with expert hosts (--expert_transport grpc)");
+    }
+    std::vector<std::string> lenders;
+    bool any_unix = false;
+    absl::MutexLock lock(&mutex_);
+    const Shard& asked = shards_[static_cast<size_t>(shard)];
+    for (int32_t r = asked.first_replica; r < asked.first_replica + asked.num_replicas; ++r) {
+      const Replica& replica = replicas_[static_cast<size_t>(r)];
+      if (!UnixSocketPath(replica.address).has_value()) continue;
+      any_unix = true;
+      if (replica.phase == Phase::kReady) lenders.push_back(replica.address);
+    }
+    if (!lenders.empty()) return lenders;
+    return StatusF(
+        any_unix ? absl::StatusCode::kUnavailable : absl::StatusCode::kFailedPrecondition,
+        "no host that could lend its pool, which takes a unix: address: {}",
+        ShardStateLocked(shard));
   }
 
   void Loop() {
@@ -507,6 +544,9 @@ const std::string& ExpertDirectory::address(int32_t replica) const {
   return impl_->address(replica);
 }
 std::vector<ExpertRange> ExpertDirectory::ExpertRanges() const { return impl_->ExpertRanges(); }
+absl::StatusOr<FileDescriptor> ExpertDirectory::BorrowPool(int32_t shard) const {
+  return impl_->BorrowPool(shard);
+}
 std::string ExpertDirectory::ShardState(int32_t shard) const { return impl_->ShardState(shard); }
 
 }  // namespace banyan::trunk

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/base/file_descriptor.h"
 #include "common/config/cluster_config.h"
 #include "common/metrics/registry.h"
 #include "services/trunk/experts/cluster_check.h"
@@ -80,6 +81,12 @@ class ExpertDirectory {
   const std::string& address(int32_t replica) const;
   // Ranges of experts in shard order, fixed once the cluster was Ready.
   std::vector<ExpertRange> ExpertRanges() const;
+  // The file with the pool of a shard, lent by a host on this machine and opened for reading
+  // (LentPool maps it): of the ready replicas at unix: addresses, in order, the first that lends
+  // it, each asked for connect_timeout at most. kFailedPrecondition: no replica at a unix: address,
+  // or no shared_memory; kUnavailable: none of those is ready; else the error of the last one.
+  // Waits for the hosts: not for the thread of the calls.
+  absl::StatusOr<FileDescriptor> BorrowPool(int32_t shard) const;
   // "shard 1 of 2: unix:/run/e1.sock (connecting: Socket closed), ..."
   std::string ShardState(int32_t shard) const;
 

@@ -28,8 +28,9 @@ class ExpertTransport {
     // experts multiply at that precision. The same for every batch of a trunk.
     const void* activations = nullptr;
     DType activations_dtype = DType::kF32;
-    const uint16_t* expert_ids = nullptr;  // [num_rows, top_k], distinct within a row
-    const float* weights = nullptr;        // [num_rows, top_k]
+    // [num_rows, top_k], distinct within a row but for kOtherShard, which no shard is asked for.
+    const uint16_t* expert_ids = nullptr;
+    const float* weights = nullptr;  // [num_rows, top_k]
     // Requests that join with this step (ParseTrace), the same in all its batches. Each shard is
     // told once a step, with its first call.
     std::string_view trace = {};

@@ -10,7 +10,7 @@ namespace banyan::trunk {
 
 static_assert(kPageTokens == kOpsPageTokens);
 static_assert(kDeltaNetChunkTokens == kOpsChunkTokens);
-static_assert(sizeof(PlanSegment) == 24);  // as StepTableBytes counts it
+static_assert(sizeof(PlanSegment) == 28);  // as StepTableBytes counts it
 
 namespace {
 
@@ -73,6 +73,7 @@ void StepPlanner::AddSegment(const StepSegment& s) {
   CHECK(s.slot >= 0 && s.slot < options_.num_slots);
   CHECK(slot_rows_[static_cast<size_t>(s.slot)] == 0);
   CHECK(!s.chunked || s.first_position % kDeltaNetChunkTokens == 0);
+  CHECK(s.chunked || s.prompt_tokens == 0);
   slot_rows_[static_cast<size_t>(s.slot)] = s.num_rows;
   const int32_t num_pages = (s.first_position + s.num_rows - 1) / kPageTokens + 1;
   CHECK(num_pages <= static_cast<int32_t>(s.pages.size()));
@@ -81,7 +82,8 @@ void StepPlanner::AddSegment(const StepSegment& s) {
                        .first_position = s.first_position,
                        .slot = s.slot,
                        .first_page = static_cast<int32_t>(page_ids_.size()),
-                       .chunked = s.chunked});
+                       .chunked = s.chunked,
+                       .prompt_tokens = s.prompt_tokens});
   for (int32_t page : s.pages.first(static_cast<size_t>(num_pages))) {
     CHECK(page >= 0 && page < options_.num_pages);
     page_ids_.push_back(page);

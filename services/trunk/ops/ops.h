@@ -56,6 +56,7 @@ struct PlanSegment {
   int32_t slot = 0;
   int32_t first_page = 0;  // into StepPlan::page_ids
   bool chunked = false;    // DeltaNet in chunks; first_position lies on the grid of kOpsChunkTokens
+  int32_t prompt_tokens = 0;  // as in StepSegment (engine/step.h); no operation reads it
 };
 
 // Host arrays, valid until the next BeginStep.

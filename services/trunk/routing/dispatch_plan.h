@@ -55,7 +55,7 @@ class DispatchPlan {
   std::vector<Shard> shards_;
 };
 
-// Of a shard's rows, [first, end).
+// Of a shard's rows, or of a batch's: [first, end).
 struct RowRange {
   int32_t first = 0;
   int32_t end = 0;

@@ -202,7 +202,8 @@ void Scheduler::FillStep() {
                            .first_position = begin,
                            .slot = sequence->slot,
                            .pages = sequence->pages,
-                           .chunked = chunked});
+                           .chunked = chunked,
+                           .prompt_tokens = chunked ? sequence->prompt_tokens : 0});
       token_ids_.insert(token_ids_.end(), sequence->tokens.begin() + begin,
                         sequence->tokens.begin() + begin + rows);
       plan_.sequences.push_back(sequence);

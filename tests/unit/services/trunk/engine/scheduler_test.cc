@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -73,6 +74,25 @@ TEST_F(SchedulerTest, OnePromptTakesTheWholeBudgetInMultiplesOf64) {
   EXPECT_EQ(plan.step.segments[0].first_position, 450);
   EXPECT_FALSE(plan.step.segments[0].chunked);
   EXPECT_EQ(plan.step.token_ids[0], 7);
+}
+
+// Whatever a step has of it; what it generates is not of the prompt.
+TEST_F(SchedulerTest, SegmentsOfAPromptSayItsLength) {
+  Scheduler scheduler(
+      {.max_batch_tokens = 256, .max_sequences = 3, .num_slots = 3, .num_pages = 64});
+  std::map<const Sequence*, int32_t> lengths;
+  for (const int32_t length : {63, 512, 1025}) lengths[Add(&scheduler, length, 3)] = length;
+  std::map<int32_t, int32_t> rows;
+  while (scheduler.num_running() + scheduler.num_waiting() > 0) {
+    const Scheduler::Plan& plan = scheduler.NextStep();
+    for (size_t i = 0; i < plan.sequences.size(); ++i) {
+      const StepSegment& segment = plan.step.segments[i];
+      EXPECT_EQ(segment.prompt_tokens, segment.chunked ? lengths[plan.sequences[i]] : 0);
+      if (segment.chunked) rows[segment.prompt_tokens] += segment.num_rows;
+    }
+    Finish(&scheduler, plan);
+  }
+  EXPECT_EQ(rows, (std::map<int32_t, int32_t>{{63, 63}, {512, 512}, {1025, 1025}}));
 }
 
 // While somebody decodes the steps are shorter; 64 rows of a prompt always fit.

@@ -20,7 +20,8 @@ struct TestPlan {
                           .first_position = position,
                           .slot = index,
                           .first_page = static_cast<int32_t>(pages.size()),
-                          .chunked = rows > 1});
+                          .chunked = rows > 1,
+                          .prompt_tokens = rows > 1 && index % 3 != 1 ? 600 + index : 0});
       for (int32_t r = 0; r < rows; ++r) {
         tokens.push_back(static_cast<int32_t>(tokens.size()));
         positions.push_back(position + r);
@@ -60,6 +61,7 @@ void ExpectWhole(const StepPlan& plan, const StepHalves& halves) {
       while (plan.segments[segment].slot != s.slot) ++segment;
       const PlanSegment& whole = plan.segments[segment];
       EXPECT_EQ(s.chunked, whole.chunked);
+      EXPECT_EQ(s.prompt_tokens, whole.prompt_tokens);
       EXPECT_EQ((s.first_position - whole.first_position) % 64, 0);
       for (int32_t r = 0; r < s.num_rows; ++r, ++row) {
         const auto in_half = static_cast<size_t>(s.first_row + r);

@@ -27,7 +27,8 @@ TEST(StepPlannerTest, RowsAndPagesOfEverySegment) {
        .first_position = 0,
        .slot = 2,
        .pages = first_pages,
-       .chunked = true},
+       .chunked = true,
+       .prompt_tokens = 700},
       {.first_row = 3, .num_rows = 1, .first_position = 100, .slot = 0, .pages = second_pages}};
   for (int repeat = 0; repeat < 2; ++repeat) {
     const StepPlan& plan = planner.Build({.token_ids = tokens, .segments = segments});
@@ -38,6 +39,9 @@ TEST(StepPlannerTest, RowsAndPagesOfEverySegment) {
               (std::vector<int32_t>{7, 4, 2}));
     ASSERT_EQ(plan.segments.size(), 2u);
     EXPECT_TRUE(plan.segments[0].chunked);
+    EXPECT_EQ(plan.segments[0].prompt_tokens, 700);
+    EXPECT_FALSE(plan.segments[1].chunked);
+    EXPECT_EQ(plan.segments[1].prompt_tokens, 0);
     EXPECT_EQ(plan.segments[1].first_page, 1);
     EXPECT_EQ(plan.segments[1].slot, 0);
   }
@@ -82,6 +86,9 @@ TEST(StepPlannerDeathTest, AStepAgainstTheContractIsOurBug) {
   bad.first_position = 1;
   bad.chunked = true;
   EXPECT_DEATH(build(bad, tokens), "kDeltaNetChunkTokens");
+  bad = good;
+  bad.prompt_tokens = 1;
+  EXPECT_DEATH(build(bad, tokens), "prompt_tokens");
 }
 
 }  // namespace
