@@ -37,6 +37,13 @@ struct DeltaNetShape {
   int64_t conv_state_floats() const { return int64_t{conv_taps - 1} * conv_dim(); }
 };
 
+// Routed experts that the trunk computes itself (docs/adr/prompt-experts.md).
+struct HostExpertShape {
+  int32_t hidden_size = 0;
+  int32_t width = 0;  // moe_intermediate_size; 0: there are none
+  int32_t top_k = 0;
+};
+
 // What a backend must know before the first step, to set its scratch aside.
 struct OpLimits {
   int32_t max_rows = 0;
@@ -52,7 +59,8 @@ struct OpLimits {
   // Devices that share the model, and the most values of an AllReduce.
   int32_t tensor_parallel = 1;
   int64_t max_reduced = 0;
-  int32_t max_parts = 1;  // that a step may run in, kMaxStepParts at the most
+  int32_t max_parts = 1;              // that a step may run in, kMaxStepParts at the most
+  HostExpertShape host_experts = {};  // of any pool format
 };
 
 }  // namespace banyan

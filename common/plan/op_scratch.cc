@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "common/quant/packed_expert.h"
+
 namespace banyan {
 namespace {
 
@@ -65,6 +67,23 @@ size_t CpuAttentionBytes(const OpLimits& limits, int num_threads) {
          static_cast<size_t>(limits.max_rows) * kCpuTileBytes;
 }
 
+CpuHostExpertScratch CpuHostExpertScratchOf(const OpLimits& limits) {
+  const HostExpertShape& shape = limits.host_experts;
+  if (shape.width == 0) return {};
+  const int32_t pairs = std::min(limits.max_rows, kCpuHostExpertPairs);
+  return {.pairs = pairs,
+          .pair_floats = shape.hidden_size + 2 * int64_t{shape.width},
+          .thread_floats =
+              int64_t{kCpuHostExpertOutputs} * (std::max(shape.hidden_size, shape.width) + pairs)};
+}
+
+size_t CpuHostExpertBytes(const OpLimits& limits, int num_threads) {
+  const CpuHostExpertScratch scratch = CpuHostExpertScratchOf(limits);
+  return static_cast<size_t>(scratch.pairs * scratch.pair_floats +
+                             scratch.thread_floats * num_threads) *
+         sizeof(float);
+}
+
 int64_t CpuThreadFloats(const OpLimits& limits) {
   const DeltaNetShape& shape = limits.delta_net;
   int64_t floats = limits.num_experts;
@@ -79,7 +98,7 @@ int64_t CpuThreadFloats(const OpLimits& limits) {
 size_t CpuScratchBytes(const OpLimits& limits, int num_threads) {
   return static_cast<size_t>(CpuThreadFloats(limits)) * sizeof(float) *
              static_cast<size_t>(num_threads) +
-         CpuAttentionBytes(limits, num_threads) +
+         CpuAttentionBytes(limits, num_threads) + CpuHostExpertBytes(limits, num_threads) +
          static_cast<size_t>(num_threads) * kCpuTopLogits * kCpuTopLogitBytes;
 }
 
@@ -138,10 +157,38 @@ size_t CudaDeltaBytes(const OpLimits& limits) {
           static_cast<size_t>(shape.num_value_heads) * kCudaChunkGateBytes);
 }
 
+int64_t CudaDecodedExpertElements(const HostExpertShape& shape) {
+  const auto elements = [](int64_t outputs, int64_t k) {
+    return NumPanels(outputs) * kPanelOutputs * NumChunks(k) * kChunkInputs;
+  };
+  return 2 * elements(shape.width, shape.hidden_size) + elements(shape.hidden_size, shape.width);
+}
+
+size_t CudaHostExpertBytes(const OpLimits& limits) {
+  const HostExpertShape& shape = limits.host_experts;
+  if (shape.width == 0) return 0;
+  const int64_t elements = kCudaHostExperts * CudaDecodedExpertElements(shape) +
+                           limits.max_rows * NumChunks(shape.width) * kChunkInputs;
+  return static_cast<size_t>(elements) * sizeof(uint16_t);
+}
+
+size_t CudaHostExpertPlaceBytes(const HostExpertShape& shape) {
+  const auto bytes = [&shape](PoolFormat format) {
+    return PackedExpertLayoutOf(format, shape.hidden_size, shape.width).bytes;
+  };
+  return static_cast<size_t>(
+      std::max(kCudaHostExperts * bytes(PoolFormat::kInt8), bytes(PoolFormat::kBF16)));
+}
+
+size_t CudaHostExpertListBytes(const HostExpertShape& shape, int64_t max_rows) {
+  return static_cast<size_t>(max_rows) * static_cast<size_t>(shape.top_k) *
+         (sizeof(int32_t) + sizeof(float));
+}
+
 size_t CudaOperationBytes(const OpLimits& limits) {
   return std::max({static_cast<size_t>(CudaPartialBytes(limits)),
                    static_cast<size_t>(CudaTopLogitsBytes(limits)), CudaDeltaBytes(limits),
-                   CudaReduceBytes(limits), CudaSplitBytes(limits)});
+                   CudaReduceBytes(limits), CudaSplitBytes(limits), CudaHostExpertBytes(limits)});
 }
 
 size_t CudaScratchBytes(const OpLimits& limits) {

@@ -21,6 +21,19 @@ inline constexpr int64_t kCpuPartitionPages = 16;  // KV pages of a partition
 CpuAttentionScratch CpuAttentionScratchOf(const OpLimits& limits);
 size_t CpuAttentionBytes(const OpLimits& limits, int num_threads);
 
+// Routed experts on the CPU (ops/cpu/host_experts.h): pairs of an expert and a row go through in
+// groups, and a thread decodes a panel of outputs at a time. Larger groups would save little: of so
+// many pairs, decoding is a sixth of the work.
+inline constexpr int32_t kCpuHostExpertPairs = 512;
+inline constexpr int32_t kCpuHostExpertOutputs = 16;
+struct CpuHostExpertScratch {
+  int32_t pairs = 0;          // of a group; 0: no such experts
+  int64_t pair_floats = 0;    // the row, and what gate_proj and up_proj make of it
+  int64_t thread_floats = 0;  // a decoded panel and what it makes of a group's pairs
+};
+CpuHostExpertScratch CpuHostExpertScratchOf(const OpLimits& limits);
+size_t CpuHostExpertBytes(const OpLimits& limits, int num_threads);
+
 // Of one thread: DeltaNet in chunks, or the router's probabilities. Whole cache lines.
 int64_t CpuThreadFloats(const OpLimits& limits);
 
@@ -72,6 +85,16 @@ constexpr size_t CudaSplitBytes(const OpLimits& limits) {
          sizeof(uint16_t) * kCudaSplitTerms;
 }
 
+// Routed experts whose weights the host has (ops/cuda/host_expert_stream.h): of a batch of them the
+// weights in bf16, in whole panels and chunks, and products of max_rows pairs; of packed ones what
+// a place of the ring holds, and the rows and weights of all pairs.
+inline constexpr int kCudaHostExperts = 4;  // of a batch, in int8
+inline constexpr int kCudaHostPlaces = 3;
+int64_t CudaDecodedExpertElements(const HostExpertShape& shape);
+size_t CudaHostExpertBytes(const OpLimits& limits);
+size_t CudaHostExpertPlaceBytes(const HostExpertShape& shape);
+size_t CudaHostExpertListBytes(const HostExpertShape& shape, int64_t max_rows);
+
 // What matrices pass through on their way to 8-bit codes, two of them in turn.
 inline constexpr size_t kCudaCodeStagingBytes = size_t{16} << 20;
 
@@ -88,6 +111,12 @@ void ForEachCudaScratch(const OpLimits& limits, const Add& add) {
   add(kCudaHandoverBytes);
   for (int32_t part = 0; part < limits.max_parts; ++part) add(CudaStepTableBytes(limits));
   add(CudaOperationBytes(limits));
+  if (limits.host_experts.width > 0) {
+    for (int place = 0; place < kCudaHostPlaces; ++place) {
+      add(CudaHostExpertPlaceBytes(limits.host_experts));
+    }
+    add(CudaHostExpertListBytes(limits.host_experts, limits.max_rows));
+  }
 }
 size_t CudaScratchBytes(const OpLimits& limits);
 

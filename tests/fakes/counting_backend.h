@@ -106,6 +106,7 @@ class CountingBackend : public trunk::Backend {
   void MoeCombine(int32_t, int32_t, const float*, const float*, const float*, float*) override {
     Never();
   }
+  void HostExperts(int32_t, const trunk::HostExpertsArgs&) override { Never(); }
   void RoundRows(int32_t, int32_t, const float*, BF16*) override { Never(); }
   void AddRows(int32_t, int32_t, const float*, float*) override { Never(); }
   void GatherRows(std::span<const int32_t>, int32_t, const float*, float*) override { Never(); }

@@ -43,6 +43,9 @@ class HostArrayBackend : public Backend {
   absl::StatusOr<const float*> PlaceVector(std::span<const float> values) override {
     return inner_->PlaceVector(values);
   }
+  absl::StatusOr<double> MapHost(std::span<const std::byte> memory) override {
+    return inner_->MapHost(memory);
+  }
   absl::Status Reserve(const OpLimits& limits) override {
     reserved_ = true;
     return inner_->Reserve(limits);
@@ -186,6 +189,14 @@ class HostArrayBackend : public Backend {
     const int64_t count = int64_t{num_rows} * w.cols;
     inner_->SwigluLinear(num_rows, Out(gate, count), In(up, count), placed,
                          Out(y, int64_t{num_rows} * w.rows));
+    Finish();
+  }
+
+  // `rows` is a shared buffer's two sides; weights are host memory, mapped by whoever calls.
+  void HostExperts(int32_t num_rows, const HostExpertsArgs& args) override {
+    HostExpertsArgs p = args;
+    p.hidden = Out(args.hidden, int64_t{num_rows} * args.hidden_size);
+    inner_->HostExperts(num_rows, p);
     Finish();
   }
 

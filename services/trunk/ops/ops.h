@@ -29,6 +29,7 @@
 #include "common/plan/op_limits.h"
 #include "common/plan/trunk_format.h"
 #include "common/quant/bf16.h"
+#include "common/quant/pool_format.h"
 #include "common/tensor/dtype.h"
 #include "common/tensor/tensor_view.h"
 
@@ -72,6 +73,7 @@ struct StepPlan {
 
 using banyan::AttentionShape;     // NOLINT(misc-unused-using-decls): part of this interface
 using banyan::DeltaNetShape;      // NOLINT(misc-unused-using-decls)
+using banyan::HostExpertShape;    // NOLINT(misc-unused-using-decls)
 using banyan::Int8Groups;         // NOLINT(misc-unused-using-decls): part of this interface
 using banyan::kInt8GroupColumns;  // NOLINT(misc-unused-using-decls)
 using banyan::kMaxStepParts;      // NOLINT(misc-unused-using-decls)
@@ -171,6 +173,28 @@ struct CombineArgs {
   float* normed = nullptr;             // out [num_rows, hidden_size]
 };
 
+// A routed expert of which the device reads the weights where the host has them.
+struct HostExpert {
+  // gate, up and down as a pack has them (docs/formats/expert_pack.md), whole, in memory of
+  // MapHost.
+  const std::byte* weights = nullptr;
+  // Of the pairs below, one at least. Slices of one expert's width have the same ones.
+  int32_t first_pair = 0;
+  int32_t num_pairs = 0;
+};
+
+// Pairs of a row and an expert that was chosen for it. Host arrays, borrowed for the call.
+struct HostExpertsArgs {
+  PoolFormat format = PoolFormat::kBF16;
+  int32_t hidden_size = 0;
+  int32_t width = 0;  // moe_intermediate_size
+  SharedBuffer rows;  // BF16 [num_rows, hidden_size], as RouteToHost of as many rows left them
+  std::span<const HostExpert> experts;
+  std::span<const int32_t> pair_rows;  // ascending within an expert
+  std::span<const float> pair_weights;
+  float* hidden = nullptr;  // [num_rows, hidden_size]; in, out
+};
+
 struct TopLogitsArgs {
   int32_t vocab_size = 0;         // logits of a row
   int32_t num_ids = 0;            // those of ids below it count, 1 to vocab_size
@@ -214,6 +238,12 @@ class Backend {
   virtual absl::StatusOr<Matrix> PlaceTable(const TensorView& view) { return PlaceMatrix(view); }
   virtual bool TablesInHostMemory() const { return false; }
   virtual absl::StatusOr<const float*> PlaceVector(std::span<const float> values) = 0;
+
+  // After Reserve: lets the device read this memory of the host, for HostExperts. Pages are held
+  // until the backend is gone, and must stay mapped as long. Returns how fast the device reads from
+  // it, bytes a second; 0: it is the device's own memory. The system's error where that cannot be
+  // done.
+  virtual absl::StatusOr<double> MapHost(std::span<const std::byte> /*memory*/) { return 0.0; }
 
   // Sets scratch aside; once, before the first step.
   virtual absl::Status Reserve(const OpLimits& limits) = 0;
@@ -307,6 +337,12 @@ class Backend {
   // y = W (silu(gate) * up); gate, up [num_rows, w.cols]; gate may be overwritten.
   virtual void SwigluLinear(int32_t num_rows, float* gate, const float* up, const Matrix& w,
                             float* y);
+
+  // For each expert, in this order, and each of its pairs:
+  //   hidden[row] += weight * down(silu(gate x) * (up x)),  x = rows[row]
+  // with weights and the product before down rounded to bf16, and f32 sums. At most as many pairs
+  // as were reserved.
+  virtual void HostExperts(int32_t num_rows, const HostExpertsArgs& args) = 0;
 
   // out = x in bf16, rounded as ToBF16 does; [num_rows, n].
   virtual void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) = 0;

@@ -1,13 +1,14 @@
 // The CUDA backend at the full model's geometry beside what this card can do at best: bytes per
 // second of a device-to-device copy (read and written), measured at start.
 //
-//   cuda_bench [ops] [linear] [delta] [top] [step] [short] [parallel] [halves] [small]
+//   cuda_bench [ops] [linear] [delta] [top] [experts] [step] [short] [parallel] [halves] [small]
 //              [--directory=DIR]
 //     ops    each operation: microseconds, GB/s of what must be read and written, share of the
 //            copy's
 //     linear  of these, products
 //     delta  of these, convolution and DeltaNet
 //     top    of these, what becomes of a row of logits
+//     experts  320 of a layer's 512 on the device, weights from the host, by rows and pool format
 //     step   the whole trunk with experts that answer at once with zeros: milliseconds a decode
 //            step by batch and context, and prefill, choices included. Writes 4.7 GB of random
 //            weights to DIR (/dev/shm) and removes them.
@@ -59,6 +60,7 @@ int Main(int argc, char** argv) {
   bool linear = false;
   bool top = false;
   bool delta = false;
+  bool experts = false;
   bool step = false;
   bool few = false;
   bool parallel = false;
@@ -75,6 +77,8 @@ int Main(int argc, char** argv) {
       top = true;
     } else if (arg == "delta") {
       delta = true;
+    } else if (arg == "experts") {
+      experts = true;
     } else if (arg == "step") {
       step = true;
     } else if (arg == "short") {
@@ -109,11 +113,13 @@ int Main(int argc, char** argv) {
   std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
               facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
               copy_gbps);
-  const bool all = !(ops || linear || delta || top || step || few || parallel || halves || small);
+  const bool all =
+      !(ops || linear || delta || top || experts || step || few || parallel || halves || small);
   if (ops || all) BenchmarkOps(OpsKind::kAll, copy_gbps);
   if (linear) BenchmarkOps(OpsKind::kLinear, copy_gbps);
   if (delta) BenchmarkOps(OpsKind::kDelta, copy_gbps);
   if (top) BenchmarkOps(OpsKind::kTop, copy_gbps);
+  if (experts || all) BenchmarkExperts();
   if (step || all) BenchmarkSteps(directory, StepKind::kAll);
   if (few) BenchmarkSteps(directory, StepKind::kFew);
   if (parallel) BenchmarkSteps(directory, StepKind::kParallel);

@@ -34,6 +34,9 @@ enum class OpsKind { kAll, kLinear, kDelta, kTop };
 // Single operations. `copy_gbps`: what shares are of, 1e9 bytes read and written a second.
 void BenchmarkOps(OpsKind kind, double copy_gbps);
 
+// Experts of long prompts, with weights from the host's memory: milliseconds of a layer's.
+void BenchmarkExperts();
+
 enum class StepKind { kAll, kFew, kParallel, kHalves, kSmall };
 
 // Whole steps. kFew: a handful of steps of each kind, for a profiler. Random weights are written

@@ -14,6 +14,7 @@
 #include "common/quant/bf16.h"
 #include "services/trunk/ops/cpu/cpu_tier.h"
 #include "services/trunk/ops/cpu/delta_net.h"
+#include "services/trunk/ops/cpu/host_experts.h"
 #include "services/trunk/ops/cpu/host_memory.h"
 #include "services/trunk/ops/cpu/linear.h"
 #include "services/trunk/ops/cpu/paged_attention.h"
@@ -115,6 +116,7 @@ class CpuBackend : public Backend {
                                                           sizeof(float) * threads));
     scratch_ = reinterpret_cast<float*>(memory);
     attention_.Reserve(limits, parallel_.num_threads());
+    host_experts_.Reserve(limits, parallel_.num_threads());
     top_.resize(threads);
     for (std::vector<ScoredId>& top : top_) top.reserve(kCpuTopLogits);
     return absl::OkStatus();
@@ -217,6 +219,10 @@ class CpuBackend : public Backend {
     });
   }
 
+  void HostExperts(int32_t /*num_rows*/, const HostExpertsArgs& args) override {
+    host_experts_.Run(kernels_, parallel_, args);
+  }
+
   void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) override {
     ForRows(num_rows, n * 4, [&](int64_t row, int) {
       for (int64_t i = row * n; i < (row + 1) * n; ++i) out[i] = ToBF16(x[i]);
@@ -283,6 +289,7 @@ class CpuBackend : public Backend {
   absl::Status status_;  // of the collective
   HostMemory memory_;
   cpu::PagedAttention attention_;
+  cpu::HostExperts host_experts_;
   StepPlan parts_[kMaxStepParts];
   StepPlan plan_;             // of the part in use
   float* scratch_ = nullptr;  // scratch_floats_ for each thread

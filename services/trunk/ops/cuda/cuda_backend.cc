@@ -21,6 +21,7 @@
 #include "services/trunk/ops/cuda/device.h"
 #include "services/trunk/ops/cuda/device_memory.h"
 #include "services/trunk/ops/cuda/elementwise.h"
+#include "services/trunk/ops/cuda/host_expert_stream.h"
 #include "services/trunk/ops/cuda/host_handover.h"
 #include "services/trunk/ops/cuda/int8_rows.h"
 #include "services/trunk/ops/cuda/launch_args.h"
@@ -72,9 +73,11 @@ class CudaBackend : public Backend {
       AbandonDevices();
       for (StepUpload& part : parts_) part.Abandon();
       if (staged_copies_ != nullptr) staged_copies_->Abandon();
+      if (host_experts_ != nullptr) host_experts_->Abandon();
       recordings_.Abandon();
       return;
     }
+    host_experts_.reset();
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
     staged_copies_.reset();
   }
@@ -192,6 +195,9 @@ class CudaBackend : public Backend {
     chunk_gates_ = reinterpret_cast<ChunkGates*>(
         As<ChunkKeys>(work_) + int64_t{CudaDeltaChunks(limits)} * limits.delta_net.num_key_heads);
     split_bytes_ = static_cast<int64_t>(CudaSplitBytes(limits));
+    if (limits.host_experts.width > 0) {
+      ASSIGN_OR_RETURN(host_experts_, HostExpertStream::Create(limits, &memory_, work_, stream_));
+    }
     RETURN_IF_ERROR(memory_.CheckUsedUp());
     return Synchronize();
   }
@@ -499,6 +505,23 @@ class CudaBackend : public Backend {
          static_cast<int32_t>(bytes));
   }
 
+  absl::StatusOr<double> MapHost(std::span<const std::byte> memory) override {
+    CHECK(host_experts_ != nullptr);
+    RETURN_IF_ERROR(status_);
+    return host_experts_->Map(memory);
+  }
+
+  void HostExperts(int32_t num_rows, const HostExpertsArgs& a) override {
+    CHECK(host_experts_ != nullptr);
+    if (!status_.ok()) return;
+    // Few rows went to the host alone.
+    std::byte* const rows =
+        TakesRouteAndHand(num_rows, a.hidden_size) ? a.rows.host : a.rows.device;
+    host_experts_->Queue(a, As<const uint16_t>(rows), [&](cudaError_t error, int32_t pairs) {
+      Done(error, "host_experts", pairs, a.width);
+    });
+  }
+
   void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) override {
     if (!status_.ok()) return;
     Done(cuda::RoundToBf16(int64_t{num_rows} * n, x, reinterpret_cast<uint16_t*>(out), stream_),
@@ -607,6 +630,11 @@ class CudaBackend : public Backend {
                      "CUDA backend: keys and values of {}: expected F32 or BF16",
                      DTypeName(limits.attention.cache_dtype));
     }
+    if (limits.host_experts.hidden_size % 8 != 0 || limits.host_experts.width % 8 != 0) {
+      return StatusF(absl::StatusCode::kUnimplemented,
+                     "CUDA backend: experts of {} x {}: 8 must divide both",
+                     limits.host_experts.width, limits.host_experts.hidden_size);
+    }
     RETURN_IF_ERROR(at_most("head_dim", limits.attention.head_dim, kMaxAttentionHeadDim));
     RETURN_IF_ERROR(
         at_most("linear_key_head_dim", limits.delta_net.key_head_dim, kMaxDeltaHeadDim));
@@ -706,6 +734,7 @@ class CudaBackend : public Backend {
   int64_t split_bytes_ = 0;            // of x, by Linear
   int64_t partial_capacity_ = 0;       // pages of attention
   ChunkGates* chunk_gates_ = nullptr;  // behind the keys of as many chunks as are taken at once
+  std::unique_ptr<HostExpertStream> host_experts_;  // where they are among the limits
   std::unique_ptr<HostHandover> handover_;
   StepRecordings recordings_;
   absl::Status status_;  // the first fault, kept

@@ -1,0 +1,270 @@
+#include "services/trunk/ops/cuda/host_expert_stream.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/base/check.h"
+#include "common/base/status_macros.h"
+#include "common/base/strings.h"
+#include "common/quant/packed_expert.h"
+#include "services/trunk/ops/cuda/cuda_status.h"
+
+namespace banyan::trunk::cuda {
+namespace {
+
+static_assert(kMaxHostExperts == kCudaHostExperts);
+
+HostFormat FormatOf(PoolFormat format) {
+  switch (format) {
+    case PoolFormat::kBF16:
+      return HostFormat::kBf16;
+    case PoolFormat::kInt8:
+      return HostFormat::kInt8;
+    case PoolFormat::kNF4:
+      return HostFormat::kNf4;
+    case PoolFormat::kInt4:
+      return HostFormat::kInt4;
+  }
+  CHECK(false);
+}
+
+// [rows, cols] as decoding leaves it: whole panels of whole chunks.
+int64_t DecodedElements(int64_t rows, int64_t cols) {
+  return NumPanels(rows) * kPanelOutputs * NumChunks(cols) * kChunkInputs;
+}
+
+PackedExpertLayout LayoutOf(const HostExpertsArgs& args) {
+  return PackedExpertLayoutOf(args.format, args.hidden_size, args.width);
+}
+
+bool Decodes(const HostExpertsArgs& args) { return args.format != PoolFormat::kBF16; }
+
+const uint16_t* As16(const std::byte* p) { return reinterpret_cast<const uint16_t*>(p); }
+
+int32_t WholeChunks(int32_t cols) { return static_cast<int32_t>(NumChunks(cols) * kChunkInputs); }
+
+}  // namespace
+
+HostExpertStream::HostExpertStream(const OpLimits& limits, cudaStream_t stream)
+    : shape_(limits.host_experts), max_rows_(limits.max_rows), stream_(stream) {}
+
+absl::StatusOr<std::unique_ptr<HostExpertStream>> HostExpertStream::Create(const OpLimits& limits,
+                                                                           DeviceMemory* memory,
+                                                                           std::byte* work,
+                                                                           cudaStream_t stream) {
+  CHECK(limits.host_experts.hidden_size % 8 == 0 && limits.host_experts.width % 8 == 0);
+  std::unique_ptr<HostExpertStream> made(new HostExpertStream(limits, stream));
+  RETURN_IF_ERROR(made->Open(memory, work));
+  return made;
+}
+
+absl::Status HostExpertStream::Open(DeviceMemory* memory, std::byte* work) {
+  RETURN_IF_ERROR(
+      CudaStatus(cudaStreamCreateWithFlags(&copies_, cudaStreamNonBlocking), "cudaStreamCreate"));
+  place_bytes_ = CudaHostExpertPlaceBytes(shape_);
+  for (Place& place : places_) {
+    ASSIGN_OR_RETURN(place.memory, memory->Allocate(place_bytes_));
+    for (cudaEvent_t* event : {&place.filled, &place.emptied}) {
+      RETURN_IF_ERROR(
+          CudaStatus(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreate"));
+    }
+  }
+  const size_t list_bytes = CudaHostExpertListBytes(shape_, max_rows_);
+  ASSIGN_OR_RETURN(lists_, memory->Allocate(list_bytes));
+  ASSIGN_OR_RETURN(host_lists_, memory->AllocatePinned(list_bytes));
+  decoded_ = reinterpret_cast<uint16_t*>(work);
+  products_ = decoded_ + CudaDecodedExpertElements(shape_) * kMaxHostExperts;
+  return absl::OkStatus();
+}
+
+HostExpertStream::~HostExpertStream() {
+  for (void* memory : mapped_) cudaHostUnregister(memory);
+  for (const Place& place : places_) {
+    if (place.filled != nullptr) cudaEventDestroy(place.filled);
+    if (place.emptied != nullptr) cudaEventDestroy(place.emptied);
+  }
+  if (copies_ != nullptr) cudaStreamDestroy(copies_);
+}
+
+void HostExpertStream::Abandon() {
+  mapped_.clear();
+  for (Place& place : places_) place.filled = place.emptied = nullptr;
+  copies_ = nullptr;
+}
+
+absl::StatusOr<double> HostExpertStream::Map(std::span<const std::byte> memory) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto first = reinterpret_cast<uintptr_t>(memory.data()) / page * page;
+  const auto end =
+      (reinterpret_cast<uintptr_t>(memory.data()) + memory.size() + page - 1) / page * page;
+  int device = 0;
+  int read_only = 0;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    cudaDeviceGetAttribute(&read_only, cudaDevAttrHostRegisterReadOnlySupported, device);
+  }
+  void* const mapped = reinterpret_cast<void*>(first);  // NOLINT(performance-no-int-to-ptr)
+  const cudaError_t error = cudaHostRegister(
+      mapped, end - first, read_only != 0 ? cudaHostRegisterReadOnly : cudaHostRegisterDefault);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // the device is well
+    return CudaStatus(error, fmt::format("cudaHostRegister of {} bytes", end - first));
+  }
+  mapped_.push_back(mapped);
+  return MeasureRate(memory);
+}
+
+absl::StatusOr<double> HostExpertStream::MeasureRate(std::span<const std::byte> memory) {
+  const size_t bytes = std::min(place_bytes_, memory.size());
+  absl::Duration best = absl::InfiniteDuration();
+  for (int i = 0; i < kPlaces; ++i) {
+    const absl::Time begin = absl::Now();
+    RETURN_IF_ERROR(CudaStatus(
+        cudaMemcpyAsync(places_[i].memory, memory.data(), bytes, cudaMemcpyHostToDevice, copies_),
+        "copy from mapped memory"));
+    RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(copies_), "copy from mapped memory"));
+    best = std::min(best, absl::Now() - begin);
+  }
+  return static_cast<double>(bytes) / absl::ToDoubleSeconds(best);
+}
+
+cudaError_t HostExpertStream::QueueLists(const HostExpertsArgs& args) {
+  const size_t pairs = args.pair_rows.size();
+  CHECK(args.pair_weights.size() == pairs &&
+        pairs <= static_cast<size_t>(max_rows_) * static_cast<size_t>(shape_.top_k));
+  const size_t bytes = pairs * sizeof(int32_t);
+  std::memcpy(host_lists_, args.pair_rows.data(), bytes);
+  std::memcpy(host_lists_ + bytes, args.pair_weights.data(), bytes);
+  return cudaMemcpyAsync(lists_, host_lists_, 2 * bytes, cudaMemcpyHostToDevice, stream_);
+}
+
+// Experts that lie one behind the other come in one copy.
+cudaError_t HostExpertStream::QueueCopies(std::span<const HostExpert> experts, size_t expert_bytes,
+                                          const Place& place) {
+  if (cudaError_t error = cudaStreamWaitEvent(copies_, place.emptied); error != cudaSuccess) {
+    return error;
+  }
+  for (size_t first = 0; first < experts.size();) {
+    size_t end = first + 1;
+    while (end < experts.size() &&
+           experts[end].weights == experts[end - 1].weights + expert_bytes) {
+      ++end;
+    }
+    const cudaError_t error =
+        cudaMemcpyAsync(place.memory + first * expert_bytes, experts[first].weights,
+                        (end - first) * expert_bytes, cudaMemcpyHostToDevice, copies_);
+    if (error != cudaSuccess) return error;
+    first = end;
+  }
+  if (cudaError_t error = cudaEventRecord(place.filled, copies_); error != cudaSuccess) {
+    return error;
+  }
+  return cudaStreamWaitEvent(stream_, place.filled);
+}
+
+// Where a batch's matrices lie: decoded, or as they came.
+ExpertBatch HostExpertStream::BatchOf(const HostExpertsArgs& args,
+                                      std::span<const HostExpert> experts, const uint16_t* rows,
+                                      const Place& place) const {
+  const PackedExpertLayout layout = LayoutOf(args);
+  const int32_t first_pair = experts[0].first_pair;
+  const auto* const pair_rows = reinterpret_cast<const int32_t*>(lists_);
+  const auto* const pair_weights =
+      reinterpret_cast<const float*>(pair_rows + args.pair_rows.size());
+  const bool decoded = Decodes(args);
+  const int32_t gate_stride = decoded ? WholeChunks(args.hidden_size) : args.hidden_size;
+  const int32_t down_stride = decoded ? WholeChunks(args.width) : args.width;
+  const int64_t gate_elements = DecodedElements(args.width, args.hidden_size);
+  ExpertBatch batch;
+  batch.num_experts = static_cast<int>(experts.size());
+  batch.rows = rows;
+  batch.hidden_size = args.hidden_size;
+  batch.pair_rows = pair_rows + first_pair;
+  batch.pair_weights = pair_weights + first_pair;
+  batch.product_stride = WholeChunks(args.width);
+  batch.hidden = args.hidden;
+  uint16_t* products = products_;
+  for (size_t i = 0; i < experts.size(); ++i) {
+    ExpertBatch::Expert& expert = batch.experts[i];
+    expert.first_pair = experts[i].first_pair - first_pair;
+    expert.num_pairs = experts[i].num_pairs;
+    expert.products = products;
+    products += int64_t{expert.num_pairs} * batch.product_stride;
+    const std::byte* const packed = place.memory + i * static_cast<size_t>(layout.bytes);
+    const uint16_t* const gate = decoded ? Decoded(i) : As16(packed + layout.gate_offset);
+    const uint16_t* const up = decoded ? gate + gate_elements : As16(packed + layout.up_offset);
+    const uint16_t* const down = decoded ? up + gate_elements : As16(packed + layout.down_offset);
+    expert.gate = {gate, args.width, args.hidden_size, gate_stride};
+    expert.up = {up, args.width, args.hidden_size, gate_stride};
+    expert.down = {down, args.hidden_size, args.width, down_stride};
+  }
+  return batch;
+}
+
+DecodeLaunch HostExpertStream::DecodeOf(const HostExpertsArgs& args, size_t num_experts,
+                                        const Place& place) const {
+  const PackedExpertLayout layout = LayoutOf(args);
+  const auto panels = [](int32_t outputs) { return static_cast<int32_t>(NumPanels(outputs)); };
+  const auto chunks = [](int32_t k) { return static_cast<int32_t>(NumChunks(k)); };
+  const int64_t gate_elements = DecodedElements(args.width, args.hidden_size);
+  DecodeLaunch decode;
+  decode.format = FormatOf(args.format);
+  decode.num_experts = static_cast<int>(num_experts);
+  for (size_t i = 0; i < num_experts; ++i) {
+    decode.experts[i] = reinterpret_cast<const unsigned char*>(
+        place.memory + i * static_cast<size_t>(layout.bytes));
+    decode.decoded[i] = Decoded(i);
+  }
+  decode.matrices[0] = {layout.gate_offset, 0, panels(args.width), chunks(args.hidden_size)};
+  decode.matrices[1] = {layout.up_offset, gate_elements, panels(args.width),
+                        chunks(args.hidden_size)};
+  decode.matrices[2] = {layout.down_offset, 2 * gate_elements, panels(args.hidden_size),
+                        chunks(args.width)};
+  return decode;
+}
+
+cudaError_t HostExpertStream::QueueBatch(const HostExpertsArgs& args,
+                                         std::span<const HostExpert> experts, const uint16_t* rows,
+                                         const Place& place) {
+  const auto empty = [&] { return cudaEventRecord(place.emptied, stream_); };
+  cudaError_t error = QueueCopies(experts, static_cast<size_t>(LayoutOf(args).bytes), place);
+  if (error == cudaSuccess && Decodes(args)) {
+    error = DecodeExperts(DecodeOf(args, experts.size(), place), stream_);
+    // The next ones may come while these are multiplied.
+    if (error == cudaSuccess) error = empty();
+  }
+  const ExpertBatch batch = BatchOf(args, experts, rows, place);
+  if (error == cudaSuccess) error = ExpertGateUp(batch, stream_);
+  if (error == cudaSuccess) error = ExpertDown(batch, stream_);
+  if (error == cudaSuccess && !Decodes(args)) error = empty();
+  return error;
+}
+
+void HostExpertStream::Queue(const HostExpertsArgs& args, const uint16_t* rows, Outcome done) {
+  if (args.experts.empty()) return;
+  CHECK(args.hidden_size == shape_.hidden_size && args.width <= shape_.width);
+  const size_t most =
+      std::min<size_t>(kMaxHostExperts, place_bytes_ / static_cast<size_t>(LayoutOf(args).bytes));
+  CHECK(most > 0);
+  cudaError_t error = QueueLists(args);
+  for (size_t first = 0; first < args.experts.size() && error == cudaSuccess;) {
+    // As many as their place holds, and of pairs as many as there is room for their products.
+    size_t end = first;
+    int64_t pairs = 0;
+    while (end < args.experts.size() && end - first < most &&
+           pairs + args.experts[end].num_pairs <= max_rows_) {
+      pairs += args.experts[end++].num_pairs;
+    }
+    CHECK(end > first);
+    const Place& place = places_[std::exchange(turn_, (turn_ + 1) % kPlaces)];
+    error = QueueBatch(args, args.experts.subspan(first, end - first), rows, place);
+    done(error, static_cast<int32_t>(pairs));
+    first = end;
+  }
+}
+
+}  // namespace banyan::trunk::cuda

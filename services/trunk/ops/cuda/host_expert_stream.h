@@ -1,0 +1,90 @@
+// Routed experts whose weights come from host memory while those before them are computed.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/plan/op_limits.h"
+#include "common/plan/op_scratch.h"
+#include "services/trunk/ops/cuda/device_memory.h"
+#include "services/trunk/ops/cuda/host_experts.h"
+#include "services/trunk/ops/ops.h"
+
+namespace banyan::trunk::cuda {
+
+// Owns a stream for copies and their events; device memory is the DeviceMemory's. Packed weights
+// pass through a ring; a batch of experts is what one place of it holds. Thread-compatible.
+class HostExpertStream {
+ public:
+  // Takes the ring and the lists of pairs, and pinned memory for these. `work`: of
+  // CudaHostExpertBytes, where weights and products lie during an operation. All borrowed but what
+  // it takes; `stream` is what operations are queued on. kResourceExhausted, kInternal.
+  static absl::StatusOr<std::unique_ptr<HostExpertStream>> Create(const OpLimits& limits,
+                                                                  DeviceMemory* memory,
+                                                                  std::byte* work,
+                                                                  cudaStream_t stream);
+  // Nothing queued may be under way any more, unless abandoned.
+  ~HostExpertStream();
+  HostExpertStream(const HostExpertStream&) = delete;
+  HostExpertStream& operator=(const HostExpertStream&) = delete;
+
+  // Nothing of it is given back: see AbandonDevices.
+  void Abandon();
+
+  // Contract: Backend::MapHost.
+  absl::StatusOr<double> Map(std::span<const std::byte> memory);
+
+  // Queues Backend::HostExperts; `rows` [num_rows, hidden_size] where the device reads them. Done
+  // is told of each batch. The lists of the call before must have been used up: no two of them are
+  // under way at once.
+  using Outcome = absl::FunctionRef<void(cudaError_t error, int32_t pairs)>;
+  void Queue(const HostExpertsArgs& args, const uint16_t* rows, Outcome done);
+
+ private:
+  static constexpr int kPlaces = kCudaHostPlaces;  // of the ring
+  struct Place {
+    std::byte* memory = nullptr;
+    cudaEvent_t filled = nullptr;
+    cudaEvent_t emptied = nullptr;
+  };
+
+  HostExpertStream(const OpLimits& limits, cudaStream_t stream);
+  absl::Status Open(DeviceMemory* memory, std::byte* work);
+  absl::StatusOr<double> MeasureRate(std::span<const std::byte> memory);
+  cudaError_t QueueLists(const HostExpertsArgs& args);
+  cudaError_t QueueCopies(std::span<const HostExpert> experts, size_t expert_bytes,
+                          const Place& place);
+  ExpertBatch BatchOf(const HostExpertsArgs& args, std::span<const HostExpert> experts,
+                      const uint16_t* rows, const Place& place) const;
+  DecodeLaunch DecodeOf(const HostExpertsArgs& args, size_t num_experts, const Place& place) const;
+  // Of the batch's expert i, in bf16.
+  uint16_t* Decoded(size_t i) const {
+    return decoded_ + static_cast<int64_t>(i) * CudaDecodedExpertElements(shape_);
+  }
+  cudaError_t QueueBatch(const HostExpertsArgs& args, std::span<const HostExpert> experts,
+                         const uint16_t* rows, const Place& place);
+
+  const HostExpertShape shape_;
+  const int64_t max_rows_;
+  const cudaStream_t stream_;
+  cudaStream_t copies_ = nullptr;
+  Place places_[kPlaces];
+  int turn_ = 0;
+  size_t place_bytes_ = 0;
+  uint16_t* decoded_ = nullptr;   // of kMaxHostExperts
+  uint16_t* products_ = nullptr;  // [max_rows, width in whole chunks]
+  // Pairs of a call: rows, then weights.
+  std::byte* lists_ = nullptr;
+  std::byte* host_lists_ = nullptr;
+  std::vector<void*> mapped_;
+};
+
+}  // namespace banyan::trunk::cuda
