@@ -64,6 +64,13 @@ int32_t MaxColumns(const ModelConfig& c) {
   return columns;
 }
 
+HostExpertShape HostExpertsOf(const ModelConfig& c, const DecoderOptions& options) {
+  if (!options.prompt_experts || CountMlps(c, MlpKind::kMoe) == 0) return {};
+  return {.hidden_size = c.hidden_size,
+          .width = c.moe_intermediate_size,
+          .top_k = c.num_experts_per_tok};
+}
+
 }  // namespace
 
 OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
@@ -78,7 +85,8 @@ OpLimits OpLimitsOf(const ModelConfig& config, const DecoderOptions& options) {
           .max_columns = MaxColumns(config),
           .tensor_parallel = options.tensor_parallel,
           .max_reduced = int64_t{options.max_rows} * config.hidden_size,
-          .max_parts = HasHalves(options) ? 2 : 1};
+          .max_parts = HasHalves(options) ? 2 : 1,
+          .host_experts = HostExpertsOf(config, options)};
 }
 
 bool HasHalves(const DecoderOptions& options) {

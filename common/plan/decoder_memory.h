@@ -26,6 +26,8 @@ struct DecoderOptions {
   // Steps of so many rows and more run as two halves (docs/adr/two-halves.md), where they can be
   // cut; 0: none does.
   int32_t halved_rows = 0;
+  // Whether the trunk may compute routed experts of long prompts (docs/adr/prompt-experts.md).
+  bool prompt_experts = false;
   // Devices that share the model. `config` beside these options is then a device's: RankConfig
   // (tensor_parallel.h).
   int32_t tensor_parallel = 1;

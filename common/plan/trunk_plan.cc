@@ -11,14 +11,28 @@
 #include "common/base/strings.h"
 #include "common/plan/op_scratch.h"
 #include "common/plan/prefill_halves.h"
+#include "common/plan/prompt_experts.h"
 #include "common/plan/tensor_parallel.h"
 #include "common/plan/trunk_arena.h"
+#include "common/pool/shard.h"
+#include "common/quant/packed_expert.h"
 
 namespace banyan {
 namespace {
 
 constexpr int32_t kTypicalRequestTokens = 4096;
 constexpr int32_t kComfortableContextTokens = 8192;
+// What a trunk maps of an int8 pool at the most (prompt_experts.h).
+uint64_t MappedExpertBytes(const ModelConfig& config) {
+  const int32_t experts = ChosenPromptExperts(config.num_experts, PoolFormat::kInt8,
+                                              std::numeric_limits<double>::infinity())
+                              .back();
+  const int64_t bytes =
+      PackedExpertLayoutOf(PoolFormat::kInt8, config.hidden_size, config.moe_intermediate_size)
+          .bytes;
+  return static_cast<uint64_t>(int64_t{CountMlps(config, MlpKind::kMoe)} * experts * bytes);
+}
+
 // On a GPU: what context and sequences may shrink to, in turn, before steps of prompts do.
 struct Room {
   int32_t context;
@@ -35,6 +49,8 @@ constexpr uint64_t kProcessBytes = uint64_t{96} << 20;
 // What the driver keeps for the recorded steps, and of the context beyond what was free before.
 constexpr uint64_t kUploadTables = 2;  // of a step, in turn (services/trunk/ops/cuda/step_upload.h)
 constexpr uint64_t kGpuGraphBytes = uint64_t{64} << 20;
+// Of host memory that a GPU maps: 8.4 MB for 4 GiB, in pages of 4 KiB or 2 MiB (H200).
+constexpr uint64_t kMappedBytesPerTableByte = 512;
 
 int64_t Pages(int64_t tokens) { return (tokens + kKvPageTokens - 1) / kKvPageTokens; }
 
@@ -166,12 +182,15 @@ class Planner {
   std::vector<Width> LargeWidths(int32_t sequences) const {
     std::vector<Width> out;
     if (!input_.on_gpu || input_.max_batch_tokens > 0) return out;
-    // Two halves, or as much as the experts take in one call.
-    const int32_t most = input_.halved_rows > 0 ? 2 * kHalfRows : kHalfRows;
-    for (int32_t rows = most; rows >= kHalfRows; rows /= 2) {
-      const Width width = {sequences, rows + kLeastRowsBesideSequences};
-      if (width.rows >= sequences + kLeastRowsBesideSequences) out.push_back(width);
+    const auto add = [&out, sequences](int32_t rows) {
+      if (rows >= sequences + kLeastRowsBesideSequences) out.push_back({sequences, rows});
+    };
+    if (input_.halved_rows > 0) {
+      add(2 * kHalfRows + kLeastRowsBesideSequences);
+    } else if (input_.prompt_experts) {
+      add(kMaxRows);  // undivided
     }
+    add(kHalfRows + kLeastRowsBesideSequences);
     return out;
   }
 
@@ -216,6 +235,7 @@ class Planner {
             .kv_dtype = input_.kv_dtype,
             .expert_activations = input_.expert_activations,
             .halved_rows = input_.halved_rows,
+            .prompt_experts = input_.prompt_experts,
             .tensor_parallel = input_.tensor_parallel};
   }
 
@@ -268,6 +288,10 @@ class Planner {
       out.Add("rounding", arena.bytes() - (out.total - input_.others_bytes),
               "pieces to 256 bytes, all of them to 2 MiB");
       out.Add("graphs", kGpuGraphBytes, "recorded steps, the driver's own");
+      if (options.prompt_experts) {
+        out.Add("page tables", MappedExpertBytes(config_) / kMappedBytesPerTableByte,
+                "of the experts that the host has, the driver's own");
+      }
     } else {
       out.Add("tensor index", input_.index_bytes, "names and places in the checkpoint");
       out.Add("process", kProcessBytes, "program, threads, tokenizer, RPC buffers");

@@ -4,7 +4,8 @@
 //
 // Limits that were not given are chosen. At first the model's whole context, 32 sequences, 512 rows
 // a step and KV pages for 32 requests of 4096 tokens each, at least for one whole context. On a GPU
-// steps have 4159 rows: two halves of 2048 (docs/adr/two-halves.md) and 63; those in which a
+// steps have 4159 rows: two halves of 2048 (docs/adr/two-halves.md) and 63, or undivided 4096, what
+// experts take in one call (docs/adr/prompt-experts.md); those in which a
 // sequence decodes have 512 all the same. While that does not fit, this shrinks, in this order:
 //   1. KV pages, down to those of one whole context
 //   2. on a GPU rows of a step, to 2111
@@ -53,6 +54,7 @@ struct TrunkPlanInput {
   int32_t max_sequences = 0;       // 0: chosen
   int32_t max_batch_tokens = 0;    // 0: chosen
   int32_t halved_rows = 0;         // DecoderOptions::halved_rows
+  bool prompt_experts = false;     // DecoderOptions::prompt_experts
   // What may be used, and what there is now; of each GPU with on_gpu, else of the host.
   uint64_t budget_bytes = 0;     // 0: three quarters of available_bytes, nine tenths of a GPU's
   uint64_t available_bytes = 0;  // 0: not known; then budget_bytes decides alone

@@ -41,6 +41,7 @@ struct Given {
   std::string expert_activations = "auto";
   std::string expert_transport = "auto";
   std::string prefill_halves = "auto";
+  std::string prompt_experts = "auto";
   std::string host_budget = "0";
   std::string vram_budget = "0";
   std::string expert_wait = "10s";
@@ -97,6 +98,12 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
   app.add_option("--max_batch_tokens", options.max_batch_tokens, kMaxBatchTokensHelp)
       ->capture_default_str();
   app.add_option("--prefill_halves", given.prefill_halves, kPrefillHalvesHelp)
+      ->capture_default_str();
+  app.add_option("--prompt_experts", given.prompt_experts, kPromptExpertsHelp)
+      ->capture_default_str();
+  app.add_option("--long_prompt_tokens", options.long_prompt_tokens,
+                 "From so many tokens on a prompt is long: --prompt_experts")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--max_queued_requests", options.max_queued_requests,
                  "Requests that may wait; more are refused with RESOURCE_EXHAUSTED")
@@ -257,9 +264,18 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
                             Printable(given.expert_transport));
   }
   options.expert_shared_memory = given.expert_transport == "auto";
-  ASSIGN_OR_RETURN(options.halved_rows, ParsePrefillHalves(given.prefill_halves, options.use_cuda,
-                                                           options.expert_shared_memory &&
-                                                               AllOnUnixSockets(options.cluster)));
+  const bool in_memory = options.expert_shared_memory && AllOnUnixSockets(options.cluster);
+  ASSIGN_OR_RETURN(options.halved_rows,
+                   ParsePrefillHalves(given.prefill_halves, options.use_cuda, in_memory));
+  ASSIGN_OR_RETURN(options.prompt_experts,
+                   ParsePromptExperts(given.prompt_experts,
+                                      {.on_gpu = options.use_cuda,
+                                       .tensor_parallel = options.tensor_parallel,
+                                       .in_memory = in_memory,
+                                       .bf16_rows = options.expert_activations == DType::kBF16,
+                                       .halves_asked = given.prefill_halves != "auto" &&
+                                                       options.halved_rows > 0}));
+  if (options.prompt_experts.any()) options.halved_rows = 0;
   ASSIGN_OR_RETURN(options.expert_wait, ParseDuration("--expert_wait", given.expert_wait, true));
   ASSIGN_OR_RETURN(options.drain_timeout,
                    ParseDuration("--drain_timeout", given.drain_timeout, true));

@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 #include "common/config/cluster_config.h"
 #include "common/config/open_checkpoint.h"
+#include "common/plan/prompt_experts.h"
 #include "common/plan/trunk_format.h"
 #include "common/tensor/dtype.h"
 
@@ -31,6 +32,8 @@ struct TrunkOptions {
   int32_t max_sequences = 0;                      // 0: up to 32, what memory allows
   int32_t max_batch_tokens = 0;                   // 0: up to 512, on a GPU 4159, what memory allows
   int32_t halved_rows = 0;  // steps of so many rows run as two halves; 0: none
+  PromptExpertShare prompt_experts;
+  int32_t long_prompt_tokens = kLongPromptTokens;
   int32_t max_queued_requests = 64;
   uint64_t host_budget_bytes = 0;  // 0: a share of the available memory
   bool use_cuda = false;           // --backend cuda, or auto where there is a GPU

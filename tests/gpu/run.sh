@@ -53,7 +53,7 @@ run() {
       "$log_dir/$name.log" | tail -n 2 | tr '\n' ' ')")")
 }
 
-# evaluate TRUNK_FORMAT KV_FORMAT EXPERT_ACTIVATIONS POOL_FORMAT CONCURRENCY [GPUS]: 214 of 214 and a
+# evaluate TRUNK_FORMAT KV_FORMAT EXPERT_ACTIVATIONS POOL_FORMAT CONCURRENCY [GPUS [LONG_PROMPT_TOKENS]]: 214 of 214 and a
 # perplexity of at most 1.1070. NF4 is not cut within the width of the demo model's experts.
 # shellcheck disable=SC2317
 evaluate() {
@@ -63,7 +63,7 @@ evaluate() {
   work=$(mktemp -d)
   "$bin/banyan" serve --model "$demo" --shards 2 --split "$split" --pool_format "$4" --pool_dir "$work/packs" --listen "unix:$work/trunk" --metrics_listen "" \
     --run_dir "$work" --log_file "$work/log" -- --backend cuda --trunk_format "$1" \
-    --kv_format "$2" --expert_activations "$3" --tensor_parallel "${6:-1}" &
+    --kv_format "$2" --expert_activations "$3" --tensor_parallel "${6:-1}" --long_prompt_tokens "${7:-512}" &
   pid=$!
   if "$bin/banyan" status --server "unix:$work/trunk" --wait 60 --health; then
     "$bin/banyan" bench --server "unix:$work/trunk" --eval "$demo/eval.json" --concurrency "$5" \
@@ -104,7 +104,8 @@ for part in "${parts[@]}"; do
       for formats in 'bf16 f32 f32 auto 1' 'bf16 bf16 f32 auto 16' 'int8 bf16 f32 auto 16' \
         'bf16 f32 bf16 auto 1' 'bf16 bf16 auto auto 1' 'bf16 bf16 auto auto 16' 'int8 f32 bf16 auto 1' \
         'int8 bf16 auto auto 1' 'int8 bf16 auto auto 16' 'bf16 bf16 auto int8 16' \
-        'bf16 bf16 auto int4 16' 'bf16 bf16 auto nf4 16'; do
+        'bf16 bf16 auto int4 16' 'bf16 bf16 auto nf4 16' 'bf16 bf16 auto int8 16 1 1' \
+        'bf16 bf16 auto int4 16 1 1' 'bf16 bf16 auto nf4 1 1 1'; do
         # shellcheck disable=SC2086
         run "eval_${formats// /_}" evaluate $formats
         grep -h '^exact' "$log_dir/eval_${formats// /_}.log"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # End to end on one machine: banyan-trunk on the GPU, banyan-expert on the CPUs, banyan bench against
 # them, with generated weights at the geometry of Qwen3-Next-80B-A3B, or fewer of its layers:
-#   serve.sh [--layers N] [--log_dir DIR] [--threads N] [--expert_activations auto|f32|bf16] [--vram_budget SIZE | --halves] POOL_FORMAT TRUNK_FORMAT
+#   serve.sh [--layers N] [--log_dir DIR] [--threads N] [--expert_activations auto|f32|bf16] [--prompt_experts auto|off|N] [--vram_budget SIZE | --halves] POOL_FORMAT TRUNK_FORMAT
 # BACKEND=cpu tries the script where there is no GPU. Prints start-up seconds, memory, tokens/s of decoding and of prompts, and where the trunk's time
-# goes. --vram_budget: the trunk has its own plan for a GPU of that size, and prompts up to 30,720 tokens. --halves: instead, prompts of 512 to 8,192 tokens from a trunk with steps of 2,111 rows, one with
-# steps of 4,096 and one with steps of 4,159 in two halves. Packs lie in a file system in memory of their own, which is unmounted at the end: root.
+# goes. KEEP_POOL=1 leaves the pool in /dev/shm for the next run. --vram_budget: the trunk has its own plan for a GPU of that size, and prompts up to 30,720 tokens. --halves: instead, prompts of 512 to 8,192 tokens from a trunk with steps of 2,111 rows, one with
+# steps of 4,096 and one with steps of 4,159 in two halves. The pool lies in /dev/shm, which gets huge pages where that is allowed: root.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -20,6 +20,7 @@ threads=$(($(nproc) - 1))  # one CPU for the trunk's thread
 activations=auto
 halves=no
 budget=
+prompt_experts=auto
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --halves) halves=yes; shift; continue ;;
@@ -28,6 +29,7 @@ while [[ ${1:-} == --* ]]; do
     --threads) threads=$2 ;;
     --expert_activations) activations=$2 ;;
     --vram_budget) budget=$2 ;;
+    --prompt_experts) prompt_experts=$2 ;;
     *) printf 'serve.sh: %s: unknown\n' "$1" >&2; exit 2 ;;
   esac
   shift 2
@@ -38,20 +40,20 @@ done
 }
 pool_format=$1
 trunk_format=$2
-name=$pool_format-$trunk_format-$activations-$layers${budget:+-$budget}
+name=$pool_format-$trunk_format-$activations-$prompt_experts-$layers${budget:+-$budget}
 
 work=$(mktemp -d)
 pids=()
 clean_up() {
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-  umount "$work/packs" 2>/dev/null || true
   rm -rf "$work"
+  [[ -n ${KEEP_POOL:-} ]] || rm -f /dev/shm/banyan-*
 }
 trap clean_up EXIT
-mkdir "$work/model" "$work/packs"
-mount -t tmpfs -o size=110G,huge=always tmpfs "$work/packs" 2>/dev/null ||
-  mount -t tmpfs -o size=110G tmpfs "$work/packs"
+mkdir "$work/model"
+# Generated pools lie there, where a trunk can map them, on huge pages if that is allowed.
+mount -o remount,size=110G,huge=advise /dev/shm 2>/dev/null || true
 cat >"$work/model/config.json" <<END
 {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "dtype": "bfloat16",
  "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": $layers, "intermediate_size": 5120,
@@ -72,7 +74,7 @@ printf '{"do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": 0.8}\n' >"
   --vram_budget 8GiB --host_budget 120GiB 2>/dev/null | grep '^roof' || true
 begin=$SECONDS
 "$bin/banyan-expert" --model "$work/model" --load_format dummy --pool_format "$pool_format" \
-  --pool_dir "$work/packs" --listen "unix:$work/expert" --metrics_listen 127.0.0.1:9102 \
+  --pool_memory shm --listen "unix:$work/expert" --metrics_listen 127.0.0.1:9102 \
   --threads "$threads" >"$log_dir/expert-$name.log" 2>&1 &
 pids+=($!)
 # trunk NAME METRICS_PORT FLAG...: at unix:$work/NAME
@@ -80,7 +82,8 @@ trunk() {
   local socket=$1 port=$2
   shift 2
   "$bin/banyan-trunk" --model "$work/model" --load_format dummy --backend "${BACKEND:-cuda}" \
-    --trunk_format "$trunk_format" --expert_activations "$activations" --experts "unix:$work/expert" \
+    --trunk_format "$trunk_format" --expert_activations "$activations" --prompt_experts "$prompt_experts" \
+    --experts "unix:$work/expert" \
     --listen "unix:$work/$socket" --metrics_listen "127.0.0.1:$port" "$@" >"$log_dir/$socket-$name.log" 2>&1 &
   pids+=($!)
 }
@@ -107,6 +110,7 @@ for port in $2:
 " >"$log_dir/metrics-$name-$1.txt" || true; }
 room=(--max_sequences 4 --max_context_tokens 32768)
 if [[ $halves == yes ]]; then
+  prompt_experts=off
   trunk undivided 9103 "${room[@]}" --max_batch_tokens 2111 --prefill_halves off
   trunk large 9104 "${room[@]}" --max_batch_tokens 4096 --prefill_halves off
   trunk halves 9105 "${room[@]}" --max_batch_tokens 4159 --prefill_halves 256
@@ -126,12 +130,12 @@ fi
 if [[ -n $budget ]]; then
   trunk trunk 9101 --vram_budget "$budget"
 else
-  trunk trunk 9101 "${room[@]}" --max_batch_tokens 2111
+  trunk trunk 9101 "${room[@]}"
 fi
 await trunk
 printf '%s pool, %s trunk, rows %s, %s layers: ready after %s s\n' "$pool_format" "$trunk_format" \
   "$activations" "$layers" "$((SECONDS - begin))"
-grep -o 'expert_activations=[a-z0-9]*' "$log_dir/trunk-$name.log" | head -n 1
+grep -o -E 'expert_activations=[a-z0-9]*|prompt_experts experts.*' "$log_dir/trunk-$name.log" | head -n 2
 nvidia-smi --query-gpu=name,memory.used --format=csv,noheader 2>/dev/null || true
 for pid in "${pids[@]}"; do
   grep -E 'Name|VmHWM|RssAnon|RssFile|RssShmem' "/proc/$pid/status" | tr -s '\t\n' ' '
@@ -145,8 +149,8 @@ bench trunk --concurrency 1 --requests 1 --prompt_tokens 64 --max_new_tokens 192
 scrape decode '(9101, 9102)'
 bench trunk --concurrency 1 --requests 3 --prompt_tokens 512 --max_new_tokens 1
 bench trunk --concurrency 1 --requests 2 --prompt_tokens 2048 --max_new_tokens 1
+bench trunk --concurrency 1 --requests 2 --prompt_tokens 4096 --max_new_tokens 1
 if [[ -n $budget ]]; then
-  bench trunk --concurrency 1 --requests 2 --prompt_tokens 4096 --max_new_tokens 1
   bench trunk --concurrency 1 --requests 1 --prompt_tokens 30720 --max_new_tokens 16
   nvidia-smi --query-gpu=memory.used --format=csv,noheader 2>/dev/null || true
 fi

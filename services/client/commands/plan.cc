@@ -9,6 +9,7 @@
 #include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
 #include "common/plan/prefill_halves.h"
+#include "common/plan/prompt_experts.h"
 #include "common/plan/tensor_parallel.h"
 #include "common/plan/trunk_format.h"
 #include "services/client/commands/command.h"
@@ -27,6 +28,7 @@ struct Options {
   std::string kv_format = "auto";
   std::string expert_activations = "auto";
   std::string prefill_halves = "auto";
+  std::string prompt_experts = "auto";
   std::string vram_budget = "0";
   std::string host_budget = "0";
   double bandwidth_gb = 0;
@@ -58,6 +60,14 @@ int Run(const Options& given) {
   const auto halved_rows = ParsePrefillHalves(given.prefill_halves, *vram > 0, /*in_memory=*/true);
   if (!halved_rows.ok()) return FailUsage(ToStd(halved_rows.status().message()));
   options.halved_rows = *halved_rows;
+  const auto prompt_experts = ParsePromptExperts(
+      given.prompt_experts, {.on_gpu = *vram > 0,
+                             .tensor_parallel = options.tensor_parallel,
+                             .in_memory = true,
+                             .bf16_rows = *expert_activations == DType::kBF16,
+                             .halves_asked = given.prefill_halves != "auto" && *halved_rows > 0});
+  if (!prompt_experts.ok()) return FailUsage(ToStd(prompt_experts.status().message()));
+  options.prompt_experts = prompt_experts->any();
   options.trunk_format = *trunk_format;
   options.kv_dtype = *kv_format;
   options.expert_activations = *expert_activations;
@@ -128,6 +138,8 @@ void AddPlan(CLI::App& app, Action& action) {
       ->check(CLI::Range(0, 65536))
       ->capture_default_str();
   verb->add_option("--prefill_halves", options->prefill_halves, kPrefillHalvesHelp)
+      ->capture_default_str();
+  verb->add_option("--prompt_experts", options->prompt_experts, kPromptExpertsHelp)
       ->capture_default_str();
   verb->add_option("--shards", options->plan.num_shards, "Expert services")
       ->check(CLI::Range(1, static_cast<int>(kMaxShards)))

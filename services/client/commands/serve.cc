@@ -24,6 +24,7 @@
 #include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
 #include "common/plan/prefill_halves.h"
+#include "common/plan/prompt_experts.h"
 #include "common/plan/tensor_parallel.h"
 #include "services/client/commands/command.h"
 #include "services/client/connection/server_connection.h"
@@ -59,7 +60,7 @@ struct Options {
       {"--max_batch_tokens", {}}, {"--max_queued_requests", {}}, {"--host_budget", {}},
       {"--vram_budget", {}},      {"--trunk_format", {}},        {"--kv_format", {}},
       {"--tensor_parallel", {}},  {"--expert_activations", {}},  {"--expert_transport", {}},
-      {"--prefill_halves", {}}};
+      {"--prefill_halves", {}},   {"--prompt_experts", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_both = {
       {"--cpu_tier", {}}, {"--load_format", {}}, {"--pool_dir", {}}};
   std::vector<std::pair<const char*, std::optional<std::string>>> to_experts = {
@@ -157,9 +158,16 @@ absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& opt
       ParseExpertActivations(Find(options.to_trunk, "--expert_activations")->value_or("auto"),
                              out.on_gpu));
   const bool in_memory = Find(options.to_trunk, "--expert_transport")->value_or("auto") == "auto";
-  ASSIGN_OR_RETURN(out.halved_rows,
-                   ParsePrefillHalves(Find(options.to_trunk, "--prefill_halves")->value_or("auto"),
-                                      out.on_gpu, in_memory));
+  const std::string halves = Find(options.to_trunk, "--prefill_halves")->value_or("auto");
+  ASSIGN_OR_RETURN(out.halved_rows, ParsePrefillHalves(halves, out.on_gpu, in_memory));
+  ASSIGN_OR_RETURN(const PromptExpertShare share,
+                   ParsePromptExperts(Find(options.to_trunk, "--prompt_experts")->value_or("auto"),
+                                      {.on_gpu = out.on_gpu,
+                                       .tensor_parallel = out.tensor_parallel,
+                                       .in_memory = in_memory,
+                                       .bf16_rows = out.expert_activations == DType::kBF16,
+                                       .halves_asked = halves != "auto" && out.halved_rows > 0}));
+  out.prompt_experts = share.any();
   const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
   out.num_threads = ShareThreads(cpus, options.shards, out.on_gpu).trunk;
   return std::optional<ClusterPlanOptions>(std::move(out));

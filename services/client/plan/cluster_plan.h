@@ -36,8 +36,9 @@ struct ClusterPlanOptions {
   int32_t max_context_tokens = 0;
   int32_t max_sequences = 0;
   int32_t max_batch_tokens = 0;
-  int32_t halved_rows = 0;  // of --prefill_halves
-  int num_threads = 1;      // of the trunk
+  int32_t halved_rows = 0;      // of --prefill_halves
+  bool prompt_experts = false;  // some, of --prompt_experts
+  int num_threads = 1;          // of the trunk
 };
 
 struct ClusterPlan {

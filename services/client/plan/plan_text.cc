@@ -162,6 +162,7 @@ nlohmann::ordered_json PlanJson(const ClusterPlan& plan, const Bandwidth& bandwi
   trunk["max_batch_tokens"] = plan.trunk.max_batch_tokens;
   trunk["max_mixed_tokens"] = plan.trunk.max_mixed_tokens;
   trunk["halved_rows"] = plan.trunk.decoder.halved_rows;
+  trunk["prompt_experts"] = plan.trunk.decoder.prompt_experts;
   trunk["pages"] = plan.trunk.decoder.num_pages;
   trunk["whole_contexts"] = plan.trunk.SequencesOf(context);
   if (plan.trunk.gpu_host) {

@@ -134,6 +134,11 @@ class Decoder::Impl {
     if (on_host) routed.device = routed.host;
   }
 
+  void ComputePromptExperts(PromptExpertPool pool) {
+    CHECK(asks() && halved_rows_ == 0);
+    prompt_experts_.emplace(config_, limits_.max_rows, std::move(pool));
+  }
+
   absl::Status Fault() { return backend_->Check(); }
   uint64_t weight_bytes_read() const { return weight_bytes_read_; }
   StateHistory& state_history() { return *state_history_; }
@@ -146,6 +151,8 @@ class Decoder::Impl {
       RETURN_IF_ERROR(RunHalves(step));
       return Ended();
     }
+    own_experts_ =
+        prompt_experts_ && prompt_experts_->BeginStep(plan) ? &*prompt_experts_ : nullptr;
     backend_->BeginStep(plan);
     const Backend::Recording recording = observer_ == nullptr && rank_.may_record
                                              ? backend_->BeginRecording()
@@ -271,7 +278,8 @@ class Decoder::Impl {
   // Rows to the experts; nothing to do for ranks that do not ask them.
   absl::Status Ask(const Step& step, int32_t layer, const Part& part) {
     if (!asks()) return absl::OkStatus();
-    return DispatchRows(router_, step, layer, part.num_rows, part.activations, backend_, experts_);
+    return DispatchRows(router_, step, layer, part.num_rows, part.activations, backend_, experts_,
+                        own_experts_);
   }
 
   // The experts' answer, which every rank has or fails with. `asked`: what Ask returned.
@@ -365,6 +373,9 @@ class Decoder::Impl {
         // After a failure too: the other ranks, who learn of it in AwaitAnswer, have queued as
         // much.
         QueueSharedExpert(*moe, num_rows_, a, backend_);
+        if (asked.ok() && own_experts_ != nullptr) {
+          own_experts_->Queue(layer, num_rows_, a, backend_);
+        }
         RETURN_IF_ERROR(AwaitAnswer(std::move(asked), whole_));
         backend_->ReleaseToDevice();
         QueueExpertSums(layer, *moe, whole_);
@@ -496,6 +507,8 @@ class Decoder::Impl {
   KvCache kv_cache_;
   RecurrentState recurrent_state_;
   std::optional<StateHistory> state_history_;
+  std::optional<PromptExperts> prompt_experts_;
+  PromptExperts* own_experts_ = nullptr;  // in this step
   ActivationSizes sizes_;
   Activations activations_;
   Part whole_;  // of a step that is not cut
@@ -537,6 +550,10 @@ absl::Status Decoder::Forward(const Step& step) { return impl_->Forward(step); }
 absl::Status Decoder::RunHead(const HeadQuery& query) { return impl_->RunHead(query); }
 
 void Decoder::ReadAnswersOf(const Decoder& asker) { impl_->ReadAnswersOf(*asker.impl_); }
+
+void Decoder::ComputePromptExperts(PromptExpertPool pool) {
+  impl_->ComputePromptExperts(std::move(pool));
+}
 
 absl::Status Decoder::Fault() { return impl_->Fault(); }
 

@@ -15,6 +15,7 @@
 #include "services/trunk/engine/forward_pass.h"
 #include "services/trunk/experts/expert_transport.h"
 #include "services/trunk/model/expert_answers.h"
+#include "services/trunk/model/prompt_experts.h"
 #include "services/trunk/model/weights.h"
 #include "services/trunk/ops/ops.h"
 #include "services/trunk/state/state_history.h"
@@ -76,6 +77,9 @@ class Decoder : public ForwardPass {
   // Of a rank that does not ask the experts, before the first step: their answers are where `asker`
   // has them.
   void ReadAnswersOf(const Decoder& asker);
+  // From the next step on the experts of `pool` are computed here for long prompts. Where the
+  // options say prompt_experts and steps are not halved.
+  void ComputePromptExperts(PromptExpertPool pool);
   absl::Status Fault() override;
   uint64_t weight_bytes_read() const override;
   // What the slots held at earlier positions; num_state_copies of it.

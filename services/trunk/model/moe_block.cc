@@ -76,15 +76,17 @@ void QueueCombine(const MoeWeights& weights, const NextNorm& norm, int32_t num_r
 
 absl::Status DispatchRows(const RouterOptions& options, const Step& step, int32_t layer,
                           int32_t num_rows, const Activations& a, Backend* backend,
-                          ExpertTransport* experts) {
+                          ExpertTransport* experts, PromptExperts* own) {
   RETURN_IF_ERROR(backend->AwaitHost());
+  const uint16_t* ids = a.expert_ids.host;
+  if (own != nullptr) ids = own->Take(num_rows, ids, a.expert_weights.host);
   return experts->Dispatch({.step_id = step.step_id,
                             .layer = layer,
                             .num_rows = num_rows,
                             .top_k = options.top_k,
                             .activations = a.expert_rows.host,
                             .activations_dtype = a.expert_rows_dtype,
-                            .expert_ids = a.expert_ids.host,
+                            .expert_ids = ids,
                             .weights = a.expert_weights.host,
                             .trace = step.trace});
 }

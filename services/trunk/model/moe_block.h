@@ -7,6 +7,7 @@
 #include "services/trunk/engine/step.h"
 #include "services/trunk/experts/expert_transport.h"
 #include "services/trunk/model/activations.h"
+#include "services/trunk/model/prompt_experts.h"
 #include "services/trunk/model/weights.h"
 #include "services/trunk/ops/ops.h"
 #include "services/trunk/routing/router.h"
@@ -33,10 +34,11 @@ struct NextNorm {
 void QueueCombine(const MoeWeights& weights, const NextNorm& norm, int32_t num_rows,
                   const Activations& a, Backend* backend);
 
-// Waits for the rows and sends them. Errors: the transport's, the device's.
+// Waits for the rows and sends them; what `own` takes of them, unless that is null, is not asked
+// for. Errors: the transport's, the device's.
 absl::Status DispatchRows(const RouterOptions& options, const Step& step, int32_t layer,
                           int32_t num_rows, const Activations& a, Backend* backend,
-                          ExpertTransport* experts);
+                          ExpertTransport* experts, PromptExperts* own);
 
 // a.hidden += FFN(a.normed).
 void RunDenseMlp(const FfnWeights& weights, int32_t num_rows, const Activations& a,

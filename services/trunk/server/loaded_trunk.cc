@@ -31,6 +31,7 @@
 #include "services/trunk/model/decoder.h"
 #include "services/trunk/model/parallel_decoder.h"
 #include "services/trunk/model/trunk_pack_builder.h"
+#include "services/trunk/server/prompt_pool.h"
 #include "services/trunk/server/request_validation.h"
 #include "services/trunk/server/trunk_backend.h"
 #include "services/trunk/server/trunk_load_metrics.h"
@@ -121,12 +122,13 @@ class LoadedTrunk::Impl {
     // Expert hosts are looked for while the weights are read.
     ExpertDirectory::Options directory;
     directory.cluster = options_.cluster;
-    directory.model = Expect(config_, *checkpoint_, MaxCallRows(decoder_options_));
+    directory.model = ExpectedHere();
     directory.shared_memory = options_.expert_shared_memory;
     ASSIGN_OR_RETURN(directory_, ExpertDirectory::Create(std::move(directory), metrics_));
     transport_.emplace(GrpcTransport::Options{}, directory_.get(), metrics_);
     RETURN_IF_ERROR(ReadWeights());
     RETURN_IF_ERROR(AwaitExperts());
+    RETURN_IF_ERROR(MapPromptExperts());
     RETURN_IF_ERROR(StartEngine());
     RETURN_IF_ERROR(Warm());
     load_metrics_.seconds.Set(absl::ToDoubleSeconds(absl::Now() - start));
@@ -172,6 +174,7 @@ class LoadedTrunk::Impl {
     input.max_sequences = options_.max_sequences;
     input.max_batch_tokens = options_.max_batch_tokens;
     input.halved_rows = options_.halved_rows;
+    input.prompt_experts = options_.prompt_experts.any();
     const std::optional<uint64_t> vram = backends_.FreeDeviceBytes();
     input.on_gpu = vram.has_value();
     input.num_threads = ThreadsOfPart(num_threads, parts);
@@ -319,11 +322,13 @@ class LoadedTrunk::Impl {
                                             backends_.ranks, backends_.threads.get(), &*transport_,
                                             /*observer=*/nullptr, pack_ ? &*pack_ : nullptr));
     } else {
-      ASSIGN_OR_RETURN(decoder_,
+      ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder,
                        Decoder::Create(config_, decoder_options_, *checkpoint_,
                                        backends_.ranks[0].get(), &*transport_,
                                        /*observer=*/nullptr, /*rank=*/{},
                                        {.pack = pack_ ? &*pack_ : nullptr, .pool = &*pool_}));
+      prompt_decoder_ = decoder.get();
+      decoder_ = std::move(decoder);
     }
     return absl::OkStatus();
   }
@@ -366,11 +371,42 @@ class LoadedTrunk::Impl {
     }
   }
 
+  ExpectedModel ExpectedHere() const {
+    return Expect(config_, *checkpoint_, MaxCallRows(decoder_options_));
+  }
+
+  // The experts that this trunk computes for long prompts. Where that was our choice, a pool that
+  // cannot be had is no fault.
+  absl::Status MapPromptExperts() {
+    if (!decoder_options_.prompt_experts) return absl::OkStatus();
+    const absl::Time begin = absl::Now();
+    absl::StatusOr<PromptPool> pool =
+        BorrowPromptPool(*directory_, ExpectedHere(), config_, options_.prompt_experts,
+                         options_.long_prompt_tokens, backends_.ranks[0].get());
+    if (!pool.ok()) {
+      if (!options_.prompt_experts.chosen) return Annotate(pool.status(), "--prompt_experts");
+      LogInfo("no_prompt_experts", {{"reason", pool.status().message()}});
+      return absl::OkStatus();
+    }
+    LogInfo("prompt_experts",
+            {{"experts", fmt::format("{}", fmt::join(pool->experts.own_experts, ","))},
+             {"of", config_.num_experts},
+             {"pool_format", PoolFormatName(pool->experts.format)},
+             {"slices", pool->experts.slices.size()},
+             {"gb_per_second", fmt::format("{:.1f}", pool->bytes_per_second / 1e9)},
+             {"seconds", absl::ToDoubleSeconds(absl::Now() - begin)}});
+    load_metrics_.prompt_experts.Set(static_cast<double>(pool->experts.own_experts.back()));
+    lent_pools_ = std::move(pool->pools);
+    prompt_decoder_->ComputePromptExperts(std::move(pool->experts));
+    return absl::OkStatus();
+  }
+
   absl::Status StartEngine() {
     Engine::Options engine;
     engine.max_batch_tokens = plan_->max_batch_tokens;
     engine.max_mixed_tokens = plan_->max_mixed_tokens;
     engine.max_sequences = plan_->max_sequences;
+
     engine.max_queued_requests = options_.max_queued_requests;
     engine.max_context_tokens = decoder_options_.max_context_tokens;
     engine.sampled_vocab_size =
@@ -472,12 +508,14 @@ class LoadedTrunk::Impl {
   std::unique_ptr<TextCodec> codec_;
   std::optional<TrunkPack> pack_;
   std::optional<WorkerPool> pool_;
+  std::vector<std::unique_ptr<LentPool>> lent_pools_;  // mapped by the backends
   TrunkBackends backends_;
   std::optional<TrunkPlan> plan_;
   DecoderOptions decoder_options_;
   std::unique_ptr<ExpertDirectory> directory_;
   std::optional<GrpcTransport> transport_;
   std::unique_ptr<ForwardPass> decoder_;
+  Decoder* prompt_decoder_ = nullptr;  // the same, where one device has the model alone
   std::unique_ptr<Engine> engine_;
   ServingModel model_;
 };

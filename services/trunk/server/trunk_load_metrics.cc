@@ -19,6 +19,10 @@ TrunkLoadMetrics::TrunkLoadMetrics(MetricsRegistry& metrics)
           "banyan_trunk_memory_bandwidth_bytes_per_second",
           "Speed of reading the trunk's weights with all threads, measured at the end of the "
           "load; weights that fit the CPU's caches are read from there.")),
+      prompt_experts(metrics.Gauge(
+          "banyan_trunk_prompt_experts",
+          "Routed experts of each layer that the trunk computes itself for the longest prompts, "
+          "with weights from the hosts' pool; 0: none.")),
       packs_rejected(metrics.Counter("banyan_trunk_packs_rejected_total",
                                      "Packs that were damaged or did not fit the checkpoint and "
                                      "were made anew.")) {}

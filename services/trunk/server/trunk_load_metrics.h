@@ -14,6 +14,7 @@ struct TrunkLoadMetrics {
   prometheus::Gauge& loaded_bytes;
   prometheus::Gauge& seconds;
   prometheus::Gauge& bandwidth;
+  prometheus::Gauge& prompt_experts;
   prometheus::Counter& packs_rejected;
 };
 
