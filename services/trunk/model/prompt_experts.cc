@@ -37,11 +37,12 @@ const uint16_t* PromptExperts::Take(int32_t num_rows, const uint16_t* expert_ids
 void PromptExperts::Queue(int32_t layer, int32_t num_rows, const Activations& a, Backend* backend) {
   CHECK(a.expert_rows_dtype == DType::kBF16);
   experts_.clear();
-  for (const ExpertShare::Group& group : share_.groups()) {
-    for (const PromptExpertPool::Slice& slice : pool_.slices) {
+  // Slice by slice: experts that lie one behind the other are read so.
+  for (const PromptExpertPool::Slice& slice : pool_.slices) {
+    const std::byte* const first = slice.layers[static_cast<size_t>(layer)];
+    for (const ExpertShare::Group& group : share_.groups()) {
       const int32_t at = group.expert - slice.first_expert;
       if (at < 0 || at >= slice.num_experts) continue;
-      const std::byte* const first = slice.layers[static_cast<size_t>(layer)];
       experts_.push_back({first + at * pool_.expert_bytes, group.first_pair, group.num_pairs});
     }
   }
