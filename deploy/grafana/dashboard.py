@@ -205,7 +205,8 @@ TRUNK_BANDWIDTH = timeseries(
 EXPERT_BANDWIDTH = timeseries(
     "Experts: weights read while they compute",
     "Bytes of weights per second of expert computing, beside the bandwidth measured at start. Decoding "
-    "is bound by this; with many rows per expert, arithmetic is.",
+    "is bound by this; with many rows per expert, arithmetic is. Beside it what a trunk on a GPU copies of the "
+    "pool for long prompts, a second of any kind.",
     [
         target(
             f"{rate('banyan_expert_weight_bytes_total')} / "
@@ -214,6 +215,10 @@ EXPERT_BANDWIDTH = timeseries(
         ),
         target(
             "banyan_expert_memory_bandwidth_bytes_per_second", "{{instance}} measured at start"
+        ),
+        target(
+            f"{rate('banyan_trunk_prompt_expert_bytes_total' + of())} > 0",
+            "{{instance}} copies for long prompts",
         ),
     ],
     "Bps",

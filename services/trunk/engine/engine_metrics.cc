@@ -81,6 +81,10 @@ EngineMetrics::EngineMetrics(MetricsRegistry* registry)
       weight_bytes(registry->Counter("banyan_trunk_weight_bytes_total",
                                      "Bytes of the trunk's weights read by the steps; a matrix "
                                      "counts once a step, however many rows that has.")),
+      prompt_expert_bytes(
+          registry->Counter("banyan_trunk_prompt_expert_bytes_total",
+                            "Bytes of routed experts' weights that the trunk read from the hosts' "
+                            "pool for long prompts; an expert counts once a step and layer.")),
       steps(registry->Counter("banyan_trunk_steps_total", "Steps run.")),
       failed_steps(registry->Counter("banyan_trunk_failed_steps_total",
                                      "Steps whose forward pass returned an error.")),

@@ -46,6 +46,7 @@ struct EngineMetrics {
   prometheus::Histogram& batch_rows;
   prometheus::Histogram& batch_sequences;
   prometheus::Counter& weight_bytes;
+  prometheus::Counter& prompt_expert_bytes;
   prometheus::Counter& steps;
   prometheus::Counter& failed_steps;
   prometheus::Counter& preemptions_for_pages;

@@ -63,6 +63,8 @@ class ForwardPass {
   // for each RunHead) that uses it, however many rows that has; of the embedding the rows
   // looked up.
   virtual uint64_t weight_bytes_read() const = 0;
+  // The same of routed experts, from the pools of their hosts.
+  virtual uint64_t expert_bytes_read() const { return 0; }
 };
 
 inline absl::Status ForwardPass::ComputeLogits(std::span<const int32_t> rows,

@@ -283,6 +283,9 @@ void StepEngine::RunStep() {
   const uint64_t read = forward_->weight_bytes_read();
   metrics_.weight_bytes.Increment(static_cast<double>(read - counted_weight_bytes_));
   counted_weight_bytes_ = read;
+  const uint64_t experts_read = forward_->expert_bytes_read();
+  metrics_.prompt_expert_bytes.Increment(static_cast<double>(experts_read - counted_expert_bytes_));
+  counted_expert_bytes_ = experts_read;
 }
 
 // After an error: true if the device is lost. Then whoever runs the engine knows it first, and what

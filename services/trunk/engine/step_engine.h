@@ -75,6 +75,7 @@ class StepEngine final : public Engine {
   absl::Time last_start_ = absl::InfinitePast();
   int64_t counted_preemptions_ = 0;
   uint64_t counted_weight_bytes_ = 0;
+  uint64_t counted_expert_bytes_ = 0;
   int32_t lost_steps_ = 0;  // since a step last ran; 0: the experts are there
   absl::Time lost_since_;
   absl::Time outage_counted_;

@@ -141,6 +141,7 @@ class Decoder::Impl {
 
   absl::Status Fault() { return backend_->Check(); }
   uint64_t weight_bytes_read() const { return weight_bytes_read_; }
+  uint64_t expert_bytes_read() const { return prompt_experts_ ? prompt_experts_->bytes_read() : 0; }
   StateHistory& state_history() { return *state_history_; }
 
   absl::Status Forward(const Step& step) {
@@ -558,6 +559,8 @@ void Decoder::ComputePromptExperts(PromptExpertPool pool) {
 absl::Status Decoder::Fault() { return impl_->Fault(); }
 
 uint64_t Decoder::weight_bytes_read() const { return impl_->weight_bytes_read(); }
+
+uint64_t Decoder::expert_bytes_read() const { return impl_->expert_bytes_read(); }
 
 StateHistory& Decoder::state_history() { return impl_->state_history(); }
 

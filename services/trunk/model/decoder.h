@@ -82,6 +82,7 @@ class Decoder : public ForwardPass {
   void ComputePromptExperts(PromptExpertPool pool);
   absl::Status Fault() override;
   uint64_t weight_bytes_read() const override;
+  uint64_t expert_bytes_read() const override;
   // What the slots held at earlier positions; num_state_copies of it.
   StateHistory& state_history();
 

@@ -47,6 +47,7 @@ void PromptExperts::Queue(int32_t layer, int32_t num_rows, const Activations& a,
     }
   }
   if (experts_.empty()) return;
+  bytes_read_ += experts_.size() * static_cast<uint64_t>(pool_.expert_bytes);
   backend->HostExperts(num_rows, {.format = pool_.format,
                                   .hidden_size = hidden_size_,
                                   .width = pool_.width,

@@ -47,12 +47,16 @@ class PromptExperts {
   // a.hidden += what has been taken, of these rows.
   void Queue(int32_t layer, int32_t num_rows, const Activations& a, Backend* backend);
 
+  // Of all calls so far.
+  uint64_t bytes_read() const { return bytes_read_; }
+
  private:
   const PromptExpertPool pool_;
   const int32_t hidden_size_;
   ExpertShare share_;
   std::vector<ExpertShare::OwnRows> rows_;  // of the step
   std::vector<HostExpert> experts_;
+  uint64_t bytes_read_ = 0;
 };
 
 }  // namespace banyan::trunk
