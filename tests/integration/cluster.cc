@@ -57,17 +57,17 @@ absl::Status Cluster::StartTrunk() {
     trunk_address_ =
         options_.unix_sockets ? fmt::format("unix:{}/trunk.sock", temp_.path()) : "127.0.0.1:0";
   }
-  std::vector<std::string> args = {BinaryPath("banyan-trunk"),
-                                   "--model=" + options_.model_dir,
+  std::vector<std::string> args = {BinaryPath("banyan-trunk"), "--model=" + options_.model_dir,
                                    "--listen=" + trunk_address_,
-                                   "--metrics_listen=",
-                                   "--experts=" + Join(expert_addresses_),
-                                   "--threads=1"};
+                                   "--experts=" + Join(expert_addresses_), "--threads=1"};
   const std::vector<std::string>& more = options_.trunk_args;
-  const bool has_pool_dir = std::any_of(more.begin(), more.end(), [](const std::string& arg) {
-    return arg.rfind("--pool_dir", 0) == 0;
-  });
-  if (!has_pool_dir) args.push_back("--pool_dir=" + temp_.File("packs"));
+  const auto unless_given = [&](const std::string& flag, const std::string& value) {
+    const bool given = std::any_of(more.begin(), more.end(),
+                                   [&](const std::string& arg) { return arg.rfind(flag, 0) == 0; });
+    if (!given) args.push_back(flag + "=" + value);
+  };
+  unless_given("--metrics_listen", "");
+  unless_given("--pool_dir", temp_.File("packs"));
   args.insert(args.end(), more.begin(), more.end());
   trunk_.reset();
   trunk_ = std::make_unique<Process>(args);

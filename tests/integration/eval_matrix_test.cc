@@ -2,12 +2,11 @@
 // the single-answer cases exactly, one at a time and sixteen at a time, and the perplexity of all
 // answers, for 1..4 shards, both splits, TCP and Unix sockets; and with each pool format, for rows
 // in f32 and in bf16.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cmath>
+#include <memory>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -15,6 +14,7 @@
 #include "tests/fakes/sanitized.h"
 #include "tests/integration/cluster.h"
 #include "tests/integration/eval_cases.h"
+#include "tests/integration/eval_run.h"
 
 namespace banyan::test {
 namespace {
@@ -41,45 +41,11 @@ class EvalMatrixTest : public ::testing::TestWithParam<Config> {
     ASSERT_TRUE(serving.ok()) << serving;
   }
 
-  static inference::v1::GenerateRequest GreedyRequest(const EvalCase& eval_case) {
-    inference::v1::GenerateRequest request;
-    request.mutable_token_ids()->mutable_ids()->Assign(eval_case.prompt_ids.begin(),
-                                                       eval_case.prompt_ids.end());
-    request.mutable_sampling()->set_temperature(0);
-    request.mutable_sampling()->set_max_new_tokens(256);
-    return request;
-  }
-
   // Asks all single-answer cases, `concurrency` at a time.
   void ExpectExactAnswers(int concurrency) {
-    std::vector<size_t> asked;
-    for (size_t k = 0; k < set_.cases.size(); ++k) {
-      if (set_.cases[k].single_answer) asked.push_back(k);
-    }
-    ASSERT_EQ(asked.size(), 214u);
-    std::atomic<size_t> next{0};
-    std::atomic<size_t> exact{0};
-    std::vector<std::thread> clients;
-    for (int i = 0; i < concurrency; ++i) {
-      clients.emplace_back([&] {
-        const auto stub = cluster_->NewStub();
-        for (size_t idx = next.fetch_add(kInputStep); idx < asked.size();
-             idx = next.fetch_add(kInputStep)) {
-          const size_t k = asked[idx];
-          const EvalCase& eval_case = set_.cases[k];
-          const absl::StatusOr<Answer> answer = Generate(*stub, GreedyRequest(eval_case));
-          if (!answer.ok()) {
-            ADD_FAILURE() << "case " << k << ": " << answer.status();
-          } else if (answer->ids == eval_case.answer_ids) {
-            ++exact;
-          } else {
-            ADD_FAILURE() << "case " << k << ": answered " << answer->text;
-          }
-        }
-      });
-    }
-    for (std::thread& client : clients) client.join();
-    EXPECT_EQ(exact, (asked.size() + kInputStep - 1) / kInputStep) << "of 214 where all are asked";
+    const ExactAnswers answers = AskSingleAnswers(*cluster_, set_, concurrency);
+    EXPECT_EQ(answers.asked, (214 + kInputStep - 1) / kInputStep);
+    EXPECT_THAT(answers.wrong, ::testing::IsEmpty());
   }
 
   const EvalSet set_ = LoadEvalSet();
@@ -96,29 +62,9 @@ TEST_P(EvalMatrixTest, AnswersExactlyAloneAndInCompany) {
 }
 
 TEST_P(EvalMatrixTest, AnswerPerplexity) {
-  const auto stub = cluster_->NewStub();
-  double negative_log_likelihood = 0;
-  int num_tokens = 0;
-  for (size_t i = 0; i < set_.cases.size(); i += kInputStep) {
-    const EvalCase& eval_case = set_.cases[i];
-    inference::v1::GenerateRequest request = GreedyRequest(eval_case);
-    for (int32_t id : eval_case.answer_ids) request.mutable_token_ids()->add_ids(id);
-    request.mutable_sampling()->set_max_new_tokens(0);
-    request.set_prompt_logprobs(true);
-    const absl::StatusOr<Answer> answer = Generate(*stub, request);
-    ASSERT_TRUE(answer.ok()) << answer.status();
-    const auto& logprobs = answer->started.prompt_logprobs();
-    const auto prompt_size = static_cast<int>(eval_case.prompt_ids.size());
-    ASSERT_EQ(logprobs.size(), prompt_size - 1 + static_cast<int>(eval_case.answer_ids.size()));
-    // Record i is that of prompt token i + 1.
-    for (size_t k = 0; k < eval_case.answer_ids.size(); ++k) {
-      const auto& record = logprobs[prompt_size - 1 + static_cast<int>(k)];
-      ASSERT_EQ(record.token_id(), eval_case.answer_ids[k]);
-      negative_log_likelihood -= record.logprob();
-      ++num_tokens;
-    }
-  }
-  const double perplexity = std::exp(negative_log_likelihood / num_tokens);
+  const absl::StatusOr<std::vector<float>> logprobs = AnswerLogprobs(*cluster_, set_, 1);
+  ASSERT_TRUE(logprobs.ok()) << logprobs.status();
+  const double perplexity = Perplexity(*logprobs);
   RecordProperty("perplexity", fmt::format("{:.9f}", perplexity));
   if (kSanitized) {
     EXPECT_LT(perplexity, 1.3) << "of every eighth case";
