@@ -188,7 +188,7 @@ class Planner {
     if (input_.halved_rows > 0) {
       add(2 * kHalfRows + kLeastRowsBesideSequences);
     } else if (input_.prompt_experts) {
-      add(kMaxRows);  // undivided
+      add(MaxRowsOf(config_));  // undivided
     }
     add(kHalfRows + kLeastRowsBesideSequences);
     return out;

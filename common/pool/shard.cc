@@ -102,10 +102,14 @@ absl::StatusOr<ShardGeometry> MakeShardGeometry(const ModelConfig& config, const
     out.first_expert = slice.first;
     out.num_shard_experts = slice.size;
   }
-  const int64_t row_bytes = int64_t{config.hidden_size} * 4 + int64_t{out.max_top_k} * 6;
-  out.max_rows =
-      static_cast<int32_t>(std::clamp<int64_t>(kMaxPayloadBytes / row_bytes, 1, kMaxRows));
+  out.max_rows = MaxRowsOf(config);
   return out;
+}
+
+int32_t MaxRowsOf(const ModelConfig& config) {
+  const int64_t row_bytes =
+      int64_t{config.hidden_size} * 4 + int64_t{config.num_experts_per_tok} * 6;
+  return static_cast<int32_t>(std::clamp<int64_t>(kMaxPayloadBytes / row_bytes, 1, kMaxRows));
 }
 
 }  // namespace banyan

@@ -57,6 +57,9 @@ struct ShardGeometry {
 absl::StatusOr<ShardGeometry> MakeShardGeometry(const ModelConfig& config, const ShardSpec& shard,
                                                 int64_t width_group = 1);
 
+// Rows of one call that every shard of the model takes.
+int32_t MaxRowsOf(const ModelConfig& config);
+
 // As it stands in file names: "width-0of2".
 std::string ShardText(const ShardSpec& shard);
 

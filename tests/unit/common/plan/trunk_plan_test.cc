@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <numeric>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "common/base/check.h"
 #include "common/base/strings.h"
@@ -12,11 +14,13 @@
 #include "common/plan/op_scratch.h"
 #include "common/plan/prefill_halves.h"
 #include "common/plan/trunk_arena.h"
+#include "common/pool/shard.h"
 
 namespace banyan {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -51,6 +55,13 @@ uint64_t TotalOf(const TrunkPlanInput& input, int32_t context, int32_t pages,
     if (item.name == "KV pages") page = item.bytes / static_cast<uint64_t>(plan->decoder.num_pages);
   }
   return plan->memory.total_bytes() - page * static_cast<uint64_t>(plan->decoder.num_pages - pages);
+}
+
+uint64_t ItemOf(const TrunkPlan& plan, const char* name) {
+  for (const MemoryPlan::Item& item : plan.memory.items()) {
+    if (item.name == name) return item.bytes;
+  }
+  return 0;
 }
 
 TEST(TrunkPlanTest, AutomaticTakesTheModelsContextAndPagesForTypicalAnswers) {
@@ -245,6 +256,49 @@ TEST(TrunkPlanTest, OperationsShareTheirScratch) {
   }
 }
 
+// Weights on their way to the GPU, and lists of pairs: what ForEachCudaScratch says, in the plan.
+TEST(TrunkPlanTest, PromptExpertsAreScratch) {
+  const ModelConfig config = Demo();
+  TrunkPlanInput input = Input();
+  input.on_gpu = true;
+  input.available_bytes = 0;
+  input.budget_bytes = uint64_t{8} << 30;
+  const auto without = PlanTrunk(config, input);
+  input.prompt_experts = true;
+  const auto with = PlanTrunk(config, input);
+  ASSERT_TRUE(without.ok() && with.ok()) << with.status();
+  ASSERT_EQ(with->decoder.num_pages, without->decoder.num_pages);
+  const auto pieces = [&](const TrunkPlan& plan) {
+    std::vector<size_t> out;
+    ForEachCudaScratch(OpLimitsOf(config, plan.decoder),
+                       [&](size_t bytes) { out.push_back(bytes); });
+    return out;
+  };
+  const std::vector<size_t> fewer = pieces(*without);
+  const std::vector<size_t> all = pieces(*with);
+  const OpLimits limits = OpLimitsOf(config, with->decoder);
+  EXPECT_EQ(limits.host_experts.width, config.moe_intermediate_size);
+  EXPECT_EQ(all.size(), fewer.size() + kCudaHostPlaces + 1);
+  const uint64_t grown = std::accumulate(all.begin(), all.end(), uint64_t{0}) -
+                         std::accumulate(fewer.begin(), fewer.end(), uint64_t{0});
+  EXPECT_GE(grown, kCudaHostPlaces * CudaHostExpertPlaceBytes(limits.host_experts) +
+                       CudaHostExpertListBytes(limits.host_experts, limits.max_rows));
+  EXPECT_EQ(ItemOf(*with, "workspace"), ItemOf(*without, "workspace") + grown);
+  EXPECT_EQ(with->memory.Without("graphs").total_bytes(),
+            TrunkArena(config, with->decoder, input.weights).bytes());
+
+  // On a CPU the rows and products of a group of pairs.
+  input.on_gpu = false;
+  input.available_bytes = uint64_t{16} << 30;
+  input.budget_bytes = 0;
+  const auto cpu = PlanTrunk(config, input);
+  input.prompt_experts = false;
+  const auto cpu_without = PlanTrunk(config, input);
+  ASSERT_TRUE(cpu.ok() && cpu_without.ok()) << cpu.status();
+  EXPECT_EQ(ItemOf(*cpu, "workspace") - ItemOf(*cpu_without, "workspace"),
+            CpuHostExpertBytes(OpLimitsOf(config, cpu->decoder), input.num_threads));
+}
+
 // A mixer's buffers hold nothing when it is over, nor those of the MLP or the head.
 TEST(TrunkPlanTest, StagesShareTheirBuffers) {
   ActivationSizes sizes;
@@ -309,6 +363,47 @@ TEST(TrunkPlanTest, StepsOnAGpuAreLargeWhereTheyFit) {
   EXPECT_EQ(cpu->decoder.halved_rows, 100);
 }
 
+// With experts of its own for prompts a GPU has steps as large as a call may be, undivided.
+TEST(TrunkPlanTest, StepsWithPromptExpertsAreOneCall) {
+  TrunkPlanInput input = Input();
+  input.on_gpu = true;
+  input.available_bytes = 0;
+  input.budget_bytes = uint64_t{8} << 30;
+  input.prompt_experts = true;
+  EXPECT_EQ(PlanTrunk(Demo(), input)->max_batch_tokens, 512);  // given
+  input.max_batch_tokens = 0;
+  const auto first = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->max_batch_tokens, 4096);
+  EXPECT_EQ(first->max_mixed_tokens, 512);
+  EXPECT_TRUE(first->decoder.prompt_experts);
+  EXPECT_FALSE(HasHalves(first->decoder));
+  EXPECT_EQ(MaxCallRows(first->decoder), 4096);
+  int32_t last = first->max_batch_tokens;
+  std::set<int32_t> seen;
+  for (uint64_t budget = first->memory.total_bytes(); last > 512; budget -= budget / 50) {
+    input.budget_bytes = budget;
+    const auto plan = PlanTrunk(Demo(), input);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_LE(plan->memory.total_bytes(), budget);
+    EXPECT_LE(plan->max_batch_tokens, last);
+    last = plan->max_batch_tokens;
+    seen.insert(last);
+  }
+  EXPECT_THAT(seen, ElementsAre(512, 2111, 4096));
+  // Hosts take fewer of wide rows: a message holds no more.
+  ModelConfig wide = Demo();
+  wide.hidden_size = 5120;
+  input.budget_bytes = uint64_t{16} << 30;
+  const auto plan = PlanTrunk(wide, input);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->max_batch_tokens, MaxRowsOf(wide));
+  EXPECT_LT(plan->max_batch_tokens, 4096);
+  // Nothing of this on a CPU.
+  input.on_gpu = false;
+  EXPECT_EQ(PlanTrunk(Demo(), input)->max_batch_tokens, 512);
+}
+
 // Context and sequences give way, to a point, before steps of prompts do.
 TEST(TrunkPlanTest, StepsOnASmallGpuStayLarge) {
   ModelConfig config = Demo();
@@ -371,13 +466,6 @@ TEST(TrunkPlanTest, CallsOfHalvesAreSmallerThanSteps) {
     EXPECT_EQ(BufferRows(options), 4159);
     EXPECT_EQ(MaxCallRows(options), 4159);
   }
-}
-
-uint64_t ItemOf(const TrunkPlan& plan, const char* name) {
-  for (const MemoryPlan::Item& item : plan.memory.items()) {
-    if (item.name == name) return item.bytes;
-  }
-  return 0;
 }
 
 // Heads and widths are halved: so are the state and the KV pages of each of two GPUs, here of one
