@@ -88,6 +88,73 @@ TEST(TrunkOptionsTest, PrefillHalves) {
   EXPECT_EQ(ParsePrefillHalves("auto", /*on_gpu=*/false, /*in_memory=*/true).value(), 0);
 }
 
+// On a CPU, with experts that share its memory and get bf16, unless told otherwise.
+absl::StatusOr<TrunkOptions> ParsePrompt(std::vector<const char*> more) {
+  std::vector<const char*> args = {"--model=m", "--backend=cpu", "--expert_activations=bf16",
+                                   "--experts=unix:/a,unix:/b"};
+  for (const char* arg : more) {
+    const std::string flag = std::string(arg).substr(0, std::string(arg).find('='));
+    std::erase_if(args,
+                  [&](const char* old) { return std::string(old).rfind(flag + "=", 0) == 0; });
+  }
+  args.insert(args.end(), more.begin(), more.end());
+  return Parse(args);
+}
+
+TEST(TrunkOptionsTest, PromptExperts) {
+  const auto of = [](const char* value) {
+    const auto options = ParsePrompt({"--prompt_experts", value});
+    EXPECT_TRUE(options.ok()) << options.status();
+    return options->prompt_experts;
+  };
+  EXPECT_FALSE(of("auto").any());
+  EXPECT_FALSE(of("off").any());
+  EXPECT_EQ(of("50").percent, 50);
+  EXPECT_EQ(of("100").percent, 100);
+  EXPECT_FALSE(of("50").chosen);
+  EXPECT_EQ(ParsePrompt({})->long_prompt_tokens, 512);
+  EXPECT_FALSE(ParsePrompt({})->prompt_experts.any());
+  EXPECT_EQ(ParsePrompt({"--long_prompt_tokens=1"})->long_prompt_tokens, 1);
+}
+
+// Experts of our own and halves are two ways to the same end: who asks for both is told, and halves
+// that are only our choice give way.
+TEST(TrunkOptionsTest, PromptExpertsAndHalves) {
+  for (const char* halves : {"--prefill_halves=auto", "--prefill_halves=off"}) {
+    const auto options = ParsePrompt({"--prompt_experts=50", halves});
+    ASSERT_TRUE(options.ok()) << options.status();
+    EXPECT_EQ(options->halved_rows, 0);
+    EXPECT_EQ(options->prompt_experts.percent, 50);
+  }
+  for (const char* none : {"--prompt_experts=off", "--prompt_experts=auto"}) {
+    EXPECT_EQ(ParsePrompt({none, "--prefill_halves=100"})->halved_rows, 100);
+  }
+  EXPECT_THAT(
+      std::string(ParsePrompt({"--prompt_experts=50", "--prefill_halves=100"}).status().message()),
+      HasSubstr("--prompt_experts 50: not with steps that run as halves"));
+}
+
+// What auto takes as a reason for none is an error for a number.
+TEST(TrunkOptionsTest, PromptExpertsNeedWhatTheyNeed) {
+  const char* const kCases[][2] = {
+      {"--tensor_parallel=2", "not with --tensor_parallel 2"},
+      {"--expert_activations=f32", "not with --expert_activations f32"},
+      {"--expert_activations=auto", "not with --expert_activations f32"},
+      {"--expert_transport=grpc", "every expert must be at a unix: address"},
+      {"--experts=unix:/a,127.0.0.1:1", "every expert must be at a unix: address"}};
+  for (const auto& [flag, words] : kCases) {
+    const absl::Status status = ParsePrompt({"--prompt_experts=50", flag}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << flag;
+    EXPECT_EQ(status.message().find("--prompt_experts 50: "), 0u) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(words));
+    for (const char* none : {"--prompt_experts=auto", "--prompt_experts=off"}) {
+      const auto options = ParsePrompt({none, flag});
+      ASSERT_TRUE(options.ok()) << options.status();
+      EXPECT_FALSE(options->prompt_experts.any()) << flag;
+    }
+  }
+}
+
 TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
 #ifndef BANYAN_CUDA
   EXPECT_THAT(Error("--backend=cuda"), HasSubstr("built without CUDA"));
@@ -103,6 +170,15 @@ TEST(TrunkOptionsTest, SaysWhatIsWrongWithWhichFlag) {
     EXPECT_THAT(Error(std::string("--prefill_halves=") + value),
                 HasSubstr(std::string("--prefill_halves '") + value +
                           "': expected auto, off or 2 to 65536 rows"));
+  }
+  for (const char* value : {"0", "101", "-1", "half", "", "50%"}) {
+    EXPECT_THAT(Error(std::string("--prompt_experts=") + value),
+                HasSubstr(std::string("--prompt_experts '") + value +
+                          "': expected auto, off or 1 to 100 percent"));
+  }
+  for (const char* value : {"0", "-1", "many"}) {
+    EXPECT_THAT(Error(std::string("--long_prompt_tokens=") + value),
+                HasSubstr("--long_prompt_tokens"));
   }
   EXPECT_THAT(Error("--tensor_parallel=3"), HasSubstr("--tensor_parallel 3: expected 1, 2, 4"));
   EXPECT_THAT(Error("--backend=tpu"), HasSubstr("--backend 'tpu': expected auto, cuda or cpu"));
