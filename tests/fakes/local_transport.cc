@@ -11,6 +11,7 @@
 #include "common/config/stored_matrix.h"
 #include "common/config/tensor_inventory.h"
 #include "common/quant/bf16.h"
+#include "services/trunk/routing/dispatch_plan.h"
 
 namespace banyan::test {
 namespace {
@@ -104,6 +105,7 @@ absl::Status LocalTransport::Dispatch(const Batch& batch) {
   for (int32_t row = 0; row < batch.num_rows; ++row) {
     const uint16_t* ids = batch.expert_ids + row * batch.top_k;
     for (int32_t i = 0; i < batch.top_k; ++i) {
+      if (ids[i] == trunk::kOtherShard) continue;
       CHECK(ids[i] < config_.num_experts);
       CHECK(std::find(ids, ids + i, ids[i]) == ids + i);
     }
@@ -137,6 +139,7 @@ absl::Status LocalTransport::Combine(float* out) {
     const float* const x = Widen(batch, row);
     for (int32_t i = 0; i < batch.top_k; ++i) {
       const size_t at = r * static_cast<size_t>(batch.top_k) + static_cast<size_t>(i);
+      if (batch.expert_ids[at] == trunk::kOtherShard) continue;
       AddExpert(Load(batch.layer, batch.expert_ids[at]), x, batch.weights[at], out + r * hidden);
     }
   }

@@ -17,8 +17,8 @@ namespace banyan::test {
 
 // Weights are widened to f32 when a layer is first used. A row's result depends on that row alone:
 // experts in the order of its ids, one accumulator per value. Checks what it is given (CHECK):
-// distinct ids in range, as many batches as the interface allows, arrays that stay as they were
-// sent.
+// distinct ids in range but for kOtherShard, as many batches as the interface allows, arrays that
+// stay as they were sent.
 class LocalTransport : public trunk::ExpertTransport {
  public:
   // `checkpoint` outlives the transport.

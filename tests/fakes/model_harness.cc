@@ -86,15 +86,18 @@ ModelHarness::ModelHarness(const Options& options)
       observer_(options.observe ? std::make_unique<RecordingObserver>(config_.num_hidden_layers)
                                 : nullptr),
       random_(options.page_seed) {
-  const trunk::DecoderOptions decoder_options = {.max_rows = options.max_rows,
-                                                 .num_slots = options.num_slots,
-                                                 .num_state_copies = options.num_state_copies,
-                                                 .num_pages = options.num_pages,
-                                                 .max_logits_rows = 64,
-                                                 .trunk_format = options.trunk_format,
-                                                 .kv_dtype = options.kv_dtype,
-                                                 .expert_activations = options.expert_activations,
-                                                 .halved_rows = options.halved_rows};
+  const bool own_experts = options.own_experts.back() > 0;
+  const trunk::DecoderOptions decoder_options = {
+      .max_rows = options.max_rows,
+      .num_slots = options.num_slots,
+      .num_state_copies = options.num_state_copies,
+      .num_pages = options.num_pages,
+      .max_logits_rows = 64,
+      .trunk_format = options.trunk_format,
+      .kv_dtype = options.kv_dtype,
+      .expert_activations = own_experts ? DType::kBF16 : options.expert_activations,
+      .halved_rows = own_experts ? 0 : options.halved_rows,
+      .prompt_experts = own_experts};
   if (!options.pool_dir.empty()) {
     const trunk::TrunkPackRequest request = {checkpoint_.get(), &config_, options.trunk_format,
                                              options.pool_dir};
@@ -119,7 +122,17 @@ ModelHarness::ModelHarness(const Options& options)
                                               backends_[0].get(), transport_.get(), observer_.get(),
                                               /*rank=*/{}, {.pack = pack}));
     forward_pass_ = decoder_.get();
+    if (own_experts) {
+      packed_ = PackExperts(*checkpoint_, config_, options.pool_format);
+      for (const std::span<const std::byte> layer : packed_->layers) {
+        CheckOk(backends_[0]->MapHost(layer).status());
+      }
+      packed_->pool.own_experts = options.own_experts;
+      packed_->pool.long_prompt_tokens = options.long_prompt_tokens;
+      decoder_->ComputePromptExperts(packed_->pool);
+    }
   } else {
+    CHECK(!own_experts);
     group_ = MakeGroup(options.backend, ranks);
     threads_ = std::make_unique<trunk::RankThreads>(ranks, absl::ZeroDuration());
     threads_->Run([&](int32_t rank) {
@@ -139,9 +152,10 @@ ModelHarness::ModelHarness(const Options& options)
   std::shuffle(free_slots_.begin(), free_slots_.end(), random_);
 }
 
-TestSequence ModelHarness::NewSequence() {
+TestSequence ModelHarness::NewSequence(size_t prompt_tokens) {
   CHECK(!free_slots_.empty());
   TestSequence sequence;
+  sequence.prompt_tokens = static_cast<int32_t>(prompt_tokens);
   sequence.slot = free_slots_.back();
   free_slots_.pop_back();
   return sequence;
@@ -170,7 +184,8 @@ absl::Status ModelHarness::Forward(const std::vector<Piece>& pieces) {
                         .first_position = sequence.position,
                         .slot = sequence.slot,
                         .pages = sequence.pages,
-                        .chunked = piece.chunked});
+                        .chunked = piece.chunked,
+                        .prompt_tokens = piece.chunked ? sequence.prompt_tokens : 0});
     tokens.insert(tokens.end(), piece.tokens.begin(), piece.tokens.end());
     sequence.position += num_rows;
   }

@@ -16,12 +16,15 @@
 #include "common/io/checkpoint.h"
 #include "common/io/trunk_pack.h"
 #include "common/parallel/worker_pool.h"
+#include "common/plan/prompt_experts.h"
+#include "common/quant/pool_format.h"
 #include "services/trunk/model/decoder.h"
 #include "services/trunk/model/parallel_decoder.h"
 #include "services/trunk/model/rank_threads.h"
 #include "services/trunk/ops/collective/collective.h"
 #include "services/trunk/ops/ops.h"
 #include "tests/fakes/local_transport.h"
+#include "tests/fakes/packed_experts.h"
 
 namespace banyan::test {
 
@@ -29,6 +32,7 @@ struct TestSequence {
   int32_t slot = 0;
   int32_t position = 0;        // tokens in its state
   std::vector<int32_t> pages;  // as many as its tokens need
+  int32_t prompt_tokens = 0;   // StepSegment::prompt_tokens of its prompt
 };
 
 // What a decoder computed, appended over steps: meant for one sequence at a time.
@@ -81,6 +85,12 @@ class ModelHarness {
     DType kv_dtype = DefaultKvDType();
     DType expert_activations = DefaultExpertActivations();
     int32_t halved_rows = DefaultHalvedRows();
+    // Of long prompts the decoder computes the first experts of every layer itself, so many by
+    // length, with weights of a pool in this format; from there on rows go to experts in bf16, and
+    // no step is halved. All 0: none.
+    PromptExpertCounts own_experts = {};
+    int32_t long_prompt_tokens = kLongPromptTokens;
+    PoolFormat pool_format = PoolFormat::kInt8;
     bool observe = false;
     int32_t tensor_parallel = 1;  // backends that share the model
     bool group_of_one = false;    // the only backend is joined with nobody
@@ -104,7 +114,8 @@ class ModelHarness {
   LocalTransport& transport() { return *transport_; }
   RecordingObserver& observer() { return *observer_; }
 
-  TestSequence NewSequence();
+  // To be given a prompt of so many tokens; 0: none of a length that matters.
+  TestSequence NewSequence(size_t prompt_tokens = 0);
   void Release(TestSequence* sequence);
 
   // One step. Logits of all its rows [rows, vocab_size], or of the last row of each piece.
@@ -116,6 +127,7 @@ class ModelHarness {
  private:
   ModelConfig config_;
   std::unique_ptr<Checkpoint> checkpoint_;
+  std::optional<PackedExperts> packed_;  // mapped by the backend
   std::vector<std::unique_ptr<WorkerPool>> pools_;
   std::unique_ptr<trunk::CollectiveGroup> group_;
   std::unique_ptr<trunk::RankThreads> threads_;
