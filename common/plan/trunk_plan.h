@@ -4,9 +4,9 @@
 //
 // Limits that were not given are chosen. At first the model's whole context, 32 sequences, 512 rows
 // a step and KV pages for 32 requests of 4096 tokens each, at least for one whole context. On a GPU
-// steps have 4159 rows: two halves of 2048 (docs/adr/two-halves.md) and 63, or undivided 4096, what
-// experts take in one call (docs/adr/prompt-experts.md); those in which a
-// sequence decodes have 512 all the same. While that does not fit, this shrinks, in this order:
+// steps have 4159 rows: two halves of 2048 (docs/adr/two-halves.md) and 63, or undivided 4096, as
+// many as experts take in one call (docs/adr/prompt-experts.md); those in which a sequence decodes
+// have 512 all the same. While that does not fit, this shrinks, in this order:
 //   1. KV pages, down to those of one whole context
 //   2. on a GPU rows of a step, to 2111
 //   3. on a GPU the context, down to 65536 tokens; then the sequences, to 16 and 8, each with 4159
