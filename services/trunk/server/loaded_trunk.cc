@@ -380,24 +380,24 @@ class LoadedTrunk::Impl {
   absl::Status MapPromptExperts() {
     if (!decoder_options_.prompt_experts) return absl::OkStatus();
     const absl::Time begin = absl::Now();
-    absl::StatusOr<PromptPool> pool =
+    const absl::Status borrowed =
         BorrowPromptPool(*directory_, ExpectedHere(), config_, options_.prompt_experts,
-                         options_.long_prompt_tokens, backends_.ranks[0].get());
-    if (!pool.ok()) {
-      if (!options_.prompt_experts.chosen) return Annotate(pool.status(), "--prompt_experts");
-      LogInfo("no_prompt_experts", {{"reason", pool.status().message()}});
+                         options_.long_prompt_tokens, backends_.ranks[0].get(), &prompt_pool_);
+    PromptExpertPool& experts = prompt_pool_.experts;
+    if (!borrowed.ok()) {
+      if (!options_.prompt_experts.chosen) return Annotate(borrowed, "--prompt_experts");
+      LogInfo("no_prompt_experts", {{"reason", borrowed.message()}});
       return absl::OkStatus();
     }
     LogInfo("prompt_experts",
-            {{"experts", fmt::format("{}", fmt::join(pool->experts.own_experts, ","))},
+            {{"experts", fmt::format("{}", fmt::join(experts.own_experts, ","))},
              {"of", config_.num_experts},
-             {"pool_format", PoolFormatName(pool->experts.format)},
-             {"slices", pool->experts.slices.size()},
-             {"gb_per_second", fmt::format("{:.1f}", pool->bytes_per_second / 1e9)},
+             {"pool_format", PoolFormatName(experts.format)},
+             {"slices", experts.slices.size()},
+             {"gb_per_second", fmt::format("{:.1f}", prompt_pool_.bytes_per_second / 1e9)},
              {"seconds", absl::ToDoubleSeconds(absl::Now() - begin)}});
-    load_metrics_.prompt_experts.Set(static_cast<double>(pool->experts.own_experts.back()));
-    lent_pools_ = std::move(pool->pools);
-    prompt_decoder_->ComputePromptExperts(std::move(pool->experts));
+    load_metrics_.prompt_experts.Set(static_cast<double>(experts.own_experts.back()));
+    prompt_decoder_->ComputePromptExperts(std::move(experts));
     return absl::OkStatus();
   }
 
@@ -508,7 +508,7 @@ class LoadedTrunk::Impl {
   std::unique_ptr<TextCodec> codec_;
   std::optional<TrunkPack> pack_;
   std::optional<WorkerPool> pool_;
-  std::vector<std::unique_ptr<LentPool>> lent_pools_;  // mapped by the backends
+  PromptPool prompt_pool_;  // mapped by the first of the backends
   TrunkBackends backends_;
   std::optional<TrunkPlan> plan_;
   DecoderOptions decoder_options_;

@@ -49,21 +49,19 @@ absl::Status CheckAlike(const LentPool& first, const LentPool& other) {
 
 }  // namespace
 
-absl::StatusOr<PromptPool> BorrowPromptPool(const ExpertDirectory& directory,
-                                            const ExpectedModel& model, const ModelConfig& config,
-                                            const PromptExpertShare& share,
-                                            int32_t long_prompt_tokens, Backend* backend) {
-  PromptPool out;
-  PromptExpertPool& experts = out.experts;
+absl::Status BorrowPromptPool(const ExpertDirectory& directory, const ExpectedModel& model,
+                              const ModelConfig& config, const PromptExpertShare& share,
+                              int32_t long_prompt_tokens, Backend* backend, PromptPool* out) {
+  PromptExpertPool& experts = out->experts;
   for (int32_t shard = 0; shard < directory.num_shards(); ++shard) {
     ASSIGN_OR_RETURN(FileDescriptor file, directory.BorrowPool(shard));
     ASSIGN_OR_RETURN(std::unique_ptr<LentPool> pool,
                      LentPool::Open(std::move(file), model, shard, directory.num_shards()));
-    if (shard > 0) RETURN_IF_ERROR(CheckAlike(*out.pools[0], *pool));
+    if (shard > 0) RETURN_IF_ERROR(CheckAlike(*out->pools[0], *pool));
     experts.slices.push_back(SliceOf(*pool, config));
-    out.pools.push_back(std::move(pool));
+    out->pools.push_back(std::move(pool));
   }
-  const LentPool& first = *out.pools[0];
+  const LentPool& first = *out->pools[0];
   experts.long_prompt_tokens = long_prompt_tokens;
   experts.format = first.header().format;
   experts.width = first.header().num_shard_width;
@@ -76,12 +74,12 @@ absl::StatusOr<PromptPool> BorrowPromptPool(const ExpertDirectory& directory,
                                      : GivenPromptExperts(config.num_experts, share.percent);
   bool measured = false;
   for (size_t layer = 0; layer < model.moe_layers.size(); ++layer) {
-    for (const std::unique_ptr<LentPool>& pool : out.pools) {
+    for (const std::unique_ptr<LentPool>& pool : out->pools) {
       const std::span<const std::byte> memory = ExpertsOf(*pool, layer, experts.own_experts.back());
       if (memory.empty()) continue;
       ASSIGN_OR_RETURN(const double rate, backend->MapHost(memory));
       if (std::exchange(measured, true)) continue;
-      out.bytes_per_second = rate;
+      out->bytes_per_second = rate;
       if (!share.chosen) continue;
       experts.own_experts = chosen(rate);
       if (experts.own_experts.back() == 0) {
@@ -89,7 +87,7 @@ absl::StatusOr<PromptPool> BorrowPromptPool(const ExpertDirectory& directory,
       }
     }
   }
-  return out;
+  return absl::OkStatus();
 }
 
 }  // namespace banyan::trunk

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "common/config/model_config.h"
 #include "common/plan/prompt_experts.h"
 #include "services/trunk/experts/cluster_check.h"
@@ -16,7 +16,7 @@
 
 namespace banyan::trunk {
 
-// `pools` hold the memory that the other one points to; they outlive the backend.
+// `pools` hold the memory that the backend has mapped and `experts` points to; they outlive it.
 struct PromptPool {
   std::vector<std::unique_ptr<LentPool>> pools;  // by shard
   PromptExpertPool experts;                      // some, for the longest prompts at least
@@ -26,9 +26,9 @@ struct PromptPool {
 // Borrows the pool of every shard and maps the experts of `share` for the backend. The cluster is
 // ready. kFailedPrecondition: a pool that no host of this machine lends, pools that do not make
 // whole experts, or a link too slow to choose any; errors of LentPool::Open, Backend::MapHost.
-absl::StatusOr<PromptPool> BorrowPromptPool(const ExpertDirectory& directory,
-                                            const ExpectedModel& model, const ModelConfig& config,
-                                            const PromptExpertShare& share,
-                                            int32_t long_prompt_tokens, Backend* backend);
+// After an error, too, out->pools has what may have been mapped.
+absl::Status BorrowPromptPool(const ExpertDirectory& directory, const ExpectedModel& model,
+                              const ModelConfig& config, const PromptExpertShare& share,
+                              int32_t long_prompt_tokens, Backend* backend, PromptPool* out);
 
 }  // namespace banyan::trunk
