@@ -14,9 +14,9 @@ constexpr double kLinks[] = {50, 25, 12.5, 6.25};
 constexpr double kReached = 0.8;
 
 // How fast a host goes through its part of a pool for such prompts while a device reads from the
-// same memory, GB/s of weights (docs/performance.md, *Experts of long prompts*). The longest are not
-// followed where that would take the device longer than a host needs for all experts of 512 rows,
-// which is what a step has while a sequence decodes.
+// same memory, GB/s of weights (docs/performance.md, *Experts of long prompts*). The longest are
+// not followed where that would take the device longer than a host needs for all experts of 512
+// rows, which is what a step has while a sequence decodes.
 using HostRates = std::array<double, kPromptClassTokens.size()>;
 constexpr HostRates kHost4Bits = {54, 36, 24.5, 12.5};
 constexpr HostRates kHost8Bits = {73, 50, 33, 33};
