@@ -73,8 +73,7 @@ CpuHostExpertScratch CpuHostExpertScratchOf(const OpLimits& limits) {
   const int32_t pairs = std::min(limits.max_rows, kCpuHostExpertPairs);
   return {.pairs = pairs,
           .pair_floats = shape.hidden_size + 2 * int64_t{shape.width},
-          .thread_floats =
-              int64_t{kCpuHostExpertOutputs} * (std::max(shape.hidden_size, shape.width) + pairs)};
+          .thread_floats = kPanelOutputs * (std::max(shape.hidden_size, shape.width) + pairs)};
 }
 
 size_t CpuHostExpertBytes(const OpLimits& limits, int num_threads) {
@@ -158,17 +157,15 @@ size_t CudaDeltaBytes(const OpLimits& limits) {
 }
 
 int64_t CudaDecodedExpertElements(const HostExpertShape& shape) {
-  const auto elements = [](int64_t outputs, int64_t k) {
-    return NumPanels(outputs) * kPanelOutputs * NumChunks(k) * kChunkInputs;
-  };
-  return 2 * elements(shape.width, shape.hidden_size) + elements(shape.hidden_size, shape.width);
+  return 2 * PaddedElements(shape.width, shape.hidden_size) +
+         PaddedElements(shape.hidden_size, shape.width);
 }
 
 size_t CudaHostExpertBytes(const OpLimits& limits) {
   const HostExpertShape& shape = limits.host_experts;
   if (shape.width == 0) return 0;
   const int64_t elements = kCudaHostExperts * CudaDecodedExpertElements(shape) +
-                           limits.max_rows * NumChunks(shape.width) * kChunkInputs;
+                           limits.max_rows * PaddedInputs(shape.width);
   return static_cast<size_t>(elements) * sizeof(uint16_t);
 }
 

@@ -25,7 +25,6 @@ size_t CpuAttentionBytes(const OpLimits& limits, int num_threads);
 // groups, and a thread decodes a panel of outputs at a time. Larger groups would save little: of so
 // many pairs, decoding is a sixth of the work.
 inline constexpr int32_t kCpuHostExpertPairs = 512;
-inline constexpr int32_t kCpuHostExpertOutputs = 16;
 struct CpuHostExpertScratch {
   int32_t pairs = 0;          // of a group; 0: no such experts
   int64_t pair_floats = 0;    // the row, and what gate_proj and up_proj make of it

@@ -41,5 +41,10 @@ constexpr int64_t NumPanels(int64_t num_outputs) {
   return (num_outputs + kPanelOutputs - 1) / kPanelOutputs;
 }
 constexpr int64_t NumChunks(int64_t k) { return (k + kChunkInputs - 1) / kChunkInputs; }
+// With what lies beyond the matrix in the last panel and chunk.
+constexpr int64_t PaddedInputs(int64_t k) { return NumChunks(k) * kChunkInputs; }
+constexpr int64_t PaddedElements(int64_t num_outputs, int64_t k) {
+  return NumPanels(num_outputs) * kPanelOutputs * PaddedInputs(k);
+}
 
 }  // namespace banyan

@@ -240,9 +240,9 @@ class Backend {
   virtual absl::StatusOr<const float*> PlaceVector(std::span<const float> values) = 0;
 
   // After Reserve: lets the device read this memory of the host, for HostExperts. Pages are held
-  // until the backend is gone, and must stay mapped as long. Returns how fast the device reads from
-  // it, bytes a second; 0: it is the device's own memory. The system's error where that cannot be
-  // done.
+  // until the backend is gone, and must stay mapped as long. Returns how fast the device reads such
+  // memory, bytes a second, measured with the first of it; 0: it is the device's own. The system's
+  // error where that cannot be done.
   virtual absl::StatusOr<double> MapHost(std::span<const std::byte> /*memory*/) { return 0.0; }
 
   // Sets scratch aside; once, before the first step.

@@ -10,8 +10,6 @@
 
 namespace banyan::trunk::cpu {
 
-static_assert(kCpuHostExpertOutputs == kPanelOutputs);
-
 namespace {
 
 // What decoding a weight costs, in multiply-adds: 2 to 3 ns (Zen 4).

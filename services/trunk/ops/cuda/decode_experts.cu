@@ -10,25 +10,7 @@ namespace {
 // A warp decodes a chunk: 16 outputs by 64 inputs (docs/formats/expert_pack.md).
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kChunkInputs = 64;
-constexpr int kPanelOutputs = 16;
-
-__constant__ float kNf4Table[16] = {-1.0f,
-                                    -0.6961928009986877f,
-                                    -0.5250730514526367f,
-                                    -0.39491748809814453f,
-                                    -0.28444138169288635f,
-                                    -0.18477343022823334f,
-                                    -0.09105003625154495f,
-                                    0.0f,
-                                    0.07958029955625534f,
-                                    0.16093020141124725f,
-                                    0.24611230194568634f,
-                                    0.33791524171829224f,
-                                    0.44070982933044434f,
-                                    0.5626170039176941f,
-                                    0.7229568362236023f,
-                                    1.0f};
+constexpr int kOutputs = static_cast<int>(kPanelOutputs);
 
 __device__ __forceinline__ uint32_t ByteOf(uint32_t word, int i) { return (word >> (8 * i)) & 255; }
 
@@ -65,10 +47,10 @@ template <bool kInt4>
 __device__ __forceinline__ void DecodeInt(const unsigned char* chunk, int lane, uint16_t* out,
                                           int64_t stride) {
   constexpr int kScalesAt = kInt4 ? 512 : 1024;
-  const int output = lane % kPanelOutputs;
-  const int half = lane / kPanelOutputs;
-  const float scale = __half2float(
-      reinterpret_cast<const __half*>(chunk + kScalesAt)[half * kPanelOutputs + output]);
+  const int output = lane % kOutputs;
+  const int half = lane / kOutputs;
+  const float scale =
+      __half2float(reinterpret_cast<const __half*>(chunk + kScalesAt)[half * kOutputs + output]);
   uint16_t* const row = out + output * stride + half * 32;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {  // eight inputs each
@@ -100,13 +82,13 @@ __device__ __forceinline__ void DecodeInt(const unsigned char* chunk, int lane, 
   }
 }
 
-template <HostFormat kFormat>
+template <PoolFormat kFormat>
 __global__ void __launch_bounds__(kThreads)
     DecodeKernel(const __grid_constant__ DecodeLaunch args) {
-  constexpr int64_t kChunkBytes = kFormat == HostFormat::kInt8 ? 1088 : 576;
+  constexpr int64_t kChunkBytes = kFormat == PoolFormat::kInt8 ? 1088 : 576;
   __shared__ float table[16];
-  if (kFormat == HostFormat::kNf4) {
-    if (threadIdx.x < 16) table[threadIdx.x] = kNf4Table[threadIdx.x];
+  if (kFormat == PoolFormat::kNF4) {
+    if (threadIdx.x < 16) table[threadIdx.x] = args.nf4_table[threadIdx.x];
     __syncthreads();
   }
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -123,10 +105,10 @@ __global__ void __launch_bounds__(kThreads)
   uint16_t* const to = args.decoded[blockIdx.y] + matrix.to +
                        chunk / matrix.chunks * kPanelOutputs * stride +
                        chunk % matrix.chunks * kChunkInputs;
-  if (kFormat == HostFormat::kNf4) {
+  if (kFormat == PoolFormat::kNF4) {
     DecodeNf4(from, lane, table, to, stride);
   } else {
-    DecodeInt<kFormat == HostFormat::kInt4>(from, lane, to, stride);
+    DecodeInt<kFormat == PoolFormat::kInt4>(from, lane, to, stride);
   }
 }
 
@@ -139,13 +121,13 @@ cudaError_t DecodeExperts(const DecodeLaunch& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((chunks + kWarps - 1) / kWarps),
                   static_cast<unsigned>(args.num_experts));
   switch (args.format) {
-    case HostFormat::kInt8:
-      return LaunchAlone(DecodeKernel<HostFormat::kInt8>, grid, kThreads, 0, stream, args);
-    case HostFormat::kNf4:
-      return LaunchAlone(DecodeKernel<HostFormat::kNf4>, grid, kThreads, 0, stream, args);
-    case HostFormat::kInt4:
-      return LaunchAlone(DecodeKernel<HostFormat::kInt4>, grid, kThreads, 0, stream, args);
-    case HostFormat::kBf16:
+    case PoolFormat::kInt8:
+      return LaunchAlone(DecodeKernel<PoolFormat::kInt8>, grid, kThreads, 0, stream, args);
+    case PoolFormat::kNF4:
+      return LaunchAlone(DecodeKernel<PoolFormat::kNF4>, grid, kThreads, 0, stream, args);
+    case PoolFormat::kInt4:
+      return LaunchAlone(DecodeKernel<PoolFormat::kInt4>, grid, kThreads, 0, stream, args);
+    case PoolFormat::kBF16:
       break;
   }
   return cudaErrorInvalidValue;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -11,6 +12,7 @@
 #include "common/base/check.h"
 #include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/quant/nf4.h"
 #include "common/quant/packed_expert.h"
 #include "services/trunk/ops/cuda/cuda_status.h"
 
@@ -19,25 +21,6 @@ namespace {
 
 static_assert(kMaxHostExperts == kCudaHostExperts);
 
-HostFormat FormatOf(PoolFormat format) {
-  switch (format) {
-    case PoolFormat::kBF16:
-      return HostFormat::kBf16;
-    case PoolFormat::kInt8:
-      return HostFormat::kInt8;
-    case PoolFormat::kNF4:
-      return HostFormat::kNf4;
-    case PoolFormat::kInt4:
-      return HostFormat::kInt4;
-  }
-  CHECK(false);
-}
-
-// [rows, cols] as decoding leaves it: whole panels of whole chunks.
-int64_t DecodedElements(int64_t rows, int64_t cols) {
-  return NumPanels(rows) * kPanelOutputs * NumChunks(cols) * kChunkInputs;
-}
-
 PackedExpertLayout LayoutOf(const HostExpertsArgs& args) {
   return PackedExpertLayoutOf(args.format, args.hidden_size, args.width);
 }
@@ -45,8 +28,6 @@ PackedExpertLayout LayoutOf(const HostExpertsArgs& args) {
 bool Decodes(const HostExpertsArgs& args) { return args.format != PoolFormat::kBF16; }
 
 const uint16_t* As16(const std::byte* p) { return reinterpret_cast<const uint16_t*>(p); }
-
-int32_t WholeChunks(int32_t cols) { return static_cast<int32_t>(NumChunks(cols) * kChunkInputs); }
 
 }  // namespace
 
@@ -115,7 +96,10 @@ absl::StatusOr<double> HostExpertStream::Map(std::span<const std::byte> memory) 
     return CudaStatus(error, fmt::format("cudaHostRegister of {} bytes", end - first));
   }
   mapped_.push_back(mapped);
-  return MeasureRate(memory);
+  if (bytes_per_second_ == 0) {
+    ASSIGN_OR_RETURN(bytes_per_second_, MeasureRate(memory));
+  }
+  return bytes_per_second_;
 }
 
 absl::StatusOr<double> HostExpertStream::MeasureRate(std::span<const std::byte> memory) {
@@ -176,16 +160,17 @@ ExpertBatch HostExpertStream::BatchOf(const HostExpertsArgs& args,
   const auto* const pair_weights =
       reinterpret_cast<const float*>(pair_rows + args.pair_rows.size());
   const bool decoded = Decodes(args);
-  const int32_t gate_stride = decoded ? WholeChunks(args.hidden_size) : args.hidden_size;
-  const int32_t down_stride = decoded ? WholeChunks(args.width) : args.width;
-  const int64_t gate_elements = DecodedElements(args.width, args.hidden_size);
+  const int32_t gate_stride =
+      decoded ? static_cast<int32_t>(PaddedInputs(args.hidden_size)) : args.hidden_size;
+  const int32_t down_stride = decoded ? static_cast<int32_t>(PaddedInputs(args.width)) : args.width;
+  const int64_t gate_elements = PaddedElements(args.width, args.hidden_size);
   ExpertBatch batch;
   batch.num_experts = static_cast<int>(experts.size());
   batch.rows = rows;
   batch.hidden_size = args.hidden_size;
   batch.pair_rows = pair_rows + first_pair;
   batch.pair_weights = pair_weights + first_pair;
-  batch.product_stride = WholeChunks(args.width);
+  batch.product_stride = static_cast<int32_t>(PaddedInputs(args.width));
   batch.hidden = args.hidden;
   uint16_t* products = products_;
   for (size_t i = 0; i < experts.size(); ++i) {
@@ -210,10 +195,11 @@ DecodeLaunch HostExpertStream::DecodeOf(const HostExpertsArgs& args, size_t num_
   const PackedExpertLayout layout = LayoutOf(args);
   const auto panels = [](int32_t outputs) { return static_cast<int32_t>(NumPanels(outputs)); };
   const auto chunks = [](int32_t k) { return static_cast<int32_t>(NumChunks(k)); };
-  const int64_t gate_elements = DecodedElements(args.width, args.hidden_size);
+  const int64_t gate_elements = PaddedElements(args.width, args.hidden_size);
   DecodeLaunch decode;
-  decode.format = FormatOf(args.format);
+  decode.format = args.format;
   decode.num_experts = static_cast<int>(num_experts);
+  std::copy(std::begin(kNF4Table), std::end(kNF4Table), decode.nf4_table);
   for (size_t i = 0; i < num_experts; ++i) {
     decode.experts[i] = reinterpret_cast<const unsigned char*>(
         place.memory + i * static_cast<size_t>(layout.bytes));

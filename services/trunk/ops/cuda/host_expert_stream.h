@@ -85,6 +85,7 @@ class HostExpertStream {
   std::byte* lists_ = nullptr;
   std::byte* host_lists_ = nullptr;
   std::vector<void*> mapped_;
+  double bytes_per_second_ = 0;  // from there; 0: not measured yet
 };
 
 }  // namespace banyan::trunk::cuda

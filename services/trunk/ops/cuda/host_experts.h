@@ -6,12 +6,11 @@
 
 #include <cstdint>
 
+#include "common/quant/pool_format.h"
+
 namespace banyan::trunk::cuda {
 
 inline constexpr int kMaxHostExperts = 4;  // of one launch
-
-// As PoolFormat.
-enum class HostFormat : uint8_t { kBf16, kInt8, kNf4, kInt4 };
 
 // A matrix in bf16: [rows, cols] in rows of `stride` elements, which 8 divides. Elements beyond it
 // count as zero.
@@ -31,7 +30,8 @@ struct DecodeMatrix {
   int32_t chunks = 0;  // of a panel; rows of the result have 64 elements for each
 };
 struct DecodeLaunch {
-  HostFormat format = HostFormat::kNf4;  // not kBf16
+  PoolFormat format = PoolFormat::kNF4;  // not kBF16
+  float nf4_table[16] = {};              // kNF4Table (common/quant/nf4.h)
   const unsigned char* experts[kMaxHostExperts] = {};
   uint16_t* decoded[kMaxHostExperts] = {};
   int num_experts = 0;
