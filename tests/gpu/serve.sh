@@ -48,7 +48,9 @@ clean_up() {
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
   rm -rf "$work"
-  [[ -n ${KEEP_POOL:-} ]] || rm -f /dev/shm/banyan-*
+  local fingerprint  # of this model: other segments are somebody's
+  fingerprint=$(grep -o 'fingerprint=[0-9a-f]\{16\}' "$log_dir/expert-$name.log" 2>/dev/null | head -n 1) || true
+  [[ -n ${KEEP_POOL:-} || -z $fingerprint ]] || rm -f "/dev/shm/banyan-${fingerprint#*=}-"*
 }
 trap clean_up EXIT
 mkdir "$work/model"
