@@ -30,8 +30,7 @@ inline constexpr char kPrefillHalvesHelp[] =
     "2048; off on the CPU, whose cores may be the experts')";
 
 inline constexpr char kMaxBatchTokensHelp[] =
-    "Rows of one step; 0: 512, on a GPU 4096 with --prompt_experts, 4159 with halves, else 2111 "
-    "(512 "
-    "while somebody decodes), or fewer where memory is short";
+    "Rows of one step; 0: 512, on a GPU 4096 with --prompt_experts, 4159 with halves, else 2111, "
+    "while somebody decodes 512, or fewer where memory is short";
 
 }  // namespace banyan

@@ -4,7 +4,9 @@
 #include <charconv>
 #include <iterator>
 
+#include "common/base/status_macros.h"
 #include "common/base/strings.h"
+#include "common/plan/prefill_halves.h"
 
 namespace banyan {
 namespace {
@@ -71,6 +73,18 @@ absl::StatusOr<PromptExpertShare> ParsePromptExperts(std::string_view text,
                             share.percent);
   }
   return share;
+}
+
+absl::StatusOr<PromptSteps> ParsePromptSteps(std::string_view prefill_halves,
+                                             std::string_view prompt_experts,
+                                             PromptExpertFacts facts) {
+  PromptSteps steps;
+  ASSIGN_OR_RETURN(steps.halved_rows,
+                   ParsePrefillHalves(prefill_halves, facts.on_gpu, facts.in_memory));
+  facts.halves_asked = prefill_halves != "auto" && steps.halved_rows > 0;
+  ASSIGN_OR_RETURN(steps.experts, ParsePromptExperts(prompt_experts, facts));
+  if (steps.experts.any()) steps.halved_rows = 0;
+  return steps;
 }
 
 int32_t PromptExpertsOf(const PromptExpertCounts& counts, int32_t prompt_tokens,

@@ -47,6 +47,18 @@ struct PromptExpertFacts {
 absl::StatusOr<PromptExpertShare> ParsePromptExperts(std::string_view text,
                                                      const PromptExpertFacts& facts);
 
+// How steps of prompts run: as halves (prefill_halves.h), or undivided with experts of our own.
+struct PromptSteps {
+  int32_t halved_rows = 0;
+  PromptExpertShare experts;
+};
+// Of --prefill_halves and --prompt_experts; facts.halves_asked is said by the first. Halves that
+// are asked for come before experts that are not, and these before halves that are not. Errors of
+// ParsePrefillHalves, ParsePromptExperts.
+absl::StatusOr<PromptSteps> ParsePromptSteps(std::string_view prefill_halves,
+                                             std::string_view prompt_experts,
+                                             PromptExpertFacts facts);
+
 // So many hundredths of `num_experts`, one at least, whatever the length.
 PromptExpertCounts GivenPromptExperts(int32_t num_experts, int32_t percent);
 

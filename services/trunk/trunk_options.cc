@@ -265,17 +265,14 @@ absl::StatusOr<std::optional<TrunkOptions>> ParseTrunkOptions(int argc, const ch
   }
   options.expert_shared_memory = given.expert_transport == "auto";
   const bool in_memory = options.expert_shared_memory && AllOnUnixSockets(options.cluster);
-  ASSIGN_OR_RETURN(options.halved_rows,
-                   ParsePrefillHalves(given.prefill_halves, options.use_cuda, in_memory));
-  ASSIGN_OR_RETURN(options.prompt_experts,
-                   ParsePromptExperts(given.prompt_experts,
-                                      {.on_gpu = options.use_cuda,
-                                       .tensor_parallel = options.tensor_parallel,
-                                       .in_memory = in_memory,
-                                       .bf16_rows = options.expert_activations == DType::kBF16,
-                                       .halves_asked = given.prefill_halves != "auto" &&
-                                                       options.halved_rows > 0}));
-  if (options.prompt_experts.any()) options.halved_rows = 0;
+  ASSIGN_OR_RETURN(const PromptSteps steps,
+                   ParsePromptSteps(given.prefill_halves, given.prompt_experts,
+                                    {.on_gpu = options.use_cuda,
+                                     .tensor_parallel = options.tensor_parallel,
+                                     .in_memory = in_memory,
+                                     .bf16_rows = options.expert_activations == DType::kBF16}));
+  options.halved_rows = steps.halved_rows;
+  options.prompt_experts = steps.experts;
   ASSIGN_OR_RETURN(options.expert_wait, ParseDuration("--expert_wait", given.expert_wait, true));
   ASSIGN_OR_RETURN(options.drain_timeout,
                    ParseDuration("--drain_timeout", given.drain_timeout, true));

@@ -57,17 +57,14 @@ int Run(const Options& given) {
   if (!kv_format.ok()) return FailUsage(ToStd(kv_format.status().message()));
   const auto expert_activations = ParseExpertActivations(given.expert_activations, *vram > 0);
   if (!expert_activations.ok()) return FailUsage(ToStd(expert_activations.status().message()));
-  const auto halved_rows = ParsePrefillHalves(given.prefill_halves, *vram > 0, /*in_memory=*/true);
-  if (!halved_rows.ok()) return FailUsage(ToStd(halved_rows.status().message()));
-  options.halved_rows = *halved_rows;
-  const auto prompt_experts = ParsePromptExperts(
-      given.prompt_experts, {.on_gpu = *vram > 0,
-                             .tensor_parallel = options.tensor_parallel,
-                             .in_memory = true,
-                             .bf16_rows = *expert_activations == DType::kBF16,
-                             .halves_asked = given.prefill_halves != "auto" && *halved_rows > 0});
-  if (!prompt_experts.ok()) return FailUsage(ToStd(prompt_experts.status().message()));
-  options.prompt_experts = prompt_experts->any();
+  const auto steps = ParsePromptSteps(given.prefill_halves, given.prompt_experts,
+                                      {.on_gpu = *vram > 0,
+                                       .tensor_parallel = options.tensor_parallel,
+                                       .in_memory = true,
+                                       .bf16_rows = *expert_activations == DType::kBF16});
+  if (!steps.ok()) return FailUsage(ToStd(steps.status().message()));
+  options.halved_rows = steps->halved_rows;
+  options.prompt_experts = steps->experts.any();
   options.trunk_format = *trunk_format;
   options.kv_dtype = *kv_format;
   options.expert_activations = *expert_activations;

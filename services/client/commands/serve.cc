@@ -23,7 +23,6 @@
 #include "common/base/strings.h"
 #include "common/io/mapping_fault.h"
 #include "common/parallel/topology.h"
-#include "common/plan/prefill_halves.h"
 #include "common/plan/prompt_experts.h"
 #include "common/plan/tensor_parallel.h"
 #include "services/client/commands/command.h"
@@ -158,16 +157,15 @@ absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& opt
       ParseExpertActivations(Find(options.to_trunk, "--expert_activations")->value_or("auto"),
                              out.on_gpu));
   const bool in_memory = Find(options.to_trunk, "--expert_transport")->value_or("auto") == "auto";
-  const std::string halves = Find(options.to_trunk, "--prefill_halves")->value_or("auto");
-  ASSIGN_OR_RETURN(out.halved_rows, ParsePrefillHalves(halves, out.on_gpu, in_memory));
-  ASSIGN_OR_RETURN(const PromptExpertShare share,
-                   ParsePromptExperts(Find(options.to_trunk, "--prompt_experts")->value_or("auto"),
-                                      {.on_gpu = out.on_gpu,
-                                       .tensor_parallel = out.tensor_parallel,
-                                       .in_memory = in_memory,
-                                       .bf16_rows = out.expert_activations == DType::kBF16,
-                                       .halves_asked = halves != "auto" && out.halved_rows > 0}));
-  out.prompt_experts = share.any();
+  ASSIGN_OR_RETURN(const PromptSteps steps,
+                   ParsePromptSteps(Find(options.to_trunk, "--prefill_halves")->value_or("auto"),
+                                    Find(options.to_trunk, "--prompt_experts")->value_or("auto"),
+                                    {.on_gpu = out.on_gpu,
+                                     .tensor_parallel = out.tensor_parallel,
+                                     .in_memory = in_memory,
+                                     .bf16_rows = out.expert_activations == DType::kBF16}));
+  out.halved_rows = steps.halved_rows;
+  out.prompt_experts = steps.experts.any();
   const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
   out.num_threads = ShareThreads(cpus, options.shards, out.on_gpu).trunk;
   return std::optional<ClusterPlanOptions>(std::move(out));

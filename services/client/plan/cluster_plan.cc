@@ -68,7 +68,7 @@ TrunkPlanInput TrunkInput(const ClusterPlanOptions& options, const OpenedModel& 
   input.max_context_tokens = options.max_context_tokens;
   input.max_sequences = options.max_sequences;
   input.max_batch_tokens = options.max_batch_tokens;
-  input.halved_rows = options.prompt_experts ? 0 : options.halved_rows;
+  input.halved_rows = options.halved_rows;
   input.prompt_experts = options.prompt_experts;
   input.on_gpu = options.on_gpu;
   input.num_threads = std::max(1, options.num_threads / parts);

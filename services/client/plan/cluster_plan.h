@@ -36,8 +36,8 @@ struct ClusterPlanOptions {
   int32_t max_context_tokens = 0;
   int32_t max_sequences = 0;
   int32_t max_batch_tokens = 0;
-  int32_t halved_rows = 0;      // of --prefill_halves
-  bool prompt_experts = false;  // some, of --prompt_experts
+  int32_t halved_rows = 0;      // as PromptSteps
+  bool prompt_experts = false;  // some, as there
   int num_threads = 1;          // of the trunk
 };
 
