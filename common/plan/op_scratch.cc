@@ -169,12 +169,12 @@ size_t CudaHostExpertBytes(const OpLimits& limits) {
   return static_cast<size_t>(elements) * sizeof(uint16_t);
 }
 
-size_t CudaHostExpertPlaceBytes(const HostExpertShape& shape) {
+size_t CudaHostRingBytes(const HostExpertShape& shape) {
   const auto bytes = [&shape](PoolFormat format) {
     return PackedExpertLayoutOf(format, shape.hidden_size, shape.width).bytes;
   };
-  return static_cast<size_t>(
-      std::max(kCudaHostExperts * bytes(PoolFormat::kInt8), bytes(PoolFormat::kBF16)));
+  return static_cast<size_t>(std::max(kCudaHostPlaces * kCudaHostExperts * bytes(PoolFormat::kInt8),
+                                      kCudaLeastHostPlaces * bytes(PoolFormat::kBF16)));
 }
 
 size_t CudaHostExpertListBytes(const HostExpertShape& shape, int64_t max_rows) {

@@ -85,13 +85,15 @@ constexpr size_t CudaSplitBytes(const OpLimits& limits) {
 }
 
 // Routed experts whose weights the host has (ops/cuda/host_expert_stream.h): of a batch of them the
-// weights in bf16, in whole panels and chunks, and products of max_rows pairs; of packed ones what
-// a place of the ring holds, and the rows and weights of all pairs.
-inline constexpr int kCudaHostExperts = 4;  // of a batch, in int8
-inline constexpr int kCudaHostPlaces = 3;
+// weights in bf16, in whole panels and chunks, and products of max_rows pairs; of packed ones the
+// ring, which has as many places as it has room for batches in their format; and the rows and
+// weights of all pairs.
+inline constexpr int kCudaHostExperts = 4;      // of a batch
+inline constexpr int kCudaHostPlaces = 10;      // of int8
+inline constexpr int kCudaLeastHostPlaces = 3;  // of any format, if need be with fewer experts
 int64_t CudaDecodedExpertElements(const HostExpertShape& shape);
 size_t CudaHostExpertBytes(const OpLimits& limits);
-size_t CudaHostExpertPlaceBytes(const HostExpertShape& shape);
+size_t CudaHostRingBytes(const HostExpertShape& shape);
 size_t CudaHostExpertListBytes(const HostExpertShape& shape, int64_t max_rows);
 
 // What matrices pass through on their way to 8-bit codes, two of them in turn.
@@ -111,9 +113,7 @@ void ForEachCudaScratch(const OpLimits& limits, const Add& add) {
   for (int32_t part = 0; part < limits.max_parts; ++part) add(CudaStepTableBytes(limits));
   add(CudaOperationBytes(limits));
   if (limits.host_experts.width > 0) {
-    for (int place = 0; place < kCudaHostPlaces; ++place) {
-      add(CudaHostExpertPlaceBytes(limits.host_experts));
-    }
+    add(CudaHostRingBytes(limits.host_experts));
     add(CudaHostExpertListBytes(limits.host_experts, limits.max_rows));
   }
 }

@@ -1,10 +1,17 @@
 #include "services/trunk/model/prompt_experts.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "common/base/check.h"
 
 namespace banyan::trunk {
+namespace {
+
+// With so many rows nearly every expert has some: of 512, ten a row, 1 in 150 has none.
+constexpr int32_t kRowsOfAllExperts = 256;
+
+}  // namespace
 
 PromptExperts::PromptExperts(const ModelConfig& config, int32_t max_rows, PromptExpertPool pool)
     : pool_(std::move(pool)),
@@ -15,15 +22,19 @@ PromptExperts::PromptExperts(const ModelConfig& config, int32_t max_rows, Prompt
               .max_rows = max_rows}) {
   rows_.reserve(static_cast<size_t>(max_rows));
   experts_.reserve(static_cast<size_t>(pool_.own_experts.back()) * pool_.slices.size());
+  announced_.reserve(experts_.capacity());
 }
 
 bool PromptExperts::BeginStep(const StepPlan& plan) {
   rows_.clear();
+  num_step_rows_ = step_experts_ = 0;
   for (const PlanSegment& segment : plan.segments) {
     const int32_t own =
         PromptExpertsOf(pool_.own_experts, segment.prompt_tokens, pool_.long_prompt_tokens);
     if (own == 0) continue;
     rows_.push_back({segment.first_row, segment.first_row + segment.num_rows, own});
+    num_step_rows_ += segment.num_rows;
+    step_experts_ = std::max(step_experts_, own);
   }
   return !rows_.empty();
 }
@@ -56,6 +67,27 @@ void PromptExperts::Queue(int32_t layer, int32_t num_rows, const Activations& a,
                                   .pair_rows = share_.pair_rows(),
                                   .pair_weights = share_.pair_weights(),
                                   .hidden = a.hidden});
+  Announce(layer + 1, backend);
+}
+
+void PromptExperts::Announce(int32_t layer, Backend* backend) {
+  if (num_step_rows_ < kRowsOfAllExperts) return;
+  const std::vector<const std::byte*>& layers = pool_.slices.front().layers;
+  const auto routed = std::find_if(layers.begin() + layer, layers.end(),
+                                   [](const std::byte* first) { return first != nullptr; });
+  if (routed == layers.end()) return;
+  announced_.clear();
+  for (const PromptExpertPool::Slice& slice : pool_.slices) {
+    const std::byte* const first = slice.layers[static_cast<size_t>(routed - layers.begin())];
+    const int32_t end = std::min(slice.first_expert + slice.num_experts, step_experts_);
+    for (int32_t expert = slice.first_expert; expert < end; ++expert) {
+      announced_.push_back(first + (expert - slice.first_expert) * pool_.expert_bytes);
+    }
+  }
+  backend->WillReadHostExperts({.format = pool_.format,
+                                .hidden_size = hidden_size_,
+                                .width = pool_.width,
+                                .experts = announced_});
 }
 
 }  // namespace banyan::trunk

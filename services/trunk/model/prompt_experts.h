@@ -44,18 +44,23 @@ class PromptExperts {
   // The routing of a layer, [num_rows, top_k], on the host, is here: what is left of the ids for
   // the expert hosts. Valid until the next call, as the arrays must be.
   const uint16_t* Take(int32_t num_rows, const uint16_t* expert_ids, const float* weights);
-  // a.hidden += what has been taken, of these rows.
+  // a.hidden += what has been taken, of these rows. And the next layer's weights are on their way.
   void Queue(int32_t layer, int32_t num_rows, const Activations& a, Backend* backend);
 
   // Of all calls so far.
   uint64_t bytes_read() const { return bytes_read_; }
 
  private:
+  void Announce(int32_t layer, Backend* backend);
+
   const PromptExpertPool pool_;
   const int32_t hidden_size_;
   ExpertShare share_;
   std::vector<ExpertShare::OwnRows> rows_;  // of the step
+  int32_t num_step_rows_ = 0;
+  int32_t step_experts_ = 0;  // the most that one of them has
   std::vector<HostExpert> experts_;
+  std::vector<const std::byte*> announced_;
   uint64_t bytes_read_ = 0;
 };
 

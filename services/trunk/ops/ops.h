@@ -183,6 +183,14 @@ struct HostExpert {
   int32_t num_pairs = 0;
 };
 
+// The weights of several, one format and shape.
+struct HostExpertWeights {
+  PoolFormat format = PoolFormat::kBF16;
+  int32_t hidden_size = 0;
+  int32_t width = 0;
+  std::span<const std::byte* const> experts;  // as HostExpert::weights
+};
+
 // Pairs of a row and an expert that was chosen for it. Host arrays, borrowed for the call.
 struct HostExpertsArgs {
   PoolFormat format = PoolFormat::kBF16;
@@ -343,6 +351,10 @@ class Backend {
   // with weights and the product before down rounded to bf16, and f32 sums. At most as many pairs
   // as were reserved.
   virtual void HostExperts(int32_t num_rows, const HostExpertsArgs& args) = 0;
+
+  // What the next HostExperts will ask for, as far as the caller knows, in its order: a device may
+  // read it now. What is left out then is forgotten, and so is what was announced before.
+  virtual void WillReadHostExperts(const HostExpertWeights& /*next*/) {}
 
   // out = x in bf16, rounded as ToBF16 does; [num_rows, n].
   virtual void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) = 0;

@@ -522,6 +522,13 @@ class CudaBackend : public Backend {
     });
   }
 
+  void WillReadHostExperts(const HostExpertWeights& next) override {
+    CHECK(host_experts_ != nullptr);
+    if (!status_.ok()) return;
+    Done(host_experts_->ReadAhead(next), "will_read_host_experts",
+         static_cast<int32_t>(next.experts.size()), next.width);
+  }
+
   void RoundRows(int32_t num_rows, int32_t n, const float* x, BF16* out) override {
     if (!status_.ok()) return;
     Done(cuda::RoundToBf16(int64_t{num_rows} * n, x, reinterpret_cast<uint16_t*>(out), stream_),

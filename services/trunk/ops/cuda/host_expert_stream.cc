@@ -19,8 +19,6 @@
 namespace banyan::trunk::cuda {
 namespace {
 
-static_assert(kMaxHostExperts == kCudaHostExperts);
-
 PackedExpertLayout LayoutOf(const HostExpertsArgs& args) {
   return PackedExpertLayoutOf(args.format, args.hidden_size, args.width);
 }
@@ -32,7 +30,7 @@ const uint16_t* As16(const std::byte* p) { return reinterpret_cast<const uint16_
 }  // namespace
 
 HostExpertStream::HostExpertStream(const OpLimits& limits, cudaStream_t stream)
-    : shape_(limits.host_experts), max_rows_(limits.max_rows), stream_(stream) {}
+    : shape_(limits.host_experts), max_rows_(limits.max_rows), stream_(stream), ring_(stream) {}
 
 absl::StatusOr<std::unique_ptr<HostExpertStream>> HostExpertStream::Create(const OpLimits& limits,
                                                                            DeviceMemory* memory,
@@ -45,16 +43,7 @@ absl::StatusOr<std::unique_ptr<HostExpertStream>> HostExpertStream::Create(const
 }
 
 absl::Status HostExpertStream::Open(DeviceMemory* memory, std::byte* work) {
-  RETURN_IF_ERROR(
-      CudaStatus(cudaStreamCreateWithFlags(&copies_, cudaStreamNonBlocking), "cudaStreamCreate"));
-  place_bytes_ = CudaHostExpertPlaceBytes(shape_);
-  for (Place& place : places_) {
-    ASSIGN_OR_RETURN(place.memory, memory->Allocate(place_bytes_));
-    for (cudaEvent_t* event : {&place.filled, &place.emptied}) {
-      RETURN_IF_ERROR(
-          CudaStatus(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreate"));
-    }
-  }
+  RETURN_IF_ERROR(ring_.Open(shape_, memory));
   const size_t list_bytes = CudaHostExpertListBytes(shape_, max_rows_);
   ASSIGN_OR_RETURN(lists_, memory->Allocate(list_bytes));
   ASSIGN_OR_RETURN(host_lists_, memory->AllocatePinned(list_bytes));
@@ -64,18 +53,13 @@ absl::Status HostExpertStream::Open(DeviceMemory* memory, std::byte* work) {
 }
 
 HostExpertStream::~HostExpertStream() {
+  ring_.Wait();
   for (void* memory : mapped_) cudaHostUnregister(memory);
-  for (const Place& place : places_) {
-    if (place.filled != nullptr) cudaEventDestroy(place.filled);
-    if (place.emptied != nullptr) cudaEventDestroy(place.emptied);
-  }
-  if (copies_ != nullptr) cudaStreamDestroy(copies_);
 }
 
 void HostExpertStream::Abandon() {
   mapped_.clear();
-  for (Place& place : places_) place.filled = place.emptied = nullptr;
-  copies_ = nullptr;
+  ring_.Abandon();
 }
 
 absl::StatusOr<double> HostExpertStream::Map(std::span<const std::byte> memory) {
@@ -97,23 +81,9 @@ absl::StatusOr<double> HostExpertStream::Map(std::span<const std::byte> memory) 
   }
   mapped_.push_back(mapped);
   if (bytes_per_second_ == 0) {
-    ASSIGN_OR_RETURN(bytes_per_second_, MeasureRate(memory));
+    ASSIGN_OR_RETURN(bytes_per_second_, ring_.MeasureRate(memory));
   }
   return bytes_per_second_;
-}
-
-absl::StatusOr<double> HostExpertStream::MeasureRate(std::span<const std::byte> memory) {
-  const size_t bytes = std::min(place_bytes_, memory.size());
-  absl::Duration best = absl::InfiniteDuration();
-  for (int i = 0; i < kPlaces; ++i) {
-    const absl::Time begin = absl::Now();
-    RETURN_IF_ERROR(CudaStatus(
-        cudaMemcpyAsync(places_[i].memory, memory.data(), bytes, cudaMemcpyHostToDevice, copies_),
-        "copy from mapped memory"));
-    RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(copies_), "copy from mapped memory"));
-    best = std::min(best, absl::Now() - begin);
-  }
-  return static_cast<double>(bytes) / absl::ToDoubleSeconds(best);
 }
 
 cudaError_t HostExpertStream::QueueLists(const HostExpertsArgs& args) {
@@ -126,34 +96,10 @@ cudaError_t HostExpertStream::QueueLists(const HostExpertsArgs& args) {
   return cudaMemcpyAsync(lists_, host_lists_, 2 * bytes, cudaMemcpyHostToDevice, stream_);
 }
 
-// Experts that lie one behind the other come in one copy.
-cudaError_t HostExpertStream::QueueCopies(std::span<const HostExpert> experts, size_t expert_bytes,
-                                          const Place& place) {
-  if (cudaError_t error = cudaStreamWaitEvent(copies_, place.emptied); error != cudaSuccess) {
-    return error;
-  }
-  for (size_t first = 0; first < experts.size();) {
-    size_t end = first + 1;
-    while (end < experts.size() &&
-           experts[end].weights == experts[end - 1].weights + expert_bytes) {
-      ++end;
-    }
-    const cudaError_t error =
-        cudaMemcpyAsync(place.memory + first * expert_bytes, experts[first].weights,
-                        (end - first) * expert_bytes, cudaMemcpyHostToDevice, copies_);
-    if (error != cudaSuccess) return error;
-    first = end;
-  }
-  if (cudaError_t error = cudaEventRecord(place.filled, copies_); error != cudaSuccess) {
-    return error;
-  }
-  return cudaStreamWaitEvent(stream_, place.filled);
-}
-
 // Where a batch's matrices lie: decoded, or as they came.
 ExpertBatch HostExpertStream::BatchOf(const HostExpertsArgs& args,
                                       std::span<const HostExpert> experts, const uint16_t* rows,
-                                      const Place& place) const {
+                                      const HostExpertRing::Batch& packed) const {
   const PackedExpertLayout layout = LayoutOf(args);
   const int32_t first_pair = experts[0].first_pair;
   const auto* const pair_rows = reinterpret_cast<const int32_t*>(lists_);
@@ -179,10 +125,10 @@ ExpertBatch HostExpertStream::BatchOf(const HostExpertsArgs& args,
     expert.num_pairs = experts[i].num_pairs;
     expert.products = products;
     products += int64_t{expert.num_pairs} * batch.product_stride;
-    const std::byte* const packed = place.memory + i * static_cast<size_t>(layout.bytes);
-    const uint16_t* const gate = decoded ? Decoded(i) : As16(packed + layout.gate_offset);
-    const uint16_t* const up = decoded ? gate + gate_elements : As16(packed + layout.up_offset);
-    const uint16_t* const down = decoded ? up + gate_elements : As16(packed + layout.down_offset);
+    const std::byte* const at = packed.experts[i];
+    const uint16_t* const gate = decoded ? Decoded(i) : As16(at + layout.gate_offset);
+    const uint16_t* const up = decoded ? gate + gate_elements : As16(at + layout.up_offset);
+    const uint16_t* const down = decoded ? up + gate_elements : As16(at + layout.down_offset);
     expert.gate = {gate, args.width, args.hidden_size, gate_stride};
     expert.up = {up, args.width, args.hidden_size, gate_stride};
     expert.down = {down, args.hidden_size, args.width, down_stride};
@@ -190,19 +136,18 @@ ExpertBatch HostExpertStream::BatchOf(const HostExpertsArgs& args,
   return batch;
 }
 
-DecodeLaunch HostExpertStream::DecodeOf(const HostExpertsArgs& args, size_t num_experts,
-                                        const Place& place) const {
+DecodeLaunch HostExpertStream::DecodeOf(const HostExpertsArgs& args,
+                                        const HostExpertRing::Batch& packed) const {
   const PackedExpertLayout layout = LayoutOf(args);
   const auto panels = [](int32_t outputs) { return static_cast<int32_t>(NumPanels(outputs)); };
   const auto chunks = [](int32_t k) { return static_cast<int32_t>(NumChunks(k)); };
   const int64_t gate_elements = PaddedElements(args.width, args.hidden_size);
   DecodeLaunch decode;
   decode.format = args.format;
-  decode.num_experts = static_cast<int>(num_experts);
+  decode.num_experts = static_cast<int>(packed.num_experts);
   std::copy(std::begin(kNF4Table), std::end(kNF4Table), decode.nf4_table);
-  for (size_t i = 0; i < num_experts; ++i) {
-    decode.experts[i] = reinterpret_cast<const unsigned char*>(
-        place.memory + i * static_cast<size_t>(layout.bytes));
+  for (size_t i = 0; i < packed.num_experts; ++i) {
+    decode.experts[i] = reinterpret_cast<const unsigned char*>(packed.experts[i]);
     decode.decoded[i] = Decoded(i);
   }
   decode.matrices[0] = {layout.gate_offset, 0, panels(args.width), chunks(args.hidden_size)};
@@ -215,42 +160,46 @@ DecodeLaunch HostExpertStream::DecodeOf(const HostExpertsArgs& args, size_t num_
 
 cudaError_t HostExpertStream::QueueBatch(const HostExpertsArgs& args,
                                          std::span<const HostExpert> experts, const uint16_t* rows,
-                                         const Place& place) {
-  const auto empty = [&] { return cudaEventRecord(place.emptied, stream_); };
-  cudaError_t error = QueueCopies(experts, static_cast<size_t>(LayoutOf(args).bytes), place);
-  if (error == cudaSuccess && Decodes(args)) {
-    error = DecodeExperts(DecodeOf(args, experts.size(), place), stream_);
+                                         const HostExpertRing::Batch& packed) {
+  cudaError_t error = cudaSuccess;
+  if (Decodes(args)) {
+    error = DecodeExperts(DecodeOf(args, packed), stream_);
     // The next ones may come while these are multiplied.
-    if (error == cudaSuccess) error = empty();
+    if (error == cudaSuccess) error = ring_.Empty(packed);
   }
-  const ExpertBatch batch = BatchOf(args, experts, rows, place);
+  const ExpertBatch batch = BatchOf(args, experts, rows, packed);
   if (error == cudaSuccess) error = ExpertGateUp(batch, stream_);
   if (error == cudaSuccess) error = ExpertDown(batch, stream_);
-  if (error == cudaSuccess && !Decodes(args)) error = empty();
+  if (error == cudaSuccess && !Decodes(args)) error = ring_.Empty(packed);
   return error;
 }
 
 void HostExpertStream::Queue(const HostExpertsArgs& args, const uint16_t* rows, Outcome done) {
   if (args.experts.empty()) return;
   CHECK(args.hidden_size == shape_.hidden_size && args.width <= shape_.width);
-  const size_t most =
-      std::min<size_t>(kMaxHostExperts, place_bytes_ / static_cast<size_t>(LayoutOf(args).bytes));
-  CHECK(most > 0);
+  const auto expert_bytes = static_cast<size_t>(LayoutOf(args).bytes);
   cudaError_t error = QueueLists(args);
   for (size_t first = 0; first < args.experts.size() && error == cudaSuccess;) {
-    // As many as their place holds, and of pairs as many as there is room for their products.
+    // As many as one launch takes, and of pairs as many as there is room for their products.
     size_t end = first;
     int64_t pairs = 0;
-    while (end < args.experts.size() && end - first < most &&
+    while (end < args.experts.size() && end - first < kMaxHostExperts &&
            pairs + args.experts[end].num_pairs <= max_rows_) {
       pairs += args.experts[end++].num_pairs;
     }
     CHECK(end > first);
-    const Place& place = places_[std::exchange(turn_, (turn_ + 1) % kPlaces)];
-    error = QueueBatch(args, args.experts.subspan(first, end - first), rows, place);
+    HostExpertRing::Batch packed;
+    error = ring_.Take(args.experts.subspan(first, end - first), expert_bytes, &packed);
+    const auto experts = args.experts.subspan(first, packed.num_experts);
+    if (error == cudaSuccess) error = QueueBatch(args, experts, rows, packed);
     done(error, static_cast<int32_t>(pairs));
-    first = end;
+    first += packed.num_experts;
   }
+}
+
+cudaError_t HostExpertStream::ReadAhead(const HostExpertWeights& next) {
+  const PackedExpertLayout layout = PackedExpertLayoutOf(next.format, next.hidden_size, next.width);
+  return ring_.ReadAhead(next.experts, static_cast<size_t>(layout.bytes));
 }
 
 }  // namespace banyan::trunk::cuda

@@ -15,13 +15,14 @@
 #include "common/plan/op_limits.h"
 #include "common/plan/op_scratch.h"
 #include "services/trunk/ops/cuda/device_memory.h"
+#include "services/trunk/ops/cuda/host_expert_ring.h"
 #include "services/trunk/ops/cuda/host_experts.h"
 #include "services/trunk/ops/ops.h"
 
 namespace banyan::trunk::cuda {
 
-// Owns a stream for copies and their events; device memory is the DeviceMemory's. Packed weights
-// pass through a ring; a batch of experts is what one place of it holds. Thread-compatible.
+// Packed weights pass through a ring, and what a place of it holds is decoded and multiplied by a
+// few launches. Device memory is the DeviceMemory's. Thread-compatible.
 class HostExpertStream {
  public:
   // Takes the ring and the lists of pairs, and pinned memory for these. `work`: of
@@ -31,7 +32,7 @@ class HostExpertStream {
                                                                   DeviceMemory* memory,
                                                                   std::byte* work,
                                                                   cudaStream_t stream);
-  // Nothing queued may be under way any more, unless abandoned.
+  // No operation may be under way any more, unless abandoned.
   ~HostExpertStream();
   HostExpertStream(const HostExpertStream&) = delete;
   HostExpertStream& operator=(const HostExpertStream&) = delete;
@@ -48,37 +49,27 @@ class HostExpertStream {
   using Outcome = absl::FunctionRef<void(cudaError_t error, int32_t pairs)>;
   void Queue(const HostExpertsArgs& args, const uint16_t* rows, Outcome done);
 
- private:
-  static constexpr int kPlaces = kCudaHostPlaces;  // of the ring
-  struct Place {
-    std::byte* memory = nullptr;
-    cudaEvent_t filled = nullptr;
-    cudaEvent_t emptied = nullptr;
-  };
+  // Contract: Backend::WillReadHostExperts.
+  cudaError_t ReadAhead(const HostExpertWeights& next);
 
+ private:
   HostExpertStream(const OpLimits& limits, cudaStream_t stream);
   absl::Status Open(DeviceMemory* memory, std::byte* work);
-  absl::StatusOr<double> MeasureRate(std::span<const std::byte> memory);
   cudaError_t QueueLists(const HostExpertsArgs& args);
-  cudaError_t QueueCopies(std::span<const HostExpert> experts, size_t expert_bytes,
-                          const Place& place);
   ExpertBatch BatchOf(const HostExpertsArgs& args, std::span<const HostExpert> experts,
-                      const uint16_t* rows, const Place& place) const;
-  DecodeLaunch DecodeOf(const HostExpertsArgs& args, size_t num_experts, const Place& place) const;
+                      const uint16_t* rows, const HostExpertRing::Batch& packed) const;
+  DecodeLaunch DecodeOf(const HostExpertsArgs& args, const HostExpertRing::Batch& packed) const;
   // Of the batch's expert i, in bf16.
   uint16_t* Decoded(size_t i) const {
     return decoded_ + static_cast<int64_t>(i) * CudaDecodedExpertElements(shape_);
   }
   cudaError_t QueueBatch(const HostExpertsArgs& args, std::span<const HostExpert> experts,
-                         const uint16_t* rows, const Place& place);
+                         const uint16_t* rows, const HostExpertRing::Batch& packed);
 
   const HostExpertShape shape_;
   const int64_t max_rows_;
   const cudaStream_t stream_;
-  cudaStream_t copies_ = nullptr;
-  Place places_[kPlaces];
-  int turn_ = 0;
-  size_t place_bytes_ = 0;
+  HostExpertRing ring_;
   uint16_t* decoded_ = nullptr;   // of kMaxHostExperts
   uint16_t* products_ = nullptr;  // [max_rows, width in whole chunks]
   // Pairs of a call: rows, then weights.

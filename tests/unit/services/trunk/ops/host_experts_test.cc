@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "common/quant/bf16.h"
 #include "common/quant/packed_expert.h"
@@ -346,6 +347,61 @@ TEST_P(HostExpertsTest, AnyNumberOfThreads) {
       Backend* const device = NewDevice(experts, pools_.back().get());
       EXPECT_TRUE(SameBits(Run(device, experts, in), expected)) << threads << " threads";
     }
+  }
+}
+
+// Of what is announced some is asked for, all, none, or what was not announced.
+TEST_P(HostExpertsTest, WhatIsAnnouncedMakesNoDifference) {
+  const Shape shape = {64, 32, 150};  // more than are read ahead
+  for (const PoolFormat format : kFormats) {
+    const TestExperts experts = MakeExperts(format, shape);
+    Backend* const device = NewDevice(experts, &pool_);
+    TestRows in = MakeRows({shape.hidden_size, shape.width, 5}, 40);
+    in.groups.clear();
+    for (int32_t expert = 0; expert < shape.num_experts; ++expert) {
+      // 5 of 7 of them, and none of a whole place.
+      if (expert % 7 < 5 && expert / 8 != 3) in.groups.push_back({expert, 0, 20});
+    }
+    const std::vector<float> expected = Run(device, experts, in);
+    const auto announce = [&](int32_t first, int32_t end) {
+      std::vector<const std::byte*> next;
+      for (int32_t expert = first; expert < end; ++expert) {
+        next.push_back(experts.packed + expert * experts.layout.bytes);
+      }
+      device->WillReadHostExperts({format, shape.hidden_size, shape.width, next});
+    };
+    for (const auto& [first, end] :
+         {std::pair{0, 150}, {0, 1}, {0, 8}, {0, 50}, {3, 90}, {100, 150}, {0, 0}}) {
+      announce(first, end);
+      EXPECT_TRUE(SameBits(Run(device, experts, in), expected))
+          << PoolFormatName(format) << ", announced " << first << " to " << end;
+    }
+    // Others after all, twice; and nothing behind the last of them.
+    announce(0, 150);
+    announce(20, 60);
+    EXPECT_TRUE(SameBits(Run(device, experts, in), expected)) << PoolFormatName(format);
+    announce(0, 150);
+  }
+}
+
+// Batches that have no room for the products of all the pairs of a place.
+TEST_P(HostExpertsTest, AnnouncedOnesAreTakenInPieces) {
+  const Shape shape = {64, 32, 30};
+  for (const PoolFormat format : kFormats) {
+    const TestExperts experts = MakeExperts(format, shape);
+    Backend* const device = NewDevice(experts, &pool_);
+    TestRows in = MakeRows({shape.hidden_size, shape.width, 5}, kMaxRows);
+    in.groups.clear();
+    for (int32_t expert = 0; expert < shape.num_experts; ++expert) {
+      in.groups.push_back({expert, 0, expert % 3 == 0 ? kMaxRows : 1});
+    }
+    const std::vector<float> expected = Run(device, experts, in);
+    std::vector<const std::byte*> next;
+    for (const TestRows::Group& group : in.groups) {
+      next.push_back(experts.packed + group.expert * experts.layout.bytes);
+    }
+    device->WillReadHostExperts({format, shape.hidden_size, shape.width, next});
+    EXPECT_TRUE(SameBits(Run(device, experts, in), expected)) << PoolFormatName(format);
   }
 }
 
