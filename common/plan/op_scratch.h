@@ -88,8 +88,8 @@ constexpr size_t CudaSplitBytes(const OpLimits& limits) {
 // weights in bf16, in whole panels and chunks, and products of max_rows pairs; of packed ones the
 // ring, which has as many places as it has room for batches in their format; and the rows and
 // weights of all pairs.
-inline constexpr int kCudaHostExperts = 4;      // of a batch
-inline constexpr int kCudaHostPlaces = 10;      // of int8
+inline constexpr int kCudaHostExperts = 8;      // of a batch
+inline constexpr int kCudaHostPlaces = 5;       // of int8
 inline constexpr int kCudaLeastHostPlaces = 3;  // of any format, if need be with fewer experts
 int64_t CudaDecodedExpertElements(const HostExpertShape& shape);
 size_t CudaHostExpertBytes(const OpLimits& limits);

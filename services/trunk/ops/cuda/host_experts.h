@@ -10,7 +10,7 @@
 
 namespace banyan::trunk::cuda {
 
-inline constexpr int kMaxHostExperts = 4;  // of one launch
+inline constexpr int kMaxHostExperts = 8;  // of one launch
 
 // A matrix in bf16: [rows, cols] in rows of `stride` elements, which 8 divides. Elements beyond it
 // count as zero.
