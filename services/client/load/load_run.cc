@@ -1,11 +1,14 @@
 #include "services/client/load/load_run.h"
 
+#include <grpcpp/client_context.h>
+#include <grpcpp/completion_queue.h>
+#include <grpcpp/support/async_stream.h>
+
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "common/base/check.h"
 #include "common/base/strings.h"
@@ -20,72 +23,67 @@ using inference::v1::GenerateResponse;
 
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(250);
 
-// The calls that ended and wait to be taken by the loop. Thread-safe.
-class EndedCalls {
+// One stream: an operation after the other, each of which ends with an event of the queue that has
+// the call as its tag.
+class Call {
  public:
-  void Add(int64_t index) {
-    absl::MutexLock lock(&mutex_);
-    ended_.push_back(index);
-  }
-  // What ended since the last Take, after waiting for a first one until the deadline.
-  std::vector<int64_t> Take(absl::Time deadline) {
-    absl::MutexLock lock(&mutex_);
-    const auto some = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return !ended_.empty(); };
-    mutex_.AwaitWithDeadline(absl::Condition(&some), deadline);
-    return std::exchange(ended_, {});
-  }
-
- private:
-  absl::Mutex mutex_;
-  std::vector<int64_t> ended_ ABSL_GUARDED_BY(mutex_);
-};
-
-// One stream. gRPC runs its reactions one after the other; OnDone is the last.
-class Call final : public grpc::ClientReadReactor<GenerateResponse> {
- public:
-  Call(inference::v1::Inference::Stub& stub, GenerateRequest request, absl::Time sent,
-       const LoadOptions& options, int64_t index, EndedCalls& ended)
-      : options_(options), request_(std::move(request)), ended_(ended) {
+  Call(inference::v1::Inference::Stub& stub, const GenerateRequest& request, absl::Time sent,
+       const LoadOptions& options, int64_t index, grpc::CompletionQueue* queue)
+      : options_(options) {
     outcome_.index = index;
     outcome_.generation.sent = sent;
     if (options.timeout != absl::InfiniteDuration()) {
       context_.set_deadline(absl::ToChronoTime(absl::Now() + options.timeout));
     }
-    stub.async()->Generate(&context_, &request_, this);
-    StartRead(&response_);
-    StartCall();
+    reader_ = stub.AsyncGenerate(&context_, request, queue, this);
   }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
 
-  void OnReadDone(bool ok) override {
-    if (!ok) return;
-    outcome_.status = outcome_.generation.Add(response_, absl::Now());
-    if (!outcome_.status.ok()) {
-      context_.TryCancel();
-      return;
+  // Whether there is another operation.
+  bool OnEvent(bool ok) {
+    if (state_ == State::kEnding) {
+      Conclude();
+      return false;
     }
-    StartRead(&response_);
-  }
-
-  void OnDone(const grpc::Status& status) override {
-    outcome_.ended = absl::Now();
-    if (outcome_.status.ok() && !status.ok()) {
-      outcome_.status = ExplainCall(FromGrpc(status), options_.address);
+    if (state_ == State::kReading && ok) {
+      outcome_.status = outcome_.generation.Add(response_, absl::Now());
+      if (!outcome_.status.ok()) {
+        context_.TryCancel();
+        ok = false;
+      }
     }
-    if (outcome_.status.ok() && !outcome_.generation.has_finished) {
-      outcome_.status = StatusF(absl::StatusCode::kInternal,
-                                "{} ended the stream without its last event", options_.address);
+    state_ = ok ? State::kReading : State::kEnding;
+    if (ok) {
+      reader_->Read(&response_, this);
+    } else {
+      reader_->Finish(&status_, this);
     }
-    ended_.Add(outcome_.index);
+    return true;
   }
 
   LoadOutcome TakeOutcome() { return std::move(outcome_); }
 
  private:
+  enum class State : uint8_t { kStarting, kReading, kEnding };
+
+  void Conclude() {
+    outcome_.ended = absl::Now();
+    if (outcome_.status.ok() && !status_.ok()) {
+      outcome_.status = ExplainCall(FromGrpc(status_), options_.address);
+    }
+    if (outcome_.status.ok() && !outcome_.generation.has_finished) {
+      outcome_.status = StatusF(absl::StatusCode::kInternal,
+                                "{} ended the stream without its last event", options_.address);
+    }
+  }
+
   const LoadOptions& options_;
-  GenerateRequest request_;
-  EndedCalls& ended_;
   grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientAsyncReader<GenerateResponse>> reader_;
+  State state_ = State::kStarting;
   GenerateResponse response_;
+  grpc::Status status_;
   LoadOutcome outcome_;
 };
 
@@ -114,7 +112,9 @@ std::vector<LoadOutcome> RunLoad(const std::shared_ptr<grpc::Channel>& channel,
   const std::vector<double> arrivals =
       open_loop ? PoissonArrivals(options.rate, options.num_requests, options.seed)
                 : std::vector<double>();
-  EndedCalls ended;
+  // Not the callback API, whose threads sleep for 100 ms when nothing came for a second: the first
+  // token of a long prompt would be seen that much later.
+  grpc::CompletionQueue queue;
   std::vector<std::unique_ptr<Call>> calls(static_cast<size_t>(options.num_requests));
   std::vector<LoadOutcome> outcomes(static_cast<size_t>(options.num_requests));
   const absl::Time begin = absl::Now();
@@ -135,16 +135,27 @@ std::vector<LoadOutcome> RunLoad(const std::shared_ptr<grpc::Channel>& channel,
         break;
       }
       calls[static_cast<size_t>(num_started)] = std::make_unique<Call>(
-          *stub, make_request(num_started), sent, options, num_started, ended);
+          *stub, make_request(num_started), sent, options, num_started, &queue);
       ++num_started;
     }
-    for (int64_t index : ended.Take(std::min(next_due, absl::Now() + kProgressInterval))) {
-      std::unique_ptr<Call>& call = calls[static_cast<size_t>(index)];
-      outcomes[static_cast<size_t>(index)] = call->TakeOutcome();
-      call.reset();
+    void* tag = nullptr;
+    bool ok = false;
+    const absl::Time deadline = std::min(next_due, absl::Now() + kProgressInterval);
+    if (queue.AsyncNext(&tag, &ok, absl::ToChronoTime(deadline)) ==
+        grpc::CompletionQueue::GOT_EVENT) {
+      auto* const call = static_cast<Call*>(tag);
+      if (call->OnEvent(ok)) continue;
+      LoadOutcome outcome = call->TakeOutcome();
+      const auto index = static_cast<size_t>(outcome.index);
+      outcomes[index] = std::move(outcome);
+      calls[index].reset();
       ++num_ended;
     }
     progress(num_ended);
+  }
+  queue.Shutdown();
+  void* tag = nullptr;
+  for (bool ok = false; queue.Next(&tag, &ok);) {
   }
   return outcomes;
 }
