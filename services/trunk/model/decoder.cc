@@ -380,6 +380,7 @@ class Decoder::Impl {
         RETURN_IF_ERROR(AwaitAnswer(std::move(asked), whole_));
         backend_->ReleaseToDevice();
         QueueExpertSums(layer, *moe, whole_);
+        if (own_experts_ != nullptr) own_experts_->Announce(layer, backend_);
       }
       if (observer_ != nullptr) RETURN_IF_ERROR(ObserveLayer(layer));
     }

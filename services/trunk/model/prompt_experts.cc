@@ -67,13 +67,12 @@ void PromptExperts::Queue(int32_t layer, int32_t num_rows, const Activations& a,
                                   .pair_rows = share_.pair_rows(),
                                   .pair_weights = share_.pair_weights(),
                                   .hidden = a.hidden});
-  Announce(layer + 1, backend);
 }
 
 void PromptExperts::Announce(int32_t layer, Backend* backend) {
   if (num_step_rows_ < kRowsOfAllExperts) return;
   const std::vector<const std::byte*>& layers = pool_.slices.front().layers;
-  const auto routed = std::find_if(layers.begin() + layer, layers.end(),
+  const auto routed = std::find_if(layers.begin() + layer + 1, layers.end(),
                                    [](const std::byte* first) { return first != nullptr; });
   if (routed == layers.end()) return;
   announced_.clear();

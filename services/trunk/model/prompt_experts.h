@@ -44,15 +44,15 @@ class PromptExperts {
   // The routing of a layer, [num_rows, top_k], on the host, is here: what is left of the ids for
   // the expert hosts. Valid until the next call, as the arrays must be.
   const uint16_t* Take(int32_t num_rows, const uint16_t* expert_ids, const float* weights);
-  // a.hidden += what has been taken, of these rows. And the next layer's weights are on their way.
+  // a.hidden += what has been taken, of these rows.
   void Queue(int32_t layer, int32_t num_rows, const Activations& a, Backend* backend);
+  // What is needed behind that layer may be read once all that is queued so far is done.
+  void Announce(int32_t layer, Backend* backend);
 
   // Of all calls so far.
   uint64_t bytes_read() const { return bytes_read_; }
 
  private:
-  void Announce(int32_t layer, Backend* backend);
-
   const PromptExpertPool pool_;
   const int32_t hidden_size_;
   ExpertShare share_;

@@ -353,7 +353,8 @@ class Backend {
   virtual void HostExperts(int32_t num_rows, const HostExpertsArgs& args) = 0;
 
   // What the next HostExperts will ask for, as far as the caller knows, in its order: a device may
-  // read it now. What is left out then is forgotten, and so is what was announced before.
+  // read it as soon as what was queued before is done, which needs the link itself. What is left
+  // out then is forgotten, and so is what was announced before.
   virtual void WillReadHostExperts(const HostExpertWeights& /*next*/) {}
 
   // out = x in bf16, rounded as ToBF16 does; [num_rows, n].

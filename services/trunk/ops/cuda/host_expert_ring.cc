@@ -19,11 +19,13 @@ absl::Status HostExpertRing::Open(const HostExpertShape& shape, DeviceMemory* me
       CudaStatus(cudaStreamCreateWithFlags(&copies_, cudaStreamNonBlocking), "cudaStreamCreate"));
   bytes_ = CudaHostRingBytes(shape);
   ASSIGN_OR_RETURN(memory_, memory->Allocate(bytes_));
+  const auto make = [](cudaEvent_t* event) {
+    return CudaStatus(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreate");
+  };
+  RETURN_IF_ERROR(make(&announced_));
   for (Place& place : places_) {
-    for (cudaEvent_t* event : {&place.filled, &place.emptied}) {
-      RETURN_IF_ERROR(
-          CudaStatus(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreate"));
-    }
+    RETURN_IF_ERROR(make(&place.filled));
+    RETURN_IF_ERROR(make(&place.emptied));
   }
   return absl::OkStatus();
 }
@@ -33,6 +35,7 @@ HostExpertRing::~HostExpertRing() {
     if (place.filled != nullptr) cudaEventDestroy(place.filled);
     if (place.emptied != nullptr) cudaEventDestroy(place.emptied);
   }
+  if (announced_ != nullptr) cudaEventDestroy(announced_);
   if (copies_ != nullptr) cudaStreamDestroy(copies_);
 }
 
@@ -42,6 +45,7 @@ void HostExpertRing::Wait() {
 
 void HostExpertRing::Abandon() {
   for (Place& place : places_) place.filled = place.emptied = nullptr;
+  announced_ = nullptr;
   copies_ = nullptr;
 }
 
@@ -129,11 +133,14 @@ cudaError_t HostExpertRing::Empty(const Batch& batch) {
 
 cudaError_t HostExpertRing::ReadAhead(std::span<const std::byte* const> weights,
                                       size_t expert_bytes) {
-  if (cudaError_t error = Cut(expert_bytes); error != cudaSuccess) return error;
   ahead_ = 0;
+  cudaError_t error = Cut(expert_bytes);
+  if (error == cudaSuccess) error = cudaEventRecord(announced_, reader_);
+  if (error == cudaSuccess) error = cudaStreamWaitEvent(copies_, announced_);
+  if (error != cudaSuccess) return error;
   while (!weights.empty() && ahead_ < num_places_) {
     const size_t count = std::min(weights.size(), place_experts_);
-    if (cudaError_t error = FillNext(weights.first(count)); error != cudaSuccess) return error;
+    if (error = FillNext(weights.first(count)); error != cudaSuccess) return error;
     ++ahead_;
     weights = weights.subspan(count);
   }

@@ -48,7 +48,8 @@ class HostExpertRing {
   // The reader has queued what reads the batch.
   cudaError_t Empty(const Batch& batch);
 
-  // Contract: Backend::WillReadHostExperts. Forgets what it was told before.
+  // Contract: Backend::WillReadHostExperts. The copy engine takes copies as they come: what the
+  // reader has queued, such as the hosts' sums, would wait for all of these.
   cudaError_t ReadAhead(std::span<const std::byte* const> weights, size_t expert_bytes);
 
  private:
@@ -72,6 +73,7 @@ class HostExpertRing {
   std::byte* memory_ = nullptr;
   size_t bytes_ = 0;
   Place places_[kMaxPlaces];
+  cudaEvent_t announced_ = nullptr;  // in the reader's stream
   // As they are cut now.
   size_t expert_bytes_ = 0;
   size_t place_experts_ = 0;

@@ -68,6 +68,8 @@ class PromptExpertsTest : public ::testing::Test {
     a.expert_rows_dtype = DType::kBF16;
     device_.announced.clear();
     experts->Queue(layer, num_rows, a, &device_);
+    EXPECT_TRUE(device_.announced.empty());
+    experts->Announce(layer, &device_);
   }
 
   static ModelConfig Config() {
