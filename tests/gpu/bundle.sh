@@ -2,8 +2,8 @@
 # Packs the GPU tests and benchmarks into one folder that runs on a machine with an NVIDIA driver and
 # nothing of ours: programs, the shared libraries they need beyond glibc's own, test data, run.sh.
 #   tests/gpu/bundle.sh [--no_data] [--serve] OUT [BUILD_DIR]
-# --serve: with the servers and their client, for run.sh eval and serve.sh. --no_data: the machine has
-# a checkout; run.sh is then told where: BANYAN_TEST_SOURCE_DIR. The first run unpacks the programs.
+# --serve: with the servers and their client, for run.sh eval, serve.sh and in_turn.sh. --no_data: the
+# machine has a checkout; run.sh is then told where: BANYAN_TEST_SOURCE_DIR. The first run unpacks the programs.
 set -euo pipefail
 
 die() { printf 'bundle.sh: %s\n' "$*" >&2; exit 1; }
@@ -37,7 +37,7 @@ if [[ $data == yes ]]; then
 fi
 tar -C "$out" -cf - bin lib | xz -T 0 >"$out/programs.tar.xz"
 rm -rf "${out:?}/bin" "${out:?}/lib"
-cp "$root/tests/gpu/run.sh" "$root/tests/gpu/serve.sh" "$out/"
+for script in run serve in_turn generated_model; do cp "$root/tests/gpu/$script.sh" "$out/"; done
 
 mib=$(du -sm "$out" | cut -f1)
 [[ $mib -le $most_mib ]] || die "$out: $mib MiB, at most $most_mib"

@@ -4,16 +4,13 @@
 #   serve.sh [--layers N] [--log_dir DIR] [--threads N] [--expert_activations auto|f32|bf16] [--prompt_experts auto|off|N] [--vram_budget SIZE | --halves] POOL_FORMAT TRUNK_FORMAT
 # BACKEND=cpu tries the script where there is no GPU. Prints start-up seconds, memory, tokens/s of decoding and of prompts, and where the trunk's time
 # goes. KEEP_POOL=1 leaves the pool in /dev/shm for the next run. --vram_budget: the trunk has its own plan for a GPU of that size, and prompts up to 30,720 tokens. --halves: instead, prompts of 512 to 8,192 tokens from a trunk with steps of 2,111 rows, one with
-# steps of 4,096 and one with steps of 4,159 in two halves. The pool lies in /dev/shm, which gets huge pages where that is allowed: root.
+# steps of 4,096 and one with steps of 4,159 in two halves.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-bin=$here/../../build/release/bin
-[[ ! -f $here/programs.tar.xz || -d $here/bin ]] || tar -C "$here" -xJf "$here/programs.tar.xz"
-if [[ -d $here/bin ]]; then
-  bin=$here/bin
-  export LD_LIBRARY_PATH=$here/lib
-fi
+# shellcheck source=tests/gpu/generated_model.sh
+. "$here/generated_model.sh"
+find_programs "$here"
 layers=48
 log_dir=.
 threads=$(($(nproc) - 1))  # one CPU for the trunk's thread
@@ -48,28 +45,11 @@ clean_up() {
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
   rm -rf "$work"
-  local fingerprint  # of this model: other segments are somebody's
-  fingerprint=$(grep -o 'fingerprint=[0-9a-f]\{16\}' "$log_dir/expert-$name.log" 2>/dev/null | head -n 1) || true
-  [[ -n ${KEEP_POOL:-} || -z $fingerprint ]] || rm -f "/dev/shm/banyan-${fingerprint#*=}-"*
+  [[ -n ${KEEP_POOL:-} ]] || remove_segment "$log_dir/expert-$name.log"
 }
 trap clean_up EXIT
-mkdir "$work/model"
-# Generated pools lie there, where a trunk can map them, on huge pages if that is allowed.
-mount -o remount,size=110G,huge=advise /dev/shm 2>/dev/null || true
-cat >"$work/model/config.json" <<END
-{"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "dtype": "bfloat16",
- "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": $layers, "intermediate_size": 5120,
- "hidden_act": "silu", "rms_norm_eps": 1e-6, "num_attention_heads": 16, "num_key_value_heads": 2,
- "head_dim": 256, "partial_rotary_factor": 0.25, "rope_theta": 10000000,
- "max_position_embeddings": 262144, "full_attention_interval": 4, "linear_num_key_heads": 16,
- "linear_num_value_heads": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
- "linear_conv_kernel_dim": 4, "num_experts": 512, "num_experts_per_tok": 10,
- "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "norm_topk_prob": true,
- "decoder_sparse_step": 1, "mlp_only_layers": [], "tie_word_embeddings": false,
- "eos_token_id": 151645}
-END
-# How that model is sampled where a request does not say.
-printf '{"do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": 0.8}\n' >"$work/model/generation_config.json"
+enlarge_shm
+write_model "$work/model" "$layers"
 
 # What the machine's memory would allow, measured while nothing else runs.
 "$bin/banyan" plan --model "$work/model" --load_format dummy --pool_format "$pool_format" --shards 1 \
