@@ -187,7 +187,7 @@ class Planner {
     };
     if (input_.halved_rows > 0) {
       add(2 * kHalfRows + kLeastRowsBesideSequences);
-    } else if (input_.prompt_experts) {
+    } else if (input_.prompt_experts.any()) {
       add(MaxRowsOf(config_));  // undivided
     }
     add(kHalfRows + kLeastRowsBesideSequences);
@@ -235,7 +235,7 @@ class Planner {
             .kv_dtype = input_.kv_dtype,
             .expert_activations = input_.expert_activations,
             .halved_rows = input_.halved_rows,
-            .prompt_experts = input_.prompt_experts,
+            .prompt_experts = input_.prompt_experts.any(),
             .tensor_parallel = input_.tensor_parallel};
   }
 
@@ -434,12 +434,23 @@ absl::StatusOr<TrunkPlan> PlanTrunk(const ModelConfig& config, const TrunkPlanIn
                                     std::vector<PlanChange>* changes) {
   const Planner planner(config, input);
   RETURN_IF_ERROR(planner.CheckLimits());
-  if (std::optional<TrunkPlan> plan = planner.Fit()) return *std::move(plan);
+  std::optional<TrunkPlan> plan = planner.Fit();
+  TrunkPlanInput without = input;
+  without.prompt_experts = {};
+  if (input.prompt_experts.chosen) {
+    std::optional<TrunkPlan> other = Planner(config, without).Fit();
+    if (other && (!plan || plan->max_batch_tokens < kLongPromptTokens ||
+                  plan->max_batch_tokens < other->max_batch_tokens)) {
+      return *std::move(other);
+    }
+  }
+  if (plan) return *std::move(plan);
   if (!input.trunk_format && input.on_gpu && !input.int8_weights.matrices.empty()) {
     TrunkPlanInput smaller = input;
     smaller.trunk_format = TrunkFormat::kInt8;
     return PlanTrunk(config, smaller, changes);
   }
+  if (input.prompt_experts.chosen) return PlanTrunk(config, without, changes);  // what that lacks
   const std::vector<PlanChange> fitting = ChangesThatFit(config, input, planner);
   if (changes != nullptr) *changes = fitting;
   return WithChanges(planner.Refusal(), fitting);

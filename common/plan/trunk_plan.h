@@ -16,7 +16,8 @@
 //   5. rows of a step, by halves down to 128; then sequences, by halves down to 1; then rows to 63
 //      more than the sequences, the least that a step needs
 //   6. the context again, down to 1024 tokens
-// What does not fit then is refused.
+// What does not fit then is refused. Experts of long prompts that nobody asked for are planned
+// where they pay: each step reads their weights, so it has 512 rows, and no more without them.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +30,7 @@
 #include "common/memory/memory_plan.h"
 #include "common/plan/decoder_memory.h"
 #include "common/plan/plan_change.h"
+#include "common/plan/prompt_experts.h"
 #include "common/plan/tensor_classes.h"
 #include "common/plan/trunk_format.h"
 #include "common/tensor/dtype.h"
@@ -48,13 +50,13 @@ struct TrunkPlanInput {
   std::optional<TrunkFormat> trunk_format;  // none: bf16 or, where that does not fit a GPU, int8
   DType kv_dtype = DType::kF32;
   DType expert_activations = DType::kF32;
-  uint64_t index_bytes = 0;        // TensorIndexBytes
-  bool weights_generated = false;  // --load_format dummy: not mapped from files
-  int32_t max_context_tokens = 0;  // 0: what model and memory allow
-  int32_t max_sequences = 0;       // 0: chosen
-  int32_t max_batch_tokens = 0;    // 0: chosen
-  int32_t halved_rows = 0;         // DecoderOptions::halved_rows
-  bool prompt_experts = false;     // DecoderOptions::prompt_experts
+  uint64_t index_bytes = 0;          // TensorIndexBytes
+  bool weights_generated = false;    // --load_format dummy: not mapped from files
+  int32_t max_context_tokens = 0;    // 0: what model and memory allow
+  int32_t max_sequences = 0;         // 0: chosen
+  int32_t max_batch_tokens = 0;      // 0: chosen
+  int32_t halved_rows = 0;           // DecoderOptions::halved_rows
+  PromptExpertShare prompt_experts;  // any: DecoderOptions::prompt_experts, if it pays
   // What may be used, and what there is now; of each GPU with on_gpu, else of the host.
   uint64_t budget_bytes = 0;     // 0: three quarters of available_bytes, nine tenths of a GPU's
   uint64_t available_bytes = 0;  // 0: not known; then budget_bytes decides alone

@@ -64,7 +64,7 @@ int Run(const Options& given) {
                                        .bf16_rows = *expert_activations == DType::kBF16});
   if (!steps.ok()) return FailUsage(ToStd(steps.status().message()));
   options.halved_rows = steps->halved_rows;
-  options.prompt_experts = steps->experts.any();
+  options.prompt_experts = steps->experts;
   options.trunk_format = *trunk_format;
   options.kv_dtype = *kv_format;
   options.expert_activations = *expert_activations;

@@ -165,7 +165,7 @@ absl::StatusOr<std::optional<ClusterPlanOptions>> PlanOptions(const Options& opt
                                      .in_memory = in_memory,
                                      .bf16_rows = out.expert_activations == DType::kBF16}));
   out.halved_rows = steps.halved_rows;
-  out.prompt_experts = steps.experts.any();
+  out.prompt_experts = steps.experts;
   const int32_t cpus = options.threads > 0 ? options.threads : UsableCpuCount();
   out.num_threads = ShareThreads(cpus, options.shards, out.on_gpu).trunk;
   return std::optional<ClusterPlanOptions>(std::move(out));

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/config/open_checkpoint.h"
+#include "common/plan/prompt_experts.h"
 #include "common/plan/shard_plan.h"
 #include "common/plan/tensor_classes.h"
 #include "common/plan/trunk_format.h"
@@ -36,9 +37,9 @@ struct ClusterPlanOptions {
   int32_t max_context_tokens = 0;
   int32_t max_sequences = 0;
   int32_t max_batch_tokens = 0;
-  int32_t halved_rows = 0;      // as PromptSteps
-  bool prompt_experts = false;  // some, as there
-  int num_threads = 1;          // of the trunk
+  int32_t halved_rows = 0;           // as PromptSteps
+  PromptExpertShare prompt_experts;  // as there
+  int num_threads = 1;               // of the trunk
 };
 
 struct ClusterPlan {

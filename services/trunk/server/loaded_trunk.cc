@@ -174,7 +174,7 @@ class LoadedTrunk::Impl {
     input.max_sequences = options_.max_sequences;
     input.max_batch_tokens = options_.max_batch_tokens;
     input.halved_rows = options_.halved_rows;
-    input.prompt_experts = options_.prompt_experts.any();
+    input.prompt_experts = options_.prompt_experts;
     const std::optional<uint64_t> vram = backends_.FreeDeviceBytes();
     input.on_gpu = vram.has_value();
     input.num_threads = ThreadsOfPart(num_threads, parts);
@@ -378,7 +378,13 @@ class LoadedTrunk::Impl {
   // The experts that this trunk computes for long prompts. Where that was our choice, a pool that
   // cannot be had is no fault.
   absl::Status MapPromptExperts() {
-    if (!decoder_options_.prompt_experts) return absl::OkStatus();
+    if (!decoder_options_.prompt_experts) {
+      if (options_.prompt_experts.any()) {
+        LogInfo("no_prompt_experts",
+                {{"reason", "too little GPU memory: steps would be short, and each reads them"}});
+      }
+      return absl::OkStatus();
+    }
     const absl::Time begin = absl::Now();
     const absl::Status borrowed =
         BorrowPromptPool(*directory_, ExpectedHere(), config_, options_.prompt_experts,

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -264,7 +265,7 @@ TEST(TrunkPlanTest, PromptExpertsAreScratch) {
   input.available_bytes = 0;
   input.budget_bytes = uint64_t{8} << 30;
   const auto without = PlanTrunk(config, input);
-  input.prompt_experts = true;
+  input.prompt_experts.percent = 50;
   const auto with = PlanTrunk(config, input);
   ASSERT_TRUE(without.ok() && with.ok()) << with.status();
   ASSERT_EQ(with->decoder.num_pages, without->decoder.num_pages);
@@ -293,7 +294,7 @@ TEST(TrunkPlanTest, PromptExpertsAreScratch) {
   input.available_bytes = uint64_t{16} << 30;
   input.budget_bytes = 0;
   const auto cpu = PlanTrunk(config, input);
-  input.prompt_experts = false;
+  input.prompt_experts = {};
   const auto cpu_without = PlanTrunk(config, input);
   ASSERT_TRUE(cpu.ok() && cpu_without.ok()) << cpu.status();
   EXPECT_EQ(ItemOf(*cpu, "workspace") - ItemOf(*cpu_without, "workspace"),
@@ -364,13 +365,70 @@ TEST(TrunkPlanTest, StepsOnAGpuAreLargeWhereTheyFit) {
   EXPECT_EQ(cpu->decoder.halved_rows, 100);
 }
 
+// What nobody asked for costs neither steps nor context where steps would be short.
+TEST(TrunkPlanTest, ChosenPromptExpertsGiveWay) {
+  TrunkPlanInput input = Input();
+  input.on_gpu = true;
+  input.available_bytes = 0;
+  input.max_sequences = 0;
+  input.max_batch_tokens = 0;
+  std::set<bool> chosen;
+  bool refused = false;
+  for (uint64_t budget = uint64_t{1} << 30; !refused; budget -= budget / 30) {
+    input.budget_bytes = budget;
+    input.prompt_experts = {};
+    const auto without = PlanTrunk(Demo(), input);
+    input.prompt_experts.percent = 50;
+    const auto asked = PlanTrunk(Demo(), input);
+    if (asked.ok()) {
+      EXPECT_TRUE(asked->decoder.prompt_experts) << budget;
+    }
+    input.prompt_experts = {.percent = 0, .chosen = true};
+    const auto plan = PlanTrunk(Demo(), input);
+    refused = !plan.ok();
+    ASSERT_EQ(refused, !without.ok()) << budget;
+    if (refused) {
+      EXPECT_EQ(plan.status(), without.status());
+      continue;
+    }
+    chosen.insert(plan->decoder.prompt_experts);
+    if (plan->decoder.prompt_experts) {
+      ASSERT_TRUE(asked.ok()) << asked.status();
+      EXPECT_EQ(plan->max_batch_tokens, asked->max_batch_tokens);
+      EXPECT_GE(plan->max_batch_tokens, std::max(512, without->max_batch_tokens)) << budget;
+    } else {
+      EXPECT_EQ(plan->max_batch_tokens, without->max_batch_tokens);
+      EXPECT_EQ(plan->decoder.num_pages, without->decoder.num_pages);
+      EXPECT_TRUE(!asked.ok() || asked->max_batch_tokens < 512 ||
+                  asked->max_batch_tokens < without->max_batch_tokens)
+          << budget;
+    }
+  }
+  EXPECT_THAT(chosen, ElementsAre(false, true));
+  // Steps that were given are long enough, or not.
+  input.budget_bytes = uint64_t{8} << 30;
+  input.max_sequences = 8;
+  for (const int32_t rows : {512, 511}) {
+    input.max_batch_tokens = rows;
+    EXPECT_EQ(PlanTrunk(Demo(), input)->decoder.prompt_experts, rows == 512) << rows;
+  }
+  // An 8-bit trunk beside them, where bf16 fits neither way.
+  input.max_sequences = input.max_batch_tokens = 0;
+  input.int8_weights.matrices = {1 << 20};
+  input.weights.matrices = {uint64_t{9} << 30};
+  const auto smaller = PlanTrunk(Demo(), input);
+  ASSERT_TRUE(smaller.ok()) << smaller.status();
+  EXPECT_EQ(smaller->decoder.trunk_format, TrunkFormat::kInt8);
+  EXPECT_TRUE(smaller->decoder.prompt_experts);
+}
+
 // With experts of its own for prompts a GPU has steps as large as a call may be, undivided.
 TEST(TrunkPlanTest, StepsWithPromptExpertsAreOneCall) {
   TrunkPlanInput input = Input();
   input.on_gpu = true;
   input.available_bytes = 0;
   input.budget_bytes = uint64_t{8} << 30;
-  input.prompt_experts = true;
+  input.prompt_experts.percent = 50;
   EXPECT_EQ(PlanTrunk(Demo(), input)->max_batch_tokens, 512);  // given
   input.max_batch_tokens = 0;
   const auto first = PlanTrunk(Demo(), input);
