@@ -68,7 +68,7 @@ class HostExpertRing {
     return memory_ + static_cast<size_t>(place) * place_experts_ * expert_bytes_;
   }
 
-  const cudaStream_t reader_;
+  cudaStream_t reader_;
   cudaStream_t copies_ = nullptr;
   std::byte* memory_ = nullptr;
   size_t bytes_ = 0;

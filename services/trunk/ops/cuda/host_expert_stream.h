@@ -68,7 +68,7 @@ class HostExpertStream {
 
   const HostExpertShape shape_;
   const int64_t max_rows_;
-  const cudaStream_t stream_;
+  cudaStream_t stream_;
   HostExpertRing ring_;
   uint16_t* decoded_ = nullptr;   // of kMaxHostExperts
   uint16_t* products_ = nullptr;  // [max_rows, width in whole chunks]

@@ -63,7 +63,7 @@ class StagedCopies {
   absl::Status Open();
 
   DeviceMemory* const memory_;
-  const cudaStream_t stream_;
+  cudaStream_t stream_;
   WorkerPool copiers_;
   std::byte* buffers_[2] = {};  // pinned
   cudaEvent_t staged_[2] = {};  // the buffer's last piece has left it
