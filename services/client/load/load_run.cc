@@ -120,6 +120,8 @@ std::vector<LoadOutcome> RunLoad(const std::shared_ptr<grpc::Channel>& channel,
   const absl::Time begin = absl::Now();
   int64_t num_started = 0;
   int64_t num_ended = 0;
+  void* tag = nullptr;
+  bool ok = false;
   while (num_ended < options.num_requests) {
     absl::Time next_due = absl::InfiniteFuture();
     while (num_started < options.num_requests) {
@@ -138,8 +140,6 @@ std::vector<LoadOutcome> RunLoad(const std::shared_ptr<grpc::Channel>& channel,
           *stub, make_request(num_started), sent, options, num_started, &queue);
       ++num_started;
     }
-    void* tag = nullptr;
-    bool ok = false;
     const absl::Time deadline = std::min(next_due, absl::Now() + kProgressInterval);
     if (queue.AsyncNext(&tag, &ok, absl::ToChronoTime(deadline)) ==
         grpc::CompletionQueue::GOT_EVENT) {
@@ -154,9 +154,7 @@ std::vector<LoadOutcome> RunLoad(const std::shared_ptr<grpc::Channel>& channel,
     progress(num_ended);
   }
   queue.Shutdown();
-  void* tag = nullptr;
-  for (bool ok = false; queue.Next(&tag, &ok);) {
-  }
+  while (queue.Next(&tag, &ok)) continue;
   return outcomes;
 }
 

@@ -27,14 +27,11 @@ PromptExperts::PromptExperts(const ModelConfig& config, int32_t max_rows, Prompt
 
 bool PromptExperts::BeginStep(const StepPlan& plan) {
   rows_.clear();
-  num_step_rows_ = step_experts_ = 0;
   for (const PlanSegment& segment : plan.segments) {
     const int32_t own =
         PromptExpertsOf(pool_.own_experts, segment.prompt_tokens, pool_.long_prompt_tokens);
     if (own == 0) continue;
     rows_.push_back({segment.first_row, segment.first_row + segment.num_rows, own});
-    num_step_rows_ += segment.num_rows;
-    step_experts_ = std::max(step_experts_, own);
   }
   return !rows_.empty();
 }
@@ -70,7 +67,13 @@ void PromptExperts::Queue(int32_t layer, int32_t num_rows, const Activations& a,
 }
 
 void PromptExperts::Announce(int32_t layer, Backend* backend) {
-  if (num_step_rows_ < kRowsOfAllExperts) return;
+  int32_t num_rows = 0;
+  int32_t num_experts = 0;  // the most that one of them has
+  for (const ExpertShare::OwnRows& rows : rows_) {
+    num_rows += rows.end - rows.first;
+    num_experts = std::max(num_experts, rows.own_experts);
+  }
+  if (num_rows < kRowsOfAllExperts) return;
   const std::vector<const std::byte*>& layers = pool_.slices.front().layers;
   const auto routed = std::find_if(layers.begin() + layer + 1, layers.end(),
                                    [](const std::byte* first) { return first != nullptr; });
@@ -78,7 +81,7 @@ void PromptExperts::Announce(int32_t layer, Backend* backend) {
   announced_.clear();
   for (const PromptExpertPool::Slice& slice : pool_.slices) {
     const std::byte* const first = slice.layers[static_cast<size_t>(routed - layers.begin())];
-    const int32_t end = std::min(slice.first_expert + slice.num_experts, step_experts_);
+    const int32_t end = std::min(slice.first_expert + slice.num_experts, num_experts);
     for (int32_t expert = slice.first_expert; expert < end; ++expert) {
       announced_.push_back(first + (expert - slice.first_expert) * pool_.expert_bytes);
     }

@@ -57,8 +57,6 @@ class PromptExperts {
   const int32_t hidden_size_;
   ExpertShare share_;
   std::vector<ExpertShare::OwnRows> rows_;  // of the step
-  int32_t num_step_rows_ = 0;
-  int32_t step_experts_ = 0;  // the most that one of them has
   std::vector<HostExpert> experts_;
   std::vector<const std::byte*> announced_;
   uint64_t bytes_read_ = 0;

@@ -107,7 +107,7 @@ struct PairTile {
   int expert = 0;
   int first = 0;
 };
-__device__ __forceinline__ int TilesOf(const ExpertBatch::Expert& expert) {
+__host__ __device__ __forceinline__ int TilesOf(const ExpertBatch::Expert& expert) {
   return (expert.num_pairs + kPairs - 1) / kPairs;
 }
 __device__ __forceinline__ PairTile FindTile(const ExpertBatch& batch, int tile) {
@@ -317,7 +317,7 @@ int Tiles(int count, int of_tile) { return (count + of_tile - 1) / of_tile; }
 
 int PairTiles(const ExpertBatch& batch) {
   int tiles = 0;
-  for (int i = 0; i < batch.num_experts; ++i) tiles += Tiles(batch.experts[i].num_pairs, kPairs);
+  for (int i = 0; i < batch.num_experts; ++i) tiles += TilesOf(batch.experts[i]);
   return tiles;
 }
 
