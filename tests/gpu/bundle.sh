@@ -37,7 +37,7 @@ if [[ $data == yes ]]; then
 fi
 tar -C "$out" -cf - bin lib | xz -T 0 >"$out/programs.tar.xz"
 rm -rf "${out:?}/bin" "${out:?}/lib"
-for script in run serve in_turn generated_model; do cp "$root/tests/gpu/$script.sh" "$out/"; done
+for script in run serve in_turn common; do cp "$root/tests/gpu/$script.sh" "$out/"; done
 
 mib=$(du -sm "$out" | cut -f1)
 [[ $mib -le $most_mib ]] || die "$out: $mib MiB, at most $most_mib"

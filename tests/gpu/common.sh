@@ -1,5 +1,5 @@
-# Sourced by serve.sh and in_turn.sh: programs of a bundle or a build, and a model at the geometry of
-# Qwen3-Next-80B-A3B whose weights are generated.
+# Sourced by run.sh, serve.sh and in_turn.sh: programs of a bundle or a build, and for the last two a
+# model at the geometry of Qwen3-Next-80B-A3B whose weights are generated.
 # shellcheck shell=bash disable=SC2034
 
 # find_programs FOLDER: of the bundle that the script lies in, or of the build. Sets `bin`.
@@ -8,7 +8,7 @@ find_programs() {
   [[ ! -f $1/programs.tar.xz || -d $1/bin ]] || tar -C "$1" -xJf "$1/programs.tar.xz"
   if [[ -d $1/bin ]]; then
     bin=$1/bin
-    export LD_LIBRARY_PATH=$1/lib
+    export LD_LIBRARY_PATH=$1/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   fi
 }
 
@@ -34,6 +34,12 @@ END
 
 # Generated pools lie in /dev/shm, where a trunk can map them, on huge pages if that is allowed: root.
 enlarge_shm() { mount -o remount,size=110G,huge=advise /dev/shm 2>/dev/null || true; }
+
+# end_processes PID...
+end_processes() {
+  for pid in "$@"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "$@"; do wait "$pid" 2>/dev/null || true; done
+}
 
 # remove_segment EXPERT_LOG: of this model; others are somebody's.
 remove_segment() {

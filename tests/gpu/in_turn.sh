@@ -10,8 +10,8 @@
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=tests/gpu/generated_model.sh
-. "$here/generated_model.sh"
+# shellcheck source=tests/gpu/common.sh
+. "$here/common.sh"
 find_programs "$here"
 layers=48
 log_dir=.
@@ -35,8 +35,7 @@ shift
 work=$(mktemp -d)
 pids=()
 clean_up() {
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+  end_processes "${pids[@]}"
   rm -rf "$work"
   remove_segment "$log_dir/expert-$pool_format-in-turn.log"
 }

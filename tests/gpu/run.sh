@@ -12,18 +12,14 @@
 set -uo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-[[ ! -f $here/programs.tar.xz || -d $here/bin ]] || tar -C "$here" -xJf "$here/programs.tar.xz"
-if [[ -d $here/bin ]]; then
-  bin=$here/bin
-  export LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-  if [[ -z ${BANYAN_TEST_SOURCE_DIR:-} ]]; then
-    BANYAN_TEST_SOURCE_DIR=$(mktemp -d)
-    export BANYAN_TEST_SOURCE_DIR
-    trap 'rm -rf "$BANYAN_TEST_SOURCE_DIR"' EXIT
-    tar -C "$BANYAN_TEST_SOURCE_DIR" -xJf "$here/data.tar.xz"
-  fi
-else
-  bin=$here/../../build/release/bin
+# shellcheck source=tests/gpu/common.sh
+. "$here/common.sh"
+find_programs "$here"
+if [[ -d $here/bin && -z ${BANYAN_TEST_SOURCE_DIR:-} ]]; then
+  BANYAN_TEST_SOURCE_DIR=$(mktemp -d)
+  export BANYAN_TEST_SOURCE_DIR
+  trap 'rm -rf "$BANYAN_TEST_SOURCE_DIR"' EXIT
+  tar -C "$BANYAN_TEST_SOURCE_DIR" -xJf "$here/data.tar.xz"
 fi
 
 log_dir=.

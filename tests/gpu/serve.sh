@@ -8,8 +8,8 @@
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=tests/gpu/generated_model.sh
-. "$here/generated_model.sh"
+# shellcheck source=tests/gpu/common.sh
+. "$here/common.sh"
 find_programs "$here"
 layers=48
 log_dir=.
@@ -42,8 +42,7 @@ name=$pool_format-$trunk_format-$activations-$prompt_experts-$layers${budget:+-$
 work=$(mktemp -d)
 pids=()
 clean_up() {
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+  end_processes "${pids[@]}"
   rm -rf "$work"
   [[ -n ${KEEP_POOL:-} ]] || remove_segment "$log_dir/expert-$name.log"
 }
