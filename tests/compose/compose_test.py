@@ -209,21 +209,22 @@ def check_lost_expert(project, client, prometheus):
     print(f"expert-0 killed, back, and called {calls[0]['value'][1]} times", flush=True)
 
 
-def check_lent_pools(project, bin_dir, source):
+def check_lent_pools(project, bin_dir, source, prometheus):
     """The experts' containers lend their packs to the trunk's, which computes with them."""
     files = ("docker-compose.yml", "tests/compose/prompt_experts.yml")
     project.compose("up", "-d", *SERVICES, files=files, environment={"POOL_FORMAT": "int8"})
     client = Client(bin_dir, project.address("trunk", 50051))
     client.wait_until_serving()
     check_answers(client, source)
-    with urllib.request.urlopen(f"http://{project.address('trunk', 9101)}/metrics", timeout=5) as page:
-        text = page.read().decode()
-    read = float(re.search(r"^banyan_trunk_prompt_expert_bytes_total (\S+)$", text, re.M).group(1))
-    assert read > 0, "the trunk read no experts"
+    read = wait_for(
+        "experts read by the trunk",
+        lambda: query(prometheus, "banyan_trunk_prompt_expert_bytes_total > 0"),
+        60,
+    )
     log = project.compose("logs", "--no-color", "trunk")
     borrowed = re.search(r"prompt_experts experts=\S+ of=\d+ pool_format=int8 slices=2", log)
     assert borrowed, f"no two packs of int8 were borrowed:\n{log}"
-    print(f"packs lent between containers: {read * 1e-9:.1f} GB of experts read", flush=True)
+    print(f"packs lent between containers: {read[0]['value'][1]} bytes of experts read", flush=True)
 
 
 def check_other_model(project, bin_dir, source):
@@ -322,7 +323,7 @@ def run(project, bin_dir, source, cache):
     check_scrapes(prometheus)
     check_shared_memory(prometheus)
     check_lost_expert(project, client, prometheus)
-    check_lent_pools(project, bin_dir, source)
+    check_lent_pools(project, bin_dir, source, prometheus)
     check_other_model(project, bin_dir, source)
     check_generated_model(project, bin_dir, source)
     check_nothing_left(project)

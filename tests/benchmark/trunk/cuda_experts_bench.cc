@@ -1,7 +1,6 @@
 // Experts of long prompts on the device, their weights in the host's memory.
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -30,11 +29,6 @@ constexpr int32_t kMaxRows = 4159;
 constexpr int kLayers = 2;  // in turn, more than the host's caches hold
 constexpr int kRepetitions = 7;
 constexpr std::chrono::milliseconds kIdle{5};  // between two layers
-
-double MedianOf(std::vector<double> times) {
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
 
 // The same expert again and again: where it lies is what matters.
 std::span<std::byte> MakePool(PoolFormat format, size_t expert_bytes) {
@@ -122,7 +116,7 @@ void Run(PoolFormat format) {
       CheckOk(backend->Synchronize());
       if (i > 0) (announced ? announced_times : times).push_back(Now() - begin);
     }
-    const double seconds = MedianOf(times);
+    const double seconds = Median(times);
     const double bytes = static_cast<double>(share.groups().size() * expert_bytes);
     const double flops = static_cast<double>(share.pair_rows().size()) * 2 * 3 * kHidden * kWidth;
     std::printf(
@@ -130,7 +124,7 @@ void Run(PoolFormat format) {
         "queued in %.2f ms; announced %lld ms before: %6.2f ms\n",
         std::string(PoolFormatName(format)).c_str(), num_rows, share.groups().size(), kOwn,
         seconds * 1e3, bytes / seconds * 1e-9, link * 1e-9, flops / seconds * 1e-12, queueing * 1e3,
-        static_cast<long long>(kIdle.count()), MedianOf(announced_times) * 1e3);
+        static_cast<long long>(kIdle.count()), Median(announced_times) * 1e3);
   }
 }
 

@@ -36,11 +36,6 @@
 namespace banyan::trunk {
 namespace {
 
-double Median(std::vector<double> times) {
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
 // The next tokens of some rows of a step, both ways; they must be the same.
 struct Choices {
   static constexpr int32_t kVocab = 151936;

@@ -189,6 +189,15 @@ class HostExpertsTest : public OpsFixture {
     return out;
   }
 
+  static void Announce(Backend* device, const TestExperts& experts, int32_t first, int32_t end) {
+    std::vector<const std::byte*> next;
+    for (int32_t expert = first; expert < end; ++expert) {
+      next.push_back(experts.packed + expert * experts.layout.bytes);
+    }
+    device->WillReadHostExperts(
+        {experts.format, experts.shape.hidden_size, experts.shape.width, next});
+  }
+
   // A sum in doubles and how far a device may be from it.
   struct Value {
     double value = 0;
@@ -363,24 +372,17 @@ TEST_P(HostExpertsTest, WhatIsAnnouncedMakesNoDifference) {
       if (expert % 7 < 5 && expert / 8 != 3) in.groups.push_back({expert, 0, 20});
     }
     const std::vector<float> expected = Run(device, experts, in);
-    const auto announce = [&](int32_t first, int32_t end) {
-      std::vector<const std::byte*> next;
-      for (int32_t expert = first; expert < end; ++expert) {
-        next.push_back(experts.packed + expert * experts.layout.bytes);
-      }
-      device->WillReadHostExperts({format, shape.hidden_size, shape.width, next});
-    };
     for (const auto& [first, end] :
          {std::pair{0, 150}, {0, 1}, {0, 8}, {0, 50}, {3, 90}, {100, 150}, {0, 0}}) {
-      announce(first, end);
+      Announce(device, experts, first, end);
       EXPECT_TRUE(SameBits(Run(device, experts, in), expected))
           << PoolFormatName(format) << ", announced " << first << " to " << end;
     }
     // Others after all, twice; and nothing behind the last of them.
-    announce(0, 150);
-    announce(20, 60);
+    Announce(device, experts, 0, 150);
+    Announce(device, experts, 20, 60);
     EXPECT_TRUE(SameBits(Run(device, experts, in), expected)) << PoolFormatName(format);
-    announce(0, 150);
+    Announce(device, experts, 0, 150);
   }
 }
 
@@ -396,11 +398,7 @@ TEST_P(HostExpertsTest, AnnouncedOnesAreTakenInPieces) {
       in.groups.push_back({expert, 0, expert % 3 == 0 ? kMaxRows : 1});
     }
     const std::vector<float> expected = Run(device, experts, in);
-    std::vector<const std::byte*> next;
-    for (const TestRows::Group& group : in.groups) {
-      next.push_back(experts.packed + group.expert * experts.layout.bytes);
-    }
-    device->WillReadHostExperts({format, shape.hidden_size, shape.width, next});
+    Announce(device, experts, 0, shape.num_experts);
     EXPECT_TRUE(SameBits(Run(device, experts, in), expected)) << PoolFormatName(format);
   }
 }
