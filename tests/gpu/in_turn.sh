@@ -57,8 +57,7 @@ for trunk in "$@"; do
     "${words[@]:1}" >"$log_dir/$name-$pool_format-in-turn.log" 2>&1 &
   pids+=($!)
   names+=("$name")
-done
-for name in "${names[@]}"; do
+  # One after the other: what a trunk measures as it starts is its own.
   log=$log_dir/$name-$pool_format-in-turn.log
   "$bin/banyan" status --server "unix:$work/$name" --wait 120 --health >/dev/null ||
     { tail -n 5 "$log"; exit 1; }
