@@ -348,7 +348,9 @@ class CudaBackend : public Backend {
     }
     if (!status_.ok()) return;
     const int32_t rows = upload().tables().num_rows;
-    Done(DeltaNetStep(upload().tables(), ToLaunch(conv), ToLaunch(delta), stream_),
+    // A recorded step is a step of its own, and goes through a layer once.
+    Done(DeltaNetStep(upload().tables(), ToLaunch(conv), ToLaunch(delta), recordings_.recording(),
+                      facts_.num_sms, stream_),
          "delta_net_step", rows, delta.shape.value_dim());
   }
 

@@ -1,9 +1,11 @@
 // One token of every sequence: convolution, gates, recurrence and gated norm at once, with the same
 // bits as CausalConv and DeltaNetDecode one after the other.
 //
-// A CTA takes a key head of a sequence and its value heads: it alone touches their columns of the
-// convolution's state. Four warps or three convolve while the recurrent state is on its way; then
-// 16 warps hold the state of each value head as in delta_net_decode.cu.
+// A CTA takes value heads of a sequence, all of a key head or one of them, and convolves what they
+// need, a channel by a thread; 16 warps hold the state of each value head as in
+// delta_net_decode.cu. CTAs of the same key head are a cluster: one of them moves its columns of
+// the convolution's state on, when all have read them. What the step's kernels do not write is on
+// its way before they have ended.
 #include "services/trunk/ops/cuda/conv_math.cuh"
 #include "services/trunk/ops/cuda/delta_net_step.h"
 #include "services/trunk/ops/cuda/device.cuh"
@@ -20,106 +22,111 @@ constexpr int kPerLane = kDim / kWarp;
 constexpr int kTaps = 4;
 static_assert(kPerLane == 4);
 
-// One row of 128 channels through the convolution, by a warp: normalised where that is asked for,
-// and the state moved on.
-__device__ __forceinline__ void ConvolveHead(const ConvLaunch& args, const float* in, int channel,
-                                             float* state, bool fresh, bool normalize, float scale,
-                                             float* to) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int conv_dim = args.shape.conv_dim;
-  float columns[kPerLane][kTaps];
-  float weights[kPerLane][kTaps];
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    const int i = j * kWarp + lane;
-#pragma unroll
-    for (int tap = 0; tap < kTaps; ++tap) {
-      weights[j][tap] = args.weight[tap * conv_dim + channel + i];
-      columns[j][tap] = tap + 1 == kTaps ? in[i] : (fresh ? 0.0f : state[tap * conv_dim + i]);
-    }
-  }
-  float out[kPerLane];
-  float squares = 0;
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    float acc = 0;
-#pragma unroll
-    for (int tap = 0; tap < kTaps; ++tap) acc = fmaf(weights[j][tap], columns[j][tap], acc);
-    out[j] = Silu(acc);
-    squares = fmaf(out[j], out[j], squares);
-  }
-  if (normalize) {
-    const float norm = ConvNorm(WarpSum(squares), scale);
-#pragma unroll
-    for (int j = 0; j < kPerLane; ++j) out[j] *= norm;
-  }
-#pragma unroll
-  for (int j = 0; j < kPerLane; ++j) {
-    const int i = j * kWarp + lane;
-    to[i] = out[j];
-#pragma unroll
-    for (int tap = 0; tap + 1 < kTaps; ++tap) state[tap * conv_dim + i] = columns[j][tap + 1];
-  }
+// A barrier of a cluster's CTAs, in two halves. By all threads.
+__device__ __forceinline__ void ClusterArrive() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void ClusterWait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
 }
 
-template <int kRatio>
-__global__ void __launch_bounds__(kHeadThreads* kRatio)
+// kHeads value heads a CTA, kCtas CTAs a key head. kAtOnce CTAs share a multiprocessor; 1: none
+// does, so that they have all of its way to memory.
+template <int kHeads, int kCtas, int kAtOnce>
+__global__ void __launch_bounds__(kHeadThreads* kHeads, kAtOnce)
     StepKernel(const StepTables step, const __grid_constant__ ConvLaunch conv,
-               const __grid_constant__ DeltaLaunch delta) {
+               const __grid_constant__ DeltaLaunch delta, bool states_settled) {
+  constexpr int kRatio = kHeads * kCtas;
+  constexpr int kConvolved = 2 + kHeads;  // query, key, values
   LetNextStart();
   const DeltaShape& s = delta.shape;
-  const int key_head = static_cast<int>(blockIdx.x);
-  __shared__ float4 partial[kRatio][kWarps][kWarp];
-  __shared__ float update[kRatio][kDim];
-  __shared__ float heads[2 + kRatio][kDim];  // query, key, values
-  __shared__ float gates[2][kRatio];         // log decay, beta
-  __shared__ float squares[kRatio][kDim / kWarp];
+  const int key_head = static_cast<int>(blockIdx.x) / kCtas;
+  const int rank = static_cast<int>(blockIdx.x) % kCtas;
+  const int first_head = rank * kHeads;  // of the key head's
+  __shared__ float4 partial[kHeads][kWarps][kWarp];
+  __shared__ float update[kHeads][kDim];
+  __shared__ float heads[kConvolved][kDim];
+  __shared__ float gates[2][kHeads];  // log decay, beta
+  __shared__ float squares[kHeads][kDim / kWarp];
 
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int which = static_cast<int>(threadIdx.x) / kHeadThreads;
   const int thread = static_cast<int>(threadIdx.x) % kHeadThreads;
-  const int head = key_head * kRatio + which;
+  const int head = key_head * kRatio + first_head + which;
   const int row0 = thread / kWarp * kRows;
   const int col0 = thread % kWarp * 4;
   // The plan lies there since before the step's first kernel.
-  const Segment segment = step.segments[step.recurrent[blockIdx.y]];
+  const Segment segment = step.segments[blockIdx.y];  // each is one row
   const int64_t row = segment.first_row;
   const bool fresh = segment.first_position == 0;
   float* const state =
       delta.states + (int64_t{segment.slot} * s.num_value_heads + head) * (kDim * kDim);
-  // On its way to the second-level cache, whoever may still write it.
-  if (!fresh) asm volatile("prefetch.global.L2 [%0];" ::"l"(state + thread * 32));
-  AwaitOthers();
-
-  if (warp < 2 + kRatio) {
-    const int group = key_head * s.group_dim;
-    const bool is_value = warp >= 2;
-    const int channel = is_value ? 2 * s.key_dim + (key_head * kRatio + warp - 2) * kDim
-                                 : warp * s.key_dim + key_head * kDim;
-    ConvolveHead(conv, conv.qkvz + row * s.qkvz_dim + group + warp * kDim, channel,
-                 conv.conv_states + int64_t{segment.slot} * (kTaps - 1) * s.conv_dim + channel,
-                 fresh, !is_value, warp == 0 ? 1.0f / sqrtf(static_cast<float>(kDim)) : 1.0f,
-                 heads[warp]);
-  } else if (warp == 2 + kRatio && thread % kWarp < kRatio) {
-    const int i = thread % kWarp;
-    const int h = key_head * kRatio + i;
-    const float* group = conv.ba + row * 2 * s.num_value_heads + key_head * 2 * kRatio;
-    gates[0][i] = LogDecay(conv.neg_decay_rate[h], group[kRatio + i], conv.dt_bias[h]);
-    gates[1][i] = Sigmoid(group[i]);
-  }
-  // After the convolution, whose warps have no registers for both; the others need not wait.
+  if (!states_settled) AwaitOthers();
   float4 cells[kRows];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     cells[i] = fresh ? float4{0, 0, 0, 0}
                      : *reinterpret_cast<const float4*>(state + (row0 + i) * kDim + col0);
   }
+  const int convolved = static_cast<int>(threadIdx.x) / kDim;
+  const int channel = static_cast<int>(threadIdx.x) % kDim;
+  const bool convolves = convolved < kConvolved;
+  const bool is_value = convolved >= 2;
+  const int value_head = first_head + convolved - 2;
+  const int column = channel + (is_value ? 2 * s.key_dim + (key_head * kRatio + value_head) * kDim
+                                         : convolved * s.key_dim + key_head * kDim);
+  float* const history =
+      conv.conv_states + int64_t{segment.slot} * (kTaps - 1) * s.conv_dim + column;
+  float weights[kTaps];
+  float taps[kTaps];
+  if (convolves) {
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap) {
+      weights[tap] = conv.weight[tap * s.conv_dim + column];
+      if (tap + 1 < kTaps) taps[tap] = fresh ? 0.0f : history[tap * s.conv_dim];
+    }
+  }
+  if (states_settled) AwaitOthers();
+
+  const float* const group = conv.qkvz + row * s.qkvz_dim + key_head * s.group_dim;
+  if (convolves) {
+    taps[kTaps - 1] = group[(is_value ? 2 + value_head : convolved) * kDim + channel];
+    float acc = 0;
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap) acc = fmaf(weights[tap], taps[tap], acc);
+    heads[convolved][channel] = Silu(acc);
+  } else if (warp == kConvolved * kDim / kWarp && thread % kWarp < kHeads) {
+    const int i = thread % kWarp;
+    const int h = key_head * kRatio + first_head + i;
+    const float* ba = conv.ba + row * 2 * s.num_value_heads + key_head * 2 * kRatio;
+    gates[0][i] = LogDecay(conv.neg_decay_rate[h], ba[kRatio + first_head + i], conv.dt_bias[h]);
+    gates[1][i] = Sigmoid(ba[first_head + i]);
+  }
   float z = 0;
   float weight = 0;
   if (thread < kDim) {
-    z = delta
-            .qkvz[row * s.qkvz_dim + key_head * s.group_dim + (2 + kRatio + which) * kDim + thread];
+    z = group[(2 + kRatio + first_head + which) * kDim + thread];
     weight = delta.norm_weight[thread];
+  }
+  __syncthreads();
+  if (kCtas > 1) ClusterArrive();
+  if (warp < 2) {
+    // Query and key. Lanes and order are those of causal_conv.cu.
+    const int lane = thread % kWarp;
+    float squares_here = 0;
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
+      const float value = heads[warp][j * kWarp + lane];
+      squares_here = fmaf(value, value, squares_here);
+    }
+    const float norm =
+        ConvNorm(WarpSum(squares_here), warp == 0 ? 1.0f / sqrtf(static_cast<float>(kDim)) : 1.0f);
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) heads[warp][j * kWarp + lane] *= norm;
   }
   __syncthreads();
 
@@ -144,6 +151,11 @@ __global__ void __launch_bounds__(kHeadThreads* kRatio)
     update[which][thread] = gates[1][which] * fmaf(-decay, recall, heads[2 + which][thread]);
   }
   __syncthreads();
+  if (kCtas > 1) ClusterWait();
+  if (convolves && (is_value || rank == 0)) {
+#pragma unroll
+    for (int tap = 0; tap + 1 < kTaps; ++tap) history[tap * s.conv_dim] = taps[tap + 1];
+  }
   const float4 u = *reinterpret_cast<const float4*>(&update[which][col0]);
   sum = {0, 0, 0, 0};
 #pragma unroll
@@ -191,14 +203,20 @@ bool TakesDeltaNetStep(const StepTables& step, const DeltaShape& shape) {
 }
 
 cudaError_t DeltaNetStep(const StepTables& step, const ConvLaunch& conv, const DeltaLaunch& delta,
-                         cudaStream_t stream) {
+                         bool states_settled, int32_t num_sms, cudaStream_t stream) {
   if (step.num_recurrent == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(delta.shape.num_key_heads),
-                  static_cast<unsigned>(step.num_recurrent));
+  const auto rows = static_cast<unsigned>(step.num_recurrent);
+  const auto key_heads = static_cast<unsigned>(delta.shape.num_key_heads);
   if (delta.shape.ratio == 1) {
-    Launch(StepKernel<1>, grid, kHeadThreads, 0, stream, step, conv, delta);
+    Launch(StepKernel<1, 1, 2>, dim3(key_heads, rows), kHeadThreads, 0, stream, step, conv, delta,
+           states_settled);
+  } else if (OverlapAllowed()) {
+    const bool few = 2 * key_heads * rows <= static_cast<unsigned>(num_sms);
+    LaunchClusters(few ? StepKernel<1, 2, 1> : StepKernel<1, 2, 2>, 2, dim3(2 * key_heads, rows),
+                   kHeadThreads, stream, step, conv, delta, states_settled);
   } else {
-    Launch(StepKernel<2>, grid, 2 * kHeadThreads, 0, stream, step, conv, delta);
+    Launch(StepKernel<2, 1, 1>, dim3(key_heads, rows), 2 * kHeadThreads, 0, stream, step, conv,
+           delta, states_settled);
   }
   return cudaPeekAtLastError();
 }

@@ -12,8 +12,9 @@ namespace banyan::trunk::cuda {
 // Heads of 128, four taps, at most two value heads for a key head, one row for a segment.
 bool TakesDeltaNetStep(const StepTables& step, const DeltaShape& shape);
 
-// conv.qkv, log_decay and beta are left alone.
+// conv.qkv, log_decay and beta are left alone. states_settled: no kernel since the stream last
+// waited for all before it, such as for the step's plan, writes the states of these slots.
 cudaError_t DeltaNetStep(const StepTables& step, const ConvLaunch& conv, const DeltaLaunch& delta,
-                         cudaStream_t stream);
+                         bool states_settled, int32_t num_sms, cudaStream_t stream);
 
 }  // namespace banyan::trunk::cuda

@@ -40,34 +40,54 @@ inline bool OverlapAllowed() {
   return allowed;
 }
 
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchWith(cudaLaunchAttribute* attributes, unsigned num_attributes,
+                       void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                       cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = num_attributes;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+inline cudaLaunchAttribute EarlyStart() {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return attribute;
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                   cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchAttribute early = EarlyStart();
+  return LaunchWith(&early, OverlapAllowed() ? 1 : 0, kernel, grid, threads, shared_bytes, stream,
+                    arguments...);
+}
+
 // A launch that starts when all before it has ended, for kernels that run long: their CTAs then
 // spread over the whole device instead of filling what the kernel before leaves (delta_net_prefill
 // took a third longer so, H200). Such kernels need not begin with either of the above.
 template <typename... Parameters, typename... Arguments>
 cudaError_t LaunchAlone(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
                         cudaStream_t stream, const Arguments&... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+  return LaunchWith(nullptr, 0, kernel, grid, threads, shared_bytes, stream, arguments...);
 }
 
+// Clusters of so many neighbouring CTAs of the grid's rows. Compute capability 9.0 on.
 template <typename... Parameters, typename... Arguments>
-cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
-                   cudaStream_t stream, const Arguments&... arguments) {
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = OverlapAllowed() ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+cudaError_t LaunchClusters(void (*kernel)(Parameters...), unsigned ctas, dim3 grid, int threads,
+                           cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchAttribute attributes[2] = {EarlyStart(), {}};
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = ctas;
+  attributes[1].val.clusterDim.y = 1;
+  attributes[1].val.clusterDim.z = 1;
+  return LaunchWith(attributes, 2, kernel, grid, threads, size_t{0}, stream, arguments...);
 }
 
 }  // namespace banyan::trunk::cuda
