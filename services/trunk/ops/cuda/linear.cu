@@ -200,22 +200,32 @@ void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream
   const int32_t rows = batch->num_rows;
   // Splitting x ahead of all tiles delays the first: one that few tiles follow is split as it goes,
   // if its weights are wide enough to hide that.
+  // A block for each warp: few registers, so that what comes next finds room beside it.
+  const bool one_block = small && batch->matrices[0].k <= kPartitions * kBlock;
   const bool pays = kCodes || small || outputs >= int64_t{tuning.num_sms} * kManyOutputs;
   if (pays && IsStaged(*batch, tuning)) {
+    if (one_block)
+      return LaunchFew<Source<1>, 1, 1, 1, 2, Rows::kStaged, true>(batch, tuning, stream);
     return small ? LaunchFew<Source<1>, 1, 1, 8, 1, Rows::kStaged, true>(batch, tuning, stream)
                  : LaunchFew<Source<1>, 1, 1, 3, 2, Rows::kStaged, true>(batch, tuning, stream);
   }
+  // Of few columns, a warp's part of x stays in its registers.
+  const bool fits_registers = batch->matrices[0].k <= kPartitions * kHeldBlocks * kBlock;
   if (rows <= 8) {
+    if (!kCodes && !small && fits_registers) {
+      return LaunchFew<Source<1>, 1, 1, kHeldBlocks, 1, Rows::kHeld, false>(batch, tuning, stream);
+    }
+    if (one_block)
+      return LaunchFew<Source<1>, 1, 1, 1, 2, Rows::kAnew, true>(batch, tuning, stream);
     return small ? LaunchFew<Source<1>, 1, 1, 8, 1, Rows::kAnew, true>(batch, tuning, stream)
                  : LaunchFew<Source<1>, 1, 1, 3, 2, Rows::kAnew, false>(batch, tuning, stream);
   }
   if (rows <= 16) {
-    // Of many outputs, larger tiles read x less often. Of few columns, a warp's part of x stays in
-    // its registers.
+    // Of many outputs, larger tiles read x less often.
     if (outputs >= int64_t{tuning.num_sms} * kManyOutputs) {
       return LaunchFew<Source<2>, 2, 2, 2, 1, Rows::kAnew, false>(batch, tuning, stream);
     }
-    return batch->matrices[0].k <= kPartitions * kHeldBlocks * kBlock
+    return fits_registers
                ? LaunchFew<Source<1>, 1, 2, kHeldBlocks, 1, Rows::kHeld, true>(batch, tuning,
                                                                                stream)
                : LaunchFew<Source<1>, 1, 2, 4, 1, Rows::kAnew, true>(batch, tuning, stream);
@@ -295,7 +305,9 @@ cudaError_t AllowStaged(void (*kernel)(Batch)) {
 
 template <typename Source, bool kSwiglu>
 cudaError_t AllowStagedOfKind() {
-  const cudaError_t error = AllowStaged(FewRows<Source, 1, 1, 8, 1, Rows::kStaged, kSwiglu>);
+  cudaError_t error = AllowStaged(FewRows<Source, 1, 1, 1, 2, Rows::kStaged, kSwiglu>);
+  if (error == cudaSuccess)
+    error = AllowStaged(FewRows<Source, 1, 1, 8, 1, Rows::kStaged, kSwiglu>);
   if (error != cudaSuccess) return error;
   return AllowStaged(FewRows<Source, 1, 1, 3, 2, Rows::kStaged, kSwiglu>);
 }
