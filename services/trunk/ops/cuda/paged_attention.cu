@@ -204,13 +204,29 @@ __device__ __forceinline__ Probabilities SplitProbabilities(const float (&p)[kKe
   return out;
 }
 
-// Four values from `at`, of which the first `valid` are data, as two pairs.
+// Four values as they lie in a row.
+template <typename Cell>
+struct FourValues;
+template <>
+struct FourValues<float> {
+  using Type = float4;
+};
+template <>
+struct FourValues<uint16_t> {
+  using Type = uint2;
+};
+
+template <typename Cell>
+__device__ __forceinline__ typename FourValues<Cell>::Type LoadValues(const Cell* row, int at) {
+  return *reinterpret_cast<const typename FourValues<Cell>::Type*>(row + at);
+}
+
+// They as two pairs; the first `valid` are data.
 struct ValuePairs {
   Split2 a;
   Split2 b;
 };
-__device__ __forceinline__ ValuePairs LoadValues(const float* row, int at, int valid) {
-  float4 v = *reinterpret_cast<const float4*>(row + at);
+__device__ __forceinline__ ValuePairs PairsOf(float4 v, int valid) {
   if (valid < 4) {
     if (valid < 1) v.x = 0;
     if (valid < 2) v.y = 0;
@@ -219,8 +235,7 @@ __device__ __forceinline__ ValuePairs LoadValues(const float* row, int at, int v
   }
   return {Split(v.x, v.y), Split(v.z, v.w)};
 }
-__device__ __forceinline__ ValuePairs LoadValues(const uint16_t* row, int at, int valid) {
-  uint2 v = *reinterpret_cast<const uint2*>(row + at);
+__device__ __forceinline__ ValuePairs PairsOf(uint2 v, int valid) {
   if (valid < 4) {
     v.x &= valid < 1 ? 0u : (valid < 2 ? 0xffffu : 0xffffffffu);
     v.y &= valid < 3 ? 0u : 0xffffu;
@@ -228,15 +243,24 @@ __device__ __forceinline__ ValuePairs LoadValues(const uint16_t* row, int at, in
   return {{v.x, 0}, {v.y, 0}};
 }
 
-// sum = P V for 8 dimensions; `row` is that of the lane's dimension g, `valid` tokens of it are
-// data.
+// A lane's values of a page for 8 dimensions, of which it has one: `row` is that dimension's.
 template <typename Cell>
-__device__ __forceinline__ void ValueTile(float (&sum)[4], const Probabilities& p, const Cell* row,
-                                          int t, int valid) {
+struct ValueRow {
+  typename FourValues<Cell>::Type four[kKeyTiles / 2];
+
+  __device__ __forceinline__ void Load(const Cell* row, int t) {
+#pragma unroll
+    for (int i = 0; i < kKeyTiles / 2; ++i) four[i] = LoadValues(row, t * 16 + 4 * i);
+  }
+};
+
+// sum = P V for 8 dimensions; `valid` tokens of the page are data.
+template <typename Cell>
+__device__ __forceinline__ void ValueTile(float (&sum)[4], const Probabilities& p,
+                                          const ValueRow<Cell>& row, int t, int valid) {
 #pragma unroll
   for (int i = 0; i < kKeyTiles / 2; ++i) {
-    const int token = t * 16 + 4 * i;
-    const ValuePairs v = LoadValues(row, token, valid - token);
+    const ValuePairs v = PairsOf(row.four[i], valid - (t * 16 + 4 * i));
     Mma(sum, p.hi[i], v.a.hi, v.b.hi);
     if (kHasLow<Cell>) Mma(sum, p.hi[i], v.a.lo, v.b.lo);
     Mma(sum, p.lo[i], v.a.hi, v.b.hi);
@@ -314,7 +338,9 @@ __global__ void __launch_bounds__(kWarpsPerCta* kWarp)
       if (n * 8 >= dim) break;
       const int d = min(n * 8 + g, dim - 1);
       float part[4] = {};
-      ValueTile(part, p, place.values + base + d * kPageTokens, t, valid);
+      ValueRow<Cell> row;
+      row.Load(place.values + base + d * kPageTokens, t);
+      ValueTile(part, p, row, t, valid);
 #pragma unroll
       for (int i = 0; i < 4; ++i) total[n][i] = JoinSum(total[n][i], part[i], join[i / 2]);
     }
@@ -357,6 +383,38 @@ __device__ __forceinline__ int FindTile(const StepTables& step, const TileRange&
 }
 
 constexpr int kSplitThreads = kKeyTiles * kWarp;
+// Floats of a query in shared memory: eight lanes read sixteen bytes each of two queries, all banks
+// once.
+constexpr int kQueryStride = kMaxAttentionHeadDim + 4;
+
+// The tile's queries to shared memory, zeros where there are none. All threads.
+template <bool kExact>
+__device__ __forceinline__ void StageQueries(const AttentionLaunch& args, const Segment& segment,
+                                             const AttentionTile& tile, int kv_head,
+                                             float* queries) {
+  constexpr int kPieces = kMaxAttentionHeadDim / 4;
+#pragma unroll
+  for (int i = 0; i < kVectorsPerTile * kPieces / kSplitThreads; ++i) {
+    const int at = i * kSplitThreads + static_cast<int>(threadIdx.x);
+    const int vector = tile.first_vector + at / kPieces;
+    const int column = at % kPieces * 4;
+    const int head = kv_head * args.group + vector % args.group;
+    const float* const query =
+        args.q_gate + (RowOf(args, segment, vector) * args.num_heads + head) * 2 * args.head_dim;
+    float4 piece = {0, 0, 0, 0};
+    if (at / kPieces < tile.num_vectors) {
+      if (kExact) {
+        piece = *reinterpret_cast<const float4*>(query + column);
+      } else {
+        if (column < args.head_dim) piece.x = query[column];
+        if (column + 1 < args.head_dim) piece.y = query[column + 1];
+        if (column + 2 < args.head_dim) piece.z = query[column + 2];
+        if (column + 3 < args.head_dim) piece.w = query[column + 3];
+      }
+    }
+    *reinterpret_cast<float4*>(queries + at / kPieces * kQueryStride + column) = piece;
+  }
+}
 
 // A CTA per page of a tile: a warp scores 8 keys, all compute the softmax, a warp sums the values
 // of a quarter of the dimensions.
@@ -366,6 +424,7 @@ __global__ void __launch_bounds__(kSplitThreads)
                float* partials) {
   LetNextStart();
   __shared__ float4 exchange[kKeyTiles][kWarp];
+  __shared__ __align__(16) float queries[kVectorsPerTile * kQueryStride];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int g = lane / 4;
@@ -388,18 +447,38 @@ __global__ void __launch_bounds__(kSplitThreads)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(place.keys + base + line * kLineCells));
     asm volatile("prefetch.global.L2 [%0];" ::"l"(place.values + base + line * kLineCells));
   }
+  constexpr int kRows = kDimTiles / kKeyTiles;
+  ValueRow<Cell> rows[kRows];
   AwaitOthers();
+  // All that comes from memory at once, one wait for all of it.
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int d = min((i * kKeyTiles + warp) * 8 + g, dim - 1);
+    rows[i].Load(place.values + base + d * kPageTokens, t);
+  }
+  const Cell* const keys = place.keys + base + TokenOf(warp, g) * dim;
+  constexpr bool kKeysAhead = kExact && !kHasLow<Cell>;  // of others there are too many
+  Split2 key[kKeysAhead ? kDimBlocks : 1][4];
+  if constexpr (kKeysAhead) {
+#pragma unroll
+    for (int block = 0; block < kDimBlocks; ++block) {
+      LoadSplit8<kExact>(keys, block * 32 + t * 8, dim, key[block]);
+    }
+  }
+  StageQueries<kExact>(args, step.segments[tile.segment], tile, kv_head, queries);
+  __syncthreads();
 
   float mine[4] = {};
 #pragma unroll
   for (int block = 0; block < kDimBlocks; ++block) {
     if (block * 32 >= dim) break;
+    const int at = block * 32 + t * 8;
     Split2 low[4];
     Split2 high[4];
-    Split2 key[4];
-    LoadQuery<kExact>(place, block, t, dim, low, high);
-    LoadSplit8<kExact>(place.keys + base + TokenOf(warp, g) * dim, block * 32 + t * 8, dim, key);
-    ScoreBlock<kHasLow<Cell>>(mine, low, high, key);
+    LoadSplit8<true>(queries + g * kQueryStride, at, dim, low);
+    LoadSplit8<true>(queries + (g + 8) * kQueryStride, at, dim, high);
+    if constexpr (!kKeysAhead) LoadSplit8<kExact>(keys, at, dim, key[0]);
+    ScoreBlock<kHasLow<Cell>>(mine, low, high, key[kKeysAhead ? block : 0]);
   }
   exchange[warp][lane] = {mine[0], mine[1], mine[2], mine[3]};
   __syncthreads();
@@ -424,12 +503,11 @@ __global__ void __launch_bounds__(kSplitThreads)
   }
   const int valid = place.last_position + 1 - first_position;
 #pragma unroll
-  for (int i = 0; i < kDimTiles / kKeyTiles; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     const int n = i * kKeyTiles + warp;
     if (n * 8 >= dim) break;
-    const int d = min(n * 8 + g, dim - 1);
     float part[4] = {};
-    ValueTile(part, p, place.values + base + d * kPageTokens, t, valid);
+    ValueTile(part, p, rows[i], t, valid);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int vector = g + e / 2 * 8;
