@@ -114,7 +114,8 @@ size_t CudaStepTableBytes(const OpLimits& limits) {
   const auto segments = static_cast<size_t>(limits.max_segments);
   const auto pages =
       static_cast<size_t>((int64_t{limits.max_position} + kKvPageTokens - 1) / kKvPageTokens);
-  return Aligned(segments * kCudaSegmentBytes) + 3 * Aligned(segments * sizeof(int32_t)) +
+  return Aligned(kCudaHandoverCountBytes) + Aligned(segments * kCudaSegmentBytes) +
+         3 * Aligned(segments * sizeof(int32_t)) +
          Aligned(static_cast<size_t>(CudaMaxChunks(limits)) * sizeof(int32_t)) +
          3 * Aligned(rows * sizeof(int32_t)) + Aligned(segments * pages * sizeof(int32_t)) +
          2 * Aligned(rows * static_cast<size_t>(limits.attention.rotary_dim / 2) * sizeof(float)) +

@@ -103,8 +103,9 @@ inline constexpr size_t kCudaCodeStagingBytes = size_t{16} << 20;
 // of the next operation write nothing before these have ended (ops/cuda/launch.cuh).
 size_t CudaOperationBytes(const OpLimits& limits);
 
-// Counters of hand-overs (ops/cuda/handover.h).
+// Counters of hand-overs (ops/cuda/handover.h), and what a step knows of them.
 inline constexpr size_t kCudaHandoverBytes = 12;
+inline constexpr size_t kCudaHandoverCountBytes = 8;
 
 // Calls add(bytes) for each piece of device memory that the backend takes for itself.
 template <typename Add>

@@ -50,7 +50,7 @@ static_assert(kHopperSplitRows == kCudaSplitRows);
 // Outputs of two CTAs' first tiles on every multiprocessor.
 constexpr int64_t kEarlyRows = 32;
 // Steps of more rows keep the memory busy as it is.
-constexpr int32_t kMostPrefetchRows = 16;
+constexpr int32_t kMostPrefetchRows = 8;
 // Queries of the stream before the group is asked.
 constexpr int kQueriesPerLook = 1 << 8;
 // How long a device that has lost its group goes on with what is queued. A step takes less.
@@ -210,7 +210,7 @@ class CudaBackend : public Backend {
     prefetch_ = Prefetch();
     if (collective_ != nullptr && !Check().ok()) return;
     Done(cudaSetDevice(facts_.ordinal), "begin_step", plan.num_rows, 0);
-    Done(upload().Begin(plan, stream_), "begin_step", plan.num_rows, 0);
+    Done(upload().Begin(plan, handover_->queued(), stream_), "begin_step", plan.num_rows, 0);
   }
   void UsePart(int32_t part) override {
     CHECK(part >= 0 && part < kMaxStepParts);
@@ -258,9 +258,10 @@ class CudaBackend : public Backend {
   void CopyToDevice(std::span<const SharedCopy> copies) override {
     CHECK(copies.size() <= kMaxSharedCopies);
     if (!status_.ok()) return;
-    handover_->QueueToDevice(copies, [this](cudaError_t error, int32_t num_copies, int32_t bytes) {
-      Done(error, "copy_to_device", num_copies, bytes);
-    });
+    handover_->QueueToDevice(copies, NextTurn(),
+                             [this](cudaError_t error, int32_t num_copies, int32_t bytes) {
+                               Done(error, "copy_to_device", num_copies, bytes);
+                             });
   }
 
   absl::Status AwaitHost() override {
@@ -463,16 +464,17 @@ class CudaBackend : public Backend {
     if (!status_.ok()) return;
     CombineLaunch launch = {.routed = As<const float4>(a.routed.host),
                             .shared = reinterpret_cast<const float4*>(a.shared),
-                            .gate_logit = a.gate_logit,
-                            .state = handover_->state(),
-                            .flags = handover_->flags()};
+                            .gate_logit = a.gate_logit};
     const size_t bytes =
         static_cast<size_t>(num_rows) * static_cast<size_t>(a.hidden_size) * sizeof(float);
-    if (bytes > HostHandover::kMappedReadBytes) {
+    if (bytes > HostHandover::kMappedReadAtOnceBytes) {
       const SharedCopy copies[] = {{a.routed, bytes}};
       CopyToDevice(copies);
       launch.routed = As<const float4>(a.routed.device);
-      launch.state = nullptr;
+    } else {
+      launch.state = handover_->state();
+      launch.flags = handover_->flags();
+      launch.turn = NextTurn();
     }
     Done(CombineNorm(num_rows, a.hidden_size, a.eps, a.norm_weight, launch, a.hidden, a.normed,
                      TakePrefetch(num_rows), stream_),
@@ -701,17 +703,22 @@ class CudaBackend : public Backend {
     return true;
   }
 
+  ReleaseTurn NextTurn() {
+    if (!recordings_.recording()) return handover_->NextTurn();
+    return {upload().tables().handovers, recordings_.CountToDevice()};
+  }
+
   // One that is recorded comes with each run.
   void CountToHost() {
     if (recordings_.recording()) {
       recordings_.CountToHost();
     } else {
-      handover_->CountToHost(1);
+      handover_->CountToHost();
     }
   }
 
   void StartRecording(const StepRecordings::Recorded& recorded) {
-    handover_->CountToHost(recorded.to_host);
+    handover_->CountRecorded(recorded.handovers);
     Done(StepRecordings::Start(recorded, stream_), "recorded_step", upload().tables().num_rows, 0);
   }
 

@@ -30,11 +30,10 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     TakeFromHostKernel(const __grid_constant__ HandoverLaunch args) {
-  BeginKernel();
-  AwaitRelease(args.state, args.flags);
+  LetNextStart();
+  AwaitRelease(args.turn, args.state, args.flags);
+  AwaitOthers();
   if (args.num_copies > 0) CopyPieces(args.copies[blockIdx.y]);
-  __syncthreads();
-  if (threadIdx.x == 0) CountRelease(args.state, gridDim.x * gridDim.y);
 }
 
 dim3 Grid(const HandoverLaunch& args) {

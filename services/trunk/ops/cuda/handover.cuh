@@ -14,22 +14,51 @@ __device__ __forceinline__ bool IsLastCta(HandoverState* state, unsigned ctas) {
   return true;
 }
 
-// Waits for the host's next release. All threads of a CTA; ends with a barrier.
-__device__ __forceinline__ void AwaitRelease(const HandoverState* state,
-                                             const HandoverFlags* flags) {
-  if (threadIdx.x == 0) {
-    const uint32_t wanted = state->to_device + 1;
-    while (static_cast<int32_t>(flags->to_device - wanted) < 0) __nanosleep(20);
-    __threadfence_system();
+__device__ __forceinline__ HandoverCounts CountsOf(const ReleaseTurn& turn) {
+  HandoverCounts counts = turn.counts;
+  if (turn.before != nullptr) {
+    counts.to_host += turn.before->to_host;
+    counts.to_device += turn.before->to_device;
   }
-  __syncthreads();
+  return counts;
 }
 
-// The last of `ctas` counts the release as taken. One thread of each, after all of the CTA have
-// passed AwaitRelease.
-__device__ __forceinline__ void CountRelease(HandoverState* state, unsigned ctas) {
-  if (ctas > 1) __threadfence();
-  if (ctas == 1 || IsLastCta(state, ctas)) ++state->to_device;
+// Whether a count has come to `wanted`.
+__device__ __forceinline__ bool Reached(uint32_t count, uint32_t wanted) {
+  return static_cast<int32_t>(count - wanted) >= 0;
+}
+
+__device__ __forceinline__ uint32_t ReadAgain(const uint32_t& count) {
+  return *static_cast<const volatile uint32_t*>(&count);
+}
+
+// Whether kernels have seen so many releases.
+__device__ __forceinline__ bool AreReleased(const HandoverState* state, uint32_t wanted) {
+  return Reached(ReadAgain(state->released), wanted);
+}
+
+// Waits for a release by the host; what it wrote before is there then. All threads of a grid's
+// CTAs; ends with a barrier of each. The first CTA looks at host memory, and the others at what it
+// says: sixteen that look themselves wait four times as long as one (H200). And it does so when the
+// host has been asked, not before: reads on the link delay the writes that ask.
+//
+// Need not come after AwaitOthers: it reads counts alone, and the kernels before this one are all
+// on the device when this one is, and never wait for it.
+__device__ __forceinline__ void AwaitRelease(const ReleaseTurn& turn, HandoverState* state,
+                                             const HandoverFlags* flags) {
+  if (threadIdx.x == 0) {
+    const HandoverCounts wanted = CountsOf(turn);
+    if (blockIdx.x + blockIdx.y == 0) {
+      while (!Reached(ReadAgain(state->to_host), wanted.to_host)) __nanosleep(20);
+      while (!Reached(flags->to_device, wanted.to_device)) __nanosleep(20);
+      __threadfence_system();
+      *static_cast<volatile uint32_t*>(&state->released) = wanted.to_device;
+    } else {
+      while (!AreReleased(state, wanted.to_device)) __nanosleep(20);
+      __threadfence();
+    }
+  }
+  __syncthreads();
 }
 
 // Shows the host what all CTAs wrote before. All threads; the last of `ctas` raises the flag.
@@ -42,7 +71,9 @@ __device__ __forceinline__ void RaiseToHost(HandoverState* state, HandoverFlags*
     if (!IsLastCta(state, ctas)) return;
     __threadfence_system();
   }
-  flags->to_host = ++state->to_host;
+  const uint32_t count = state->to_host + 1;
+  flags->to_host = count;
+  *static_cast<volatile uint32_t*>(&state->to_host) = count;
 }
 
 }  // namespace banyan::trunk::cuda

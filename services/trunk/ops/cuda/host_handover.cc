@@ -38,20 +38,24 @@ absl::StatusOr<SharedBuffer> HostHandover::NewBuffer(size_t bytes) {
 }
 
 void HostHandover::QueueToHost(std::span<const SharedCopy> copies, Outcome outcome) const {
-  Queue(copies, true, outcome);
+  Queue(copies, nullptr, outcome);
 }
 
-void HostHandover::QueueToDevice(std::span<const SharedCopy> copies, Outcome outcome) const {
-  Queue(copies, false, outcome);
+void HostHandover::QueueToDevice(std::span<const SharedCopy> copies, const ReleaseTurn& turn,
+                                 Outcome outcome) const {
+  Queue(copies, &turn, outcome);
 }
 
 // Large copies are the copy engine's, small ones go with the flag: after all others to the host,
 // before all others to the device.
-void HostHandover::Queue(std::span<const SharedCopy> copies, bool to_host, Outcome outcome) const {
+void HostHandover::Queue(std::span<const SharedCopy> copies, const ReleaseTurn* turn,
+                         Outcome outcome) const {
+  const bool to_host = turn == nullptr;
   const size_t mapped_bytes = to_host ? kMappedWriteBytes : kMappedReadBytes;
   HandoverLaunch launch;
   launch.state = state_;
   launch.flags = flags_;
+  if (!to_host) launch.turn = *turn;
   for (const SharedCopy& copy : copies) {
     if (copy.bytes > mapped_bytes) continue;
     launch.copies[launch.num_copies++] = {to_host ? copy.buffer.device : copy.buffer.host,
@@ -70,7 +74,7 @@ void HostHandover::Queue(std::span<const SharedCopy> copies, bool to_host, Outco
 }
 
 absl::Status HostHandover::Await(absl::FunctionRef<absl::StatusOr<bool>()> stream_done) {
-  if (awaited_ == handed_to_host_) return absl::OkStatus();
+  if (awaited_ == queued_.to_host) return absl::OkStatus();
   const uint32_t wanted = ++awaited_;
   for (int looks = 0; static_cast<int32_t>(flags_->to_host - wanted) < 0; ++looks) {
     if (looks < kLooksPerQuery) continue;

@@ -25,6 +25,8 @@ class HostHandover {
   // as fast as the link, and reads at 7 GB/s (H200).
   static constexpr size_t kMappedWriteBytes = size_t{128} << 10;
   static constexpr size_t kMappedReadBytes = size_t{32} << 10;
+  // The same for one that asks for all of it at once.
+  static constexpr size_t kMappedReadAtOnceBytes = size_t{256} << 10;
 
   // Takes pinned memory for the flags. `memory` and `stream` are borrowed: the memory outlives the
   // object, the stream every call but the destructor's. kResourceExhausted.
@@ -40,22 +42,36 @@ class HostHandover {
   // Told of each kernel (bytes 0) and of each copy of the copy engine's when it is queued. One that
   // fails does not keep those after it from being tried.
   using Outcome = absl::FunctionRef<void(cudaError_t error, int32_t copies, int32_t bytes)>;
-  // At most kMaxSharedCopies, and the hand-over that goes with them; not yet counted.
+  // At most kMaxSharedCopies, and the hand-over that goes with them. That to the host is not yet
+  // counted; that to the device has the given turn.
   void QueueToHost(std::span<const SharedCopy> copies, Outcome outcome) const;
-  void QueueToDevice(std::span<const SharedCopy> copies, Outcome outcome) const;
+  void QueueToDevice(std::span<const SharedCopy> copies, const ReleaseTurn& turn,
+                     Outcome outcome) const;
 
   // For kernels that hand over by themselves.
   HandoverState* state() const { return state_; }  // device
   HandoverFlags* flags() const { return flags_; }  // pinned
 
-  // So many hand-overs to the host are queued and will be waited for.
-  void CountToHost(uint32_t handovers) { handed_to_host_ += handovers; }
+  // A hand-over to the host is queued and will be waited for.
+  void CountToHost() { ++queued_.to_host; }
   // The stream was waited for, and with it all of them.
-  void CountAllAwaited() { awaited_ = handed_to_host_; }
+  void CountAllAwaited() { awaited_ = queued_.to_host; }
   // Waits for the oldest one counted that was not, if any; what the device wrote before it is
   // visible then. Asks now and then whether the stream is done, after which the hand-over must have
   // come; an error ends the wait.
   absl::Status Await(absl::FunctionRef<absl::StatusOr<bool>()> stream_done);
+
+  // The turn of the next hand-over to the device, which is queued now.
+  ReleaseTurn NextTurn() {
+    ++queued_.to_device;
+    return {nullptr, queued_};
+  }
+  // Of hand-overs that are queued together because they were recorded.
+  void CountRecorded(const HandoverCounts& counts) {
+    queued_.to_host += counts.to_host;
+    queued_.to_device += counts.to_device;
+  }
+  const HandoverCounts& queued() const { return queued_; }
 
   // The oldest hand-over to the device that was not yet released may go on, and sees what the host
   // wrote before.
@@ -64,15 +80,15 @@ class HostHandover {
  private:
   HostHandover(DeviceMemory* memory, cudaStream_t stream) : memory_(memory), stream_(stream) {}
 
-  void Queue(std::span<const SharedCopy> copies, bool to_host, Outcome outcome) const;
+  void Queue(std::span<const SharedCopy> copies, const ReleaseTurn* turn, Outcome outcome) const;
 
   DeviceMemory* const memory_;
   cudaStream_t stream_;
   HandoverState* state_ = nullptr;
   HandoverFlags* flags_ = nullptr;
-  uint32_t handed_to_host_ = 0;  // queued, and those waited for
-  uint32_t awaited_ = 0;
-  uint32_t released_ = 0;
+  HandoverCounts queued_;
+  uint32_t awaited_ = 0;   // of those to the host
+  uint32_t released_ = 0;  // of those to the device
 };
 
 }  // namespace banyan::trunk::cuda

@@ -44,9 +44,14 @@ __global__ void __launch_bounds__(kThreads)
   LetNextStart();
   const int row = static_cast<int>(blockIdx.x);
   if (row >= num_rows) {
-    // Not before the rows have gone to the host: they would queue behind it.
+    // Not before the rows have gone to the host: they would queue behind it. And no longer than
+    // until the answer is there: the next kernel waits for this one's last CTA.
+    const bool until_released = kCombine && combine.state != nullptr;
+    const uint32_t wanted = until_released ? CountsOf(combine.turn).to_device : 0;
+    const auto enough = [&] { return until_released && AreReleased(combine.state, wanted); };
+    if (threadIdx.x >= kWarp || enough()) return;
     AwaitOthers();
-    return PrefetchShare(prefetch, row - num_rows);
+    return PrefetchShare(prefetch, row - num_rows, enough);
   }
   __shared__ float scratch[kThreads / kWarp];
   const int pieces = n / 4;
@@ -58,7 +63,21 @@ __global__ void __launch_bounds__(kThreads)
     const int at = i * kThreads + thread;
     if (at < pieces) weights[i] = weight[at];
   }
+  float4 routed[kPerThread];
+  const auto take_routed = [&] {
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int at = i * kThreads + thread;
+      if (at < pieces) routed[i] = __ldcv(combine.routed + base + at);
+    }
+  };
+  // Before the wait: the answer's way is the longest.
+  if (kCombine && combine.state != nullptr) {
+    AwaitRelease(combine.turn, combine.state, combine.flags);
+    take_routed();
+  }
   AwaitOthers();
+  if (kCombine && combine.state == nullptr) take_routed();
   float4 values[kPerThread];
   float squares = 0;
 #pragma unroll
@@ -73,18 +92,15 @@ __global__ void __launch_bounds__(kThreads)
       const int at = i * kThreads + thread;
       if (at < pieces) shared[i] = combine.shared[base + at];
     }
-    const float gate_logit = combine.gate_logit[row];
-    if (combine.state != nullptr) AwaitRelease(combine.state, combine.flags);
-    const float gate = Sigmoid(gate_logit);
+    const float gate = Sigmoid(combine.gate_logit[row]);
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const int at = i * kThreads + thread;
       if (at >= pieces) continue;
-      const float4 routed = combine.routed[base + at];
-      values[i].x += fmaf(gate, shared[i].x, routed.x);
-      values[i].y += fmaf(gate, shared[i].y, routed.y);
-      values[i].z += fmaf(gate, shared[i].z, routed.z);
-      values[i].w += fmaf(gate, shared[i].w, routed.w);
+      values[i].x += fmaf(gate, shared[i].x, routed[i].x);
+      values[i].y += fmaf(gate, shared[i].y, routed[i].y);
+      values[i].z += fmaf(gate, shared[i].z, routed[i].z);
+      values[i].w += fmaf(gate, shared[i].w, routed[i].w);
       x[base + at] = values[i];
     }
   } else if (addend != nullptr) {
@@ -119,8 +135,6 @@ __global__ void __launch_bounds__(kThreads)
     out[base + at] = {v.x * scale * (1.0f + w.x), v.y * scale * (1.0f + w.y),
                       v.z * scale * (1.0f + w.z), v.w * scale * (1.0f + w.w)};
   }
-  if (kCombine && combine.state != nullptr && thread == 0)
-    CountRelease(combine.state, static_cast<unsigned>(num_rows));
 }
 
 bool FitsRegisters(int32_t n) { return n % 4 == 0 && n <= kPerThread * kThreads * 4; }

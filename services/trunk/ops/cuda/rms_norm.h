@@ -20,7 +20,8 @@ struct CombineLaunch {
   const float4* shared = nullptr;
   const float* gate_logit = nullptr;
   HandoverState* state = nullptr;  // null: `routed` is there already
-  HandoverFlags* flags = nullptr;
+  const HandoverFlags* flags = nullptr;
+  ReleaseTurn turn = {};
 };
 
 bool TakesCombine(int32_t n);

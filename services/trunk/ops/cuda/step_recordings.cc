@@ -52,7 +52,7 @@ cudaError_t StepRecordings::Begin(const StepShape& shape, cudaStream_t stream) {
   }
   recording_ = true;
   shape_ = shape;
-  to_host_ = 0;
+  handovers_ = {};
   return cudaSuccess;
 }
 
@@ -61,7 +61,7 @@ cudaError_t StepRecordings::End(bool keep, cudaStream_t stream) {
   recording_ = false;
   cudaGraph_t graph = nullptr;
   if (cudaError_t error = cudaStreamEndCapture(stream, &graph); error != cudaSuccess) return error;
-  Recorded recorded = {nullptr, to_host_};
+  Recorded recorded = {nullptr, handovers_};
   const cudaError_t error = keep ? cudaGraphInstantiate(&recorded.graph, graph, 0) : cudaSuccess;
   cudaGraphDestroy(graph);
   if (keep && error == cudaSuccess) recorded_[shape_] = recorded;

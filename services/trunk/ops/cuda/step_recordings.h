@@ -8,6 +8,7 @@
 #include <optional>
 #include <tuple>
 
+#include "services/trunk/ops/cuda/handover.h"
 #include "services/trunk/ops/cuda/step_tables.h"
 
 namespace banyan::trunk::cuda {
@@ -30,7 +31,7 @@ class StepRecordings {
  public:
   struct Recorded {
     cudaGraphExec_t graph = nullptr;
-    uint32_t to_host = 0;  // hand-overs of one run
+    HandoverCounts handovers = {};  // of one run
   };
 
   StepRecordings() = default;
@@ -58,14 +59,19 @@ class StepRecordings {
   cudaError_t Begin(const StepShape& shape, cudaStream_t stream);
   bool recording() const { return recording_; }
   const StepShape& shape() const { return shape_; }  // of the recording, or the last one
-  void CountToHost() { ++to_host_; }                 // a hand-over to the host, for Recorded
+  // A hand-over, for Recorded; to the device: how many they are with it.
+  void CountToHost() { ++handovers_.to_host; }
+  const HandoverCounts& CountToDevice() {
+    ++handovers_.to_device;
+    return handovers_;
+  }
   // Find has it afterwards, if this succeeds and it is to be kept: after a fault it is not whole.
   cudaError_t End(bool keep, cudaStream_t stream);
 
  private:
   bool recording_ = false;
   StepShape shape_;
-  uint32_t to_host_ = 0;
+  HandoverCounts handovers_;
   std::map<StepShape, Recorded> recorded_;
 };
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "services/trunk/ops/cuda/handover.h"
+
 namespace banyan::trunk::cuda {
 
 inline constexpr int32_t kPageTokens = 64;
@@ -33,16 +35,17 @@ struct StepTables {
   int32_t num_chunked = 0;
   int32_t num_chunks = 0;  // of kOpsChunkTokens, of all chunked segments
   int32_t num_tiles = 0;
-  const Segment* segments = nullptr;     // [num_segments]
-  const int32_t* recurrent = nullptr;    // segments whose DeltaNet runs token by token
-  const int32_t* chunked = nullptr;      // and in chunks
-  const int32_t* first_chunk = nullptr;  // [num_chunked]
-  const int32_t* chunk_owner = nullptr;  // [num_chunks], into chunked
-  const int32_t* row_segment = nullptr;  // [num_rows]
-  const int32_t* token_ids = nullptr;    // [num_rows]
-  const int32_t* positions = nullptr;    // [num_rows]
-  const int32_t* page_ids = nullptr;     // of every segment, from its first_page
-  const float* rope_cos = nullptr;       // [num_rows, rotary_dim / 2]
+  const HandoverCounts* handovers = nullptr;  // before the step
+  const Segment* segments = nullptr;          // [num_segments]
+  const int32_t* recurrent = nullptr;         // segments whose DeltaNet runs token by token
+  const int32_t* chunked = nullptr;           // and in chunks
+  const int32_t* first_chunk = nullptr;       // [num_chunked]
+  const int32_t* chunk_owner = nullptr;       // [num_chunks], into chunked
+  const int32_t* row_segment = nullptr;       // [num_rows]
+  const int32_t* token_ids = nullptr;         // [num_rows]
+  const int32_t* positions = nullptr;         // [num_rows]
+  const int32_t* page_ids = nullptr;          // of every segment, from its first_page
+  const float* rope_cos = nullptr;            // [num_rows, rotary_dim / 2]
   const float* rope_sin = nullptr;
   const AttentionTile* tiles = nullptr;  // [num_tiles]
 };

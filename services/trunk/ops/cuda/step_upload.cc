@@ -58,6 +58,7 @@ StepUpload::~StepUpload() {
 
 absl::Status StepUpload::Reserve(const OpLimits& limits, DeviceMemory* memory) {
   static_assert(sizeof(Segment) == 20 && sizeof(AttentionTile) == 20 &&
+                sizeof(HandoverCounts) == kCudaHandoverCountBytes &&
                 kVectorsPerTile == kCudaVectorsPerTile);  // as op_scratch.cc counts them
   bytes_ = CudaStepTableBytes(limits);
   if (limits.attention.num_heads > 0) {
@@ -118,7 +119,8 @@ void StepUpload::CutChunks(const StepPlan& plan) {
   }
 }
 
-cudaError_t StepUpload::Begin(const StepPlan& plan, cudaStream_t stream) {
+cudaError_t StepUpload::Begin(const StepPlan& plan, const HandoverCounts& handovers,
+                              cudaStream_t stream) {
   CHECK(bytes_ > 0);
   turn_ = (turn_ + 1) % kBuffers;
   if (cudaError_t error = cudaEventSynchronize(copied_[turn_]); error != cudaSuccess) return error;
@@ -130,6 +132,7 @@ cudaError_t StepUpload::Begin(const StepPlan& plan, cudaStream_t stream) {
   tables_.num_segments = static_cast<int32_t>(plan.segments.size());
   tables_.num_tiles = static_cast<int32_t>(tiles_.size());
   tables_.num_chunks = static_cast<int32_t>(chunk_owner_.size());
+  packer.Add(std::span<const HandoverCounts>(&handovers, 1), &tables_.handovers);
   const std::span<Segment> segments = packer.Add(plan.segments.size(), &tables_.segments);
   const std::span<int32_t> recurrent = packer.Add(plan.segments.size(), &tables_.recurrent);
   const std::span<int32_t> chunked = packer.Add(plan.segments.size(), &tables_.chunked);
@@ -150,7 +153,6 @@ cudaError_t StepUpload::Begin(const StepPlan& plan, cudaStream_t stream) {
   packer.Add(plan.rope_sin, &tables_.rope_sin);
   packer.Add(std::span<const AttentionTile>(tiles_), &tables_.tiles);
   packer.Add(plan.page_ids, &tables_.page_ids);  // last: their number changes from step to step
-  if (packer.used() == 0) return cudaSuccess;
   if (cudaError_t error =
           cudaMemcpyAsync(device_, host_[turn_], packer.used(), cudaMemcpyHostToDevice, stream);
       error != cudaSuccess) {

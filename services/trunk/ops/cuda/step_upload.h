@@ -28,8 +28,9 @@ class StepUpload {
   // Takes CudaStepTableBytes of the device, and as much pinned memory twice.
   absl::Status Reserve(const OpLimits& limits, DeviceMemory* memory);
 
-  // Fills tables() and queues the copy. The plan's arrays may go after that.
-  cudaError_t Begin(const StepPlan& plan, cudaStream_t stream);
+  // Fills tables() and queues the copy. The plan's arrays may go after that. `handovers`: before
+  // the step.
+  cudaError_t Begin(const StepPlan& plan, const HandoverCounts& handovers, cudaStream_t stream);
 
   // The events are not destroyed: see AbandonDevices.
   void Abandon() {
