@@ -20,7 +20,7 @@ constexpr double kReached = 0.8;
 // not followed where that would take the device longer than a host needs for all experts of 512
 // rows, which is what a step has while a sequence decodes.
 using HostRates = std::array<double, kPromptClassTokens.size()>;
-constexpr HostRates kHost4Bits = {54, 36, 24.5, 12.5};
+constexpr HostRates kHost4Bits = {54, 36, 20.5, 12.5};
 constexpr HostRates kHost8Bits = {73, 50, 33, 33};
 constexpr HostRates kHost16Bits = {89, 75, 55, 55};
 

@@ -249,8 +249,8 @@ class Backend {
 
   // After Reserve: lets the device read this memory of the host, for HostExperts. Pages are held
   // until the backend is gone, and must stay mapped as long. Returns how fast the device reads such
-  // memory, bytes a second, measured with the first of it; 0: it is the device's own. The system's
-  // error where that cannot be done.
+  // memory, bytes a second, the best of what was measured so far, each time with the first of it;
+  // 0: it is the device's own. The system's error where that cannot be done.
   virtual absl::StatusOr<double> MapHost(std::span<const std::byte> /*memory*/) { return 0.0; }
 
   // Sets scratch aside; once, before the first step.

@@ -66,26 +66,26 @@ absl::Status BorrowPromptPool(const ExpertDirectory& directory, const ExpectedMo
   experts.format = first.header().format;
   experts.width = first.header().num_shard_width;
   experts.expert_bytes = first.layout().expert_bytes;
-  // Where we choose, the first layer says how fast they come.
+  // Where we choose, it is by the fastest that any layer's came: others may have been at work on
+  // this machine's memory meanwhile. Until then as many are mapped as for the fastest link there
+  // is.
   const auto chosen = [&](double rate) {
     return ChosenPromptExperts(config.num_experts, experts.format, rate);
   };
   experts.own_experts = share.chosen ? chosen(std::numeric_limits<double>::infinity())
                                      : GivenPromptExperts(config.num_experts, share.percent);
-  bool measured = false;
   for (size_t layer = 0; layer < model.moe_layers.size(); ++layer) {
     for (const std::unique_ptr<LentPool>& pool : out->pools) {
       const std::span<const std::byte> memory = ExpertsOf(*pool, layer, experts.own_experts.back());
       if (memory.empty()) continue;
-      ASSIGN_OR_RETURN(const double rate, backend->MapHost(memory));
-      if (std::exchange(measured, true)) continue;
-      out->bytes_per_second = rate;
-      if (!share.chosen) continue;
-      experts.own_experts = chosen(rate);
-      if (experts.own_experts.back() == 0) {
-        return FailedPreconditionF("the device reads host memory at {:.1f} GB/s", rate / 1e9);
-      }
+      ASSIGN_OR_RETURN(out->bytes_per_second, backend->MapHost(memory));
     }
+  }
+  if (!share.chosen) return absl::OkStatus();
+  experts.own_experts = chosen(out->bytes_per_second);
+  if (experts.own_experts.back() == 0) {
+    return FailedPreconditionF("the device reads host memory at {:.1f} GB/s",
+                               out->bytes_per_second / 1e9);
   }
   return absl::OkStatus();
 }

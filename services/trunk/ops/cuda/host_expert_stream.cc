@@ -80,9 +80,8 @@ absl::StatusOr<double> HostExpertStream::Map(std::span<const std::byte> memory) 
     return CudaStatus(error, fmt::format("cudaHostRegister of {} bytes", end - first));
   }
   mapped_.push_back(mapped);
-  if (bytes_per_second_ == 0) {
-    ASSIGN_OR_RETURN(bytes_per_second_, ring_.MeasureRate(memory));
-  }
+  ASSIGN_OR_RETURN(const double rate, ring_.MeasureRate(memory));
+  bytes_per_second_ = std::max(bytes_per_second_, rate);
   return bytes_per_second_;
 }
 
