@@ -33,6 +33,7 @@
 #include "common/base/check.h"
 #include "services/trunk/ops/cuda/device.h"
 #include "services/trunk/ops/cuda/gpu_usage.h"
+#include "tests/benchmark/trunk/kernel_timeline.h"
 
 namespace banyan::trunk {
 namespace {
@@ -66,6 +67,7 @@ int Main(int argc, char** argv) {
   bool parallel = false;
   bool halves = false;
   bool small = false;
+  bool timeline = false;
   std::string directory = "/dev/shm";
   for (int i = 1; i < argc; ++i) {
     const std::string_view arg = argv[i];
@@ -89,12 +91,18 @@ int Main(int argc, char** argv) {
       halves = true;
     } else if (arg == "small") {
       small = true;
+    } else if (arg == "timeline") {
+      timeline = true;
     } else if (arg.rfind("--directory=", 0) == 0) {
       directory = arg.substr(std::strlen("--directory="));
     } else {
       std::fprintf(stderr, "cuda_bench: unknown argument %s\n", argv[i]);
       return 2;
     }
+  }
+  if (timeline && !HasKernelStamps()) {
+    std::fprintf(stderr, "cuda_bench: timeline: not built with BANYAN_KERNEL_STAMPS\n");
+    return 2;
   }
   const auto monitor = cuda::GpuMonitor::Open(0);
   const auto used = [&monitor] {
@@ -113,8 +121,8 @@ int Main(int argc, char** argv) {
   std::printf("%s, compute capability %d.%d, %d multiprocessors; copy %.0f GB/s\n",
               facts->name.c_str(), facts->compute_major, facts->compute_minor, facts->num_sms,
               copy_gbps);
-  const bool all =
-      !(ops || linear || delta || top || experts || step || few || parallel || halves || small);
+  const bool all = !(ops || linear || delta || top || experts || step || few || parallel ||
+                     halves || small || timeline);
   if (ops || all) BenchmarkOps(OpsKind::kAll, copy_gbps);
   if (linear) BenchmarkOps(OpsKind::kLinear, copy_gbps);
   if (delta) BenchmarkOps(OpsKind::kDelta, copy_gbps);
@@ -125,6 +133,7 @@ int Main(int argc, char** argv) {
   if (parallel) BenchmarkSteps(directory, StepKind::kParallel);
   if (halves) BenchmarkSteps(directory, StepKind::kHalves);
   if (small) BenchmarkSteps(directory, StepKind::kSmall);
+  if (timeline) BenchmarkSteps(directory, StepKind::kTimeline);
   return 0;
 }
 

@@ -44,10 +44,10 @@ void BenchmarkOps(OpsKind kind, double copy_gbps);
 // Experts of long prompts, with weights from the host's memory: milliseconds of a layer's.
 void BenchmarkExperts();
 
-enum class StepKind { kAll, kFew, kParallel, kHalves, kSmall };
+enum class StepKind { kAll, kFew, kParallel, kHalves, kSmall, kTimeline };
 
-// Whole steps. kFew: a handful of steps of each kind, for a profiler. Random weights are written
-// under `directory`, and removed.
+// Whole steps. kFew: a handful of steps of each kind, for a profiler. kTimeline: decoding, kernel
+// by kernel (kernel_timeline.h). Random weights are written under `directory`, and removed.
 void BenchmarkSteps(const std::string& directory, StepKind kind);
 
 }  // namespace banyan::trunk

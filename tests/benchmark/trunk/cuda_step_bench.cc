@@ -32,6 +32,7 @@
 #include "services/trunk/ops/cuda/cuda_backend.h"
 #include "services/trunk/sampling/sampler.h"
 #include "tests/benchmark/trunk/cuda_bench.h"
+#include "tests/benchmark/trunk/kernel_timeline.h"
 
 namespace banyan::trunk {
 namespace {
@@ -274,6 +275,7 @@ class StepRun {
     std::vector<double> times;
     Choices choices(wanted.size());
     for (int i = 0; i < (case_.expert_seconds > 0 ? 3 : rows > 1 ? 5 : 25); ++i) {
+      ForgetKernels();
       const double begin = Now();
       CheckOk(decoder_->Forward({.step_id = i, .token_ids = tokens, .segments = segments}));
       choices.Highest(decoder_.get(), wanted);
@@ -312,6 +314,19 @@ class StepRun {
   std::unique_ptr<ForwardPass> decoder_;
   double read_ = 0;  // bytes of a step's weights
 };
+
+// Decoding, and where the last step's time went.
+void Timelines(const ModelConfig& config, const Checkpoint& checkpoint) {
+  for (const StepCase& c :
+       {StepCase{"bf16 trunk", TrunkFormat::kBf16, DType::kBF16, 2048, 16, 1024},
+        {"int8 trunk", TrunkFormat::kInt8, DType::kBF16, 2048, 16, 1024}}) {
+    StepRun run(config, checkpoint, c);
+    for (const int32_t sequences : {1, 4, 16}) {
+      run.Run("decode", sequences, 1, 128);
+      PrintKernels();
+    }
+  }
+}
 
 // The same steps on one GPU and on as many as there are.
 void ParallelSteps(const ModelConfig& config, const Checkpoint& checkpoint) {
@@ -385,6 +400,8 @@ void BenchmarkSteps(const std::string& parent, StepKind kind) {
     HalvedSteps(config, *ValueOf(Checkpoint::Open(directory)));
   } else if (kind == StepKind::kSmall) {
     SmallSteps(config, *ValueOf(Checkpoint::Open(directory)));
+  } else if (kind == StepKind::kTimeline) {
+    Timelines(config, *ValueOf(Checkpoint::Open(directory)));
   } else if (few) {
     const auto checkpoint = ValueOf(Checkpoint::Open(directory));
     for (const StepCase& c :

@@ -6,10 +6,13 @@
 
 #include <cuda_runtime.h>
 
+#include "services/trunk/ops/cuda/kernel_stamps.cuh"
+
 namespace banyan::trunk::cuda {
 
 // The first statement of kernels that Launch starts.
 __device__ __forceinline__ void LetNextStart() {
+  StampStarted();
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
@@ -20,6 +23,7 @@ __device__ __forceinline__ void AwaitOthers() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+  StampWaited();
 }
 
 // Both, for kernels with nothing to do before.
