@@ -131,6 +131,75 @@ TEST_P(FusedTest, CombinesFromTheHostAndNorms) {
   }
 }
 
+// Steps of three layers, recorded where the device does that and run again, with other hand-overs
+// between them: every sum is of what the host wrote for that layer of that step.
+TEST_P(FusedTest, AnswersAreThoseOfTheirLayer) {
+  constexpr int32_t kWidth = 2048;
+  constexpr int32_t kLayers = 3;
+  for (int32_t rows : {1, 3, 16, 40}) {  // the last by the copy engine
+    const size_t count = static_cast<size_t>(rows) * static_cast<size_t>(kWidth);
+    std::vector<PlanSegment> segments;
+    for (int32_t r = 0; r < rows; ++r) {
+      segments.push_back({.first_row = r, .num_rows = 1, .first_position = 5, .slot = r});
+    }
+    StepPlan plan;
+    plan.num_rows = rows;
+    plan.segments = segments;
+    const std::vector<float> shared = Random(count);
+    const SharedBuffer sent = NewShared(count * sizeof(float));
+    const SharedBuffer other = NewShared(64);
+    float* const hidden = Place(std::vector<float>(count));
+    const CombineArgs args = {.hidden_size = kWidth,
+                              .routed = NewShared(count * sizeof(float)),
+                              .shared = Place(shared),
+                              .gate_logit = Place(std::vector<float>(segments.size(), 100.0f)),
+                              .hidden = hidden,
+                              .eps = 1e-6f,
+                              .norm_weight = Place(std::vector<float>(kWidth)),
+                              .normed = Place(std::vector<float>(count))};
+    const SharedCopy rows_sent[] = {{sent, count * sizeof(float)}};
+    const SharedCopy other_copy[] = {{other, 64}};
+    std::vector<float> expected(count);
+    for (int32_t step = 0; step < 6; ++step) {
+      const auto answer = [&] {
+        ASSERT_TRUE(device_->AwaitHost().ok());
+        const std::vector<float> routed = Random(count);
+        std::memcpy(args.routed.host, routed.data(), count * sizeof(float));
+        device_->ReleaseToDevice();
+        // The gate is one.
+        for (size_t i = 0; i < count; ++i) expected[i] += std::fma(1.0f, shared[i], routed[i]);
+      };
+      device_->BeginStep(plan);
+      const Backend::Recording recording = device_->BeginRecording();
+      if (recording == Backend::Recording::kRecord) {
+        EXPECT_EQ(step, 0);
+        for (int32_t layer = 0; layer < kLayers; ++layer) {
+          device_->CopyToHost(rows_sent);
+          device_->CombineFromHost(rows, args);
+        }
+        device_->EndRecording();
+      }
+      for (int32_t layer = 0; layer < kLayers; ++layer) {
+        if (recording == Backend::Recording::kNo) device_->CopyToHost(rows_sent);
+        answer();
+        if (recording == Backend::Recording::kNo) device_->CombineFromHost(rows, args);
+      }
+      ASSERT_TRUE(device_->Synchronize().ok());
+      EXPECT_TRUE(SameBits(Fetch<float>(hidden, count), expected)) << rows << ", step " << step;
+      // As many as the number of the step, not recorded, one way or the other.
+      for (int32_t i = 0; i < step; ++i) {
+        if (step % 2 == 0) {
+          device_->CopyToHost(other_copy);
+          ASSERT_TRUE(device_->AwaitHost().ok());
+        } else {
+          device_->CopyToDevice(other_copy);
+          device_->ReleaseToDevice();
+        }
+      }
+    }
+  }
+}
+
 // One token for each sequence, at the start or not, slots in no order; then another.
 TEST_P(FusedTest, ConvolutionAndRecurrenceAtOnce) {
   for (const auto& [heads, ratio, dim, taps] :
