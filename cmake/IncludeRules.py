@@ -17,6 +17,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]')
 # common/<folder> may include these other folders of common.
 COMMON = {
     "base": set(),
+    "cpu": set(),
     "tensor": {"base"},
     "quant": {"base", "tensor"},
     "io": {"base", "tensor", "quant"},
@@ -76,7 +77,7 @@ RPC_HEADERS = ("grpc/", "grpcpp/", "google/protobuf/", "proto/")
 
 # Kernel files: the standard library, intrinsics, CUDA, Highway and these. The rest of trunk/ops is
 # checked entries and launchers, which also know Status and the thread pool.
-KERNEL_PROJECT = ("common/base/check.h", "common/tensor/", "common/quant/")
+KERNEL_PROJECT = ("common/base/check.h", "common/cpu/", "common/tensor/", "common/quant/")
 FORBIDDEN_IN_KERNELS = ("absl/", "nlohmann/", "fmt/", "spdlog/", "prometheus/", "CLI/")
 LAUNCHER_PROJECT = KERNEL_PROJECT + (
     "common/base/status_macros.h",
@@ -106,14 +107,14 @@ def violation(path, target, quoted):
         return "only common/base/logging.cc includes spdlog"
     if path.startswith("services/expert/kernels/") or path.endswith((".cu", ".cuh")):
         if target.startswith(FORBIDDEN_IN_KERNELS + RPC_HEADERS):
-            return "kernel files include only the standard library, check.h, tensor and quant"
+            return "kernel files include only the standard library, check.h, cpu, tensor and quant"
         if quoted and target.startswith("common/") and not target.startswith(KERNEL_PROJECT):
-            return "kernel files include of common only base/check.h, tensor and quant"
+            return "kernel files include of common only base/check.h, cpu, tensor and quant"
     elif path.startswith("services/trunk/ops/"):
         if target.startswith(FORBIDDEN_IN_LAUNCHERS + RPC_HEADERS):
             return "operations know no gRPC, protobuf, JSON, logging or metrics"
         if quoted and target.startswith("common/") and not target.startswith(LAUNCHER_PROJECT):
-            return "operations include of common only base, tensor, quant, parallel and the sizes of plan"
+            return "operations include of common only base, cpu, tensor, quant, parallel and the sizes of plan"
     if target.startswith(RPC_HEADERS) and not path.startswith(RPC_FOLDERS):
         return "gRPC and protobuf are seen only by common/rpc, the servers, trunk/experts and the client"
     if not quoted:

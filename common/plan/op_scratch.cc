@@ -98,7 +98,7 @@ size_t CpuScratchBytes(const OpLimits& limits, int num_threads) {
   return static_cast<size_t>(CpuThreadFloats(limits)) * sizeof(float) *
              static_cast<size_t>(num_threads) +
          CpuAttentionBytes(limits, num_threads) + CpuHostExpertBytes(limits, num_threads) +
-         static_cast<size_t>(num_threads) * kCpuTopLogits * kCpuTopLogitBytes;
+         static_cast<size_t>(num_threads) * (kCpuTopLogits * kCpuTopLogitBytes + kCpuLinearBytes);
 }
 
 size_t CudaMaxAttentionTiles(const OpLimits& limits) {

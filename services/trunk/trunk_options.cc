@@ -118,7 +118,7 @@ void Declare(CLI::App& app, TrunkOptions& options, Given& given) {
       ->capture_default_str();
   app.add_option("--threads", options.num_threads, "Compute threads; 0: one per usable CPU")
       ->capture_default_str();
-  app.add_option("--cpu_tier", options.cpu_tier, "CPU kernels: auto, scalar, avx2 or avx512")
+  app.add_option("--cpu_tier", options.cpu_tier, "CPU kernels: auto, scalar, avx2, avx512 or amx")
       ->capture_default_str();
   app.add_option("--expert_wait", given.expert_wait,
                  "How long requests wait for a lost expert shard before they fail")
@@ -214,9 +214,9 @@ absl::Status Check(const TrunkOptions& options) {
       CheckRange("--max_queued_requests", options.max_queued_requests, 1, kMaxQueuedRequests));
   RETURN_IF_ERROR(CheckRange("--threads", options.num_threads, 0, kMaxThreads));
   RETURN_IF_ERROR(CheckTensorParallelSize(options.tensor_parallel));
-  if (std::string_view tiers[] = {"auto", "scalar", "avx2", "avx512"};
+  if (std::string_view tiers[] = {"auto", "scalar", "avx2", "avx512", "amx"};
       std::find(std::begin(tiers), std::end(tiers), options.cpu_tier) == std::end(tiers)) {
-    return InvalidArgumentF("--cpu_tier '{}': expected auto, scalar, avx2 or avx512",
+    return InvalidArgumentF("--cpu_tier '{}': expected auto, scalar, avx2, avx512 or amx",
                             Printable(options.cpu_tier));
   }
   return Annotate(CheckListenAddress(options.listen, options.insecure_listen), "--listen");

@@ -7,6 +7,7 @@
 #include "services/trunk/ops/collective/in_process.h"
 #include "services/trunk/ops/cpu/cpu_backend.h"
 #include "services/trunk/ops/cpu/cpu_tier.h"
+#include "tests/fakes/emulated_linear.h"
 #include "tests/fakes/host_array_backend.h"
 #ifdef BANYAN_CUDA
 #include "services/trunk/ops/collective/nccl.h"
@@ -33,6 +34,14 @@ std::vector<std::string> AvailableBackends() {
   return names;
 }
 
+std::vector<std::string> TiledBackends() {
+  if (trunk::cpu::FindKernels("amx").ok()) return {"amx"};
+  if (EmulatedAmxKernels() != nullptr) return {"amx_emulated"};
+  return {};
+}
+
+bool SplitsRows(const std::string& name) { return !IsCpu(name) || name.rfind("amx", 0) == 0; }
+
 int32_t AvailableGpus() {
 #ifdef BANYAN_CUDA
   return trunk::CudaDeviceCount();
@@ -51,7 +60,9 @@ std::unique_ptr<trunk::Backend> MakeBackend(const std::string& name, WorkerPool*
     return ValueOf(trunk::CreateCudaBackend({.device = device, .collective = collective}));
   }
 #endif
-  return ValueOf(trunk::CreateCpuBackend({.cpu_tier = name, .collective = collective}, pool));
+  trunk::CpuBackendOptions options = {.cpu_tier = name, .collective = collective};
+  if (name == "amx_emulated") options.kernels = EmulatedAmxKernels();
+  return ValueOf(trunk::CreateCpuBackend(options, pool));
 }
 
 std::unique_ptr<trunk::CollectiveGroup> MakeGroup(const std::string& name, int32_t size) {

@@ -14,6 +14,10 @@
 namespace banyan::test {
 
 std::vector<std::string> AvailableBackends();
+// Those besides for products alone: "amx" where the CPU has it, else "amx_emulated" if it can.
+std::vector<std::string> TiledBackends();
+// Whether its products take rows as two bf16 terms.
+bool SplitsRows(const std::string& name);
 bool IsCpu(const std::string& name);
 int32_t AvailableGpus();  // 0 in builds without CUDA
 

@@ -267,8 +267,7 @@ TEST_P(ExpertForwardTest, AnswersMatchOracle) {
   ASSERT_TRUE(store.ok()) << store.status();
   EXPECT_EQ(host.Describe().model_fingerprint(), (*store)->description().fingerprint);
   const ShardGeometry& g = (*store)->geometry();
-  const expert::FfnKernels& kernels =
-      *expert::ChooseKernels(c.tier, expert::ReadCpuFeatures()).kernels;
+  const expert::FfnKernels& kernels = *expert::ChooseKernels(c.tier, ReadCpuFeatures()).kernels;
 
   grpc::ClientContext context;
   SetDeadline(context);

@@ -5,7 +5,7 @@
 #include <string_view>
 #include <vector>
 
-#include "services/expert/kernels/cpu_features.h"
+#include "common/cpu/cpu_features.h"
 #include "services/expert/kernels/expert_ffn.h"
 
 namespace banyan::expert {

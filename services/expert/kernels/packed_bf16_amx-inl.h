@@ -17,7 +17,7 @@
 //
 // Tiles: the instructions (amx_tiles.h, which the includer has included), or a model in a test.
 
-#include "services/expert/kernels/transpose_avx512-inl.h"
+#include "common/cpu/transpose_avx512-inl.h"
 
 template <class Tiles, int kTerms>
 struct Amx {

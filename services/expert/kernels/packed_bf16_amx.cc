@@ -9,9 +9,9 @@
 #include <utility>
 
 #include "common/base/check.h"
+#include "common/cpu/amx_tiles.h"
 #include "common/quant/bf16.h"
 #include "common/quant/nf4.h"
-#include "services/expert/kernels/amx_tiles.h"
 #include "services/expert/kernels/packed_ffn.h"
 #include "services/expert/kernels/packed_kernel_table.h"
 #include "services/expert/kernels/target_region.h"

@@ -24,8 +24,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/cpu/cpu_features.h"
 #include "common/quant/pool_format.h"
-#include "services/expert/kernels/cpu_features.h"
 
 namespace banyan::expert {
 

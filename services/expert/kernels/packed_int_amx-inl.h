@@ -25,7 +25,7 @@
 //
 // Tiles: the instructions (amx_tiles.h), or a model in a test.
 
-#include "services/expert/kernels/transpose_avx512-inl.h"
+#include "common/cpu/transpose_avx512-inl.h"
 #include "services/expert/kernels/unroll-inl.h"
 
 template <class Tiles>

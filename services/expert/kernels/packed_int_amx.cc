@@ -7,9 +7,9 @@
 #include <limits>
 #include <utility>
 
+#include "common/cpu/amx_tiles.h"
 #include "common/quant/int4_block.h"
 #include "common/quant/int8_block.h"
-#include "services/expert/kernels/amx_tiles.h"
 #include "services/expert/kernels/packed_int_row.h"
 #include "services/expert/kernels/packed_kernel_table.h"
 #include "services/expert/kernels/target_region.h"

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "services/expert/kernels/cpu_features.h"
+#include "common/cpu/cpu_features.h"
 #include "services/expert/kernels/packed_ffn.h"
 
 namespace banyan::expert {

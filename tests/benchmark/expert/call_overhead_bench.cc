@@ -16,11 +16,11 @@
 #include <vector>
 
 #include "common/base/check.h"
+#include "common/cpu/cpu_features.h"
 #include "common/parallel/topology.h"
 #include "common/parallel/worker_pool.h"
 #include "common/rpc/expert_frame.h"
 #include "common/rpc/payload_buffer.h"
-#include "services/expert/kernels/cpu_features.h"
 #include "services/expert/kernels/kernel_table.h"
 #include "services/expert/runtime/packed_executor.h"
 

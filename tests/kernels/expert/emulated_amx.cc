@@ -12,7 +12,7 @@
 #include "common/quant/int8_block.h"
 #include "services/expert/kernels/packed_int_row.h"
 #include "services/expert/kernels/target_region.h"
-#include "tests/kernels/expert/emulated_tiles.h"
+#include "tests/fakes/emulated_tiles.h"
 
 BANYAN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 namespace banyan::expert {
@@ -23,7 +23,7 @@ namespace emulated_amx {
 // On top of it:
 #include "services/expert/kernels/packed_int_amx-inl.h"
 
-using testing::EmulatedTiles;
+using test::EmulatedTiles;
 using T = Amx<EmulatedTiles>;
 
 }  // namespace emulated_amx

@@ -13,7 +13,7 @@
 #include "common/quant/bf16.h"
 #include "common/quant/nf4.h"
 #include "services/expert/kernels/target_region.h"
-#include "tests/kernels/expert/emulated_tiles.h"
+#include "tests/fakes/emulated_tiles.h"
 
 BANYAN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 namespace banyan::expert {
@@ -26,8 +26,8 @@ namespace emulated_amx_bf16 {
 // On top of it:
 #include "services/expert/kernels/packed_bf16_amx-inl.h"
 
-using Exact = Amx<testing::EmulatedTiles, 2>;
-using Fast = Amx<testing::EmulatedTiles, 1>;
+using Exact = Amx<test::EmulatedTiles, 2>;
+using Fast = Amx<test::EmulatedTiles, 1>;
 
 }  // namespace emulated_amx_bf16
 }  // namespace

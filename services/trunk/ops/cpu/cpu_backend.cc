@@ -41,6 +41,14 @@ class CpuBackend : public Backend {
   CpuBackend(const KernelTable& kernels, WorkerPool* pool, Collective* collective)
       : kernels_(kernels), parallel_(pool), collective_(collective) {}
 
+  absl::Status Open() {
+    static_assert(kLinearScratchBytes == kCpuLinearBytes);
+    ASSIGN_OR_RETURN(
+        linear_scratch_,
+        memory_.Allocate(kCpuLinearBytes * static_cast<size_t>(parallel_.num_threads())));
+    return absl::OkStatus();
+  }
+
   std::string_view name() const override { return kernels_.name; }
 
   absl::StatusOr<std::byte*> AllocateDevice(size_t bytes) override {
@@ -163,7 +171,7 @@ class CpuBackend : public Backend {
   }
 
   void Linear(int32_t num_rows, std::span<const LinearArgs> calls) override {
-    cpu::Linear(kernels_, parallel_, num_rows, calls);
+    cpu::Linear(kernels_, parallel_, linear_scratch_, num_rows, calls);
   }
 
   void RmsNorm(int32_t num_rows, int32_t n, float eps, const float* weight, const float* addend,
@@ -291,8 +299,9 @@ class CpuBackend : public Backend {
   cpu::PagedAttention attention_;
   cpu::HostExperts host_experts_;
   StepPlan parts_[kMaxStepParts];
-  StepPlan plan_;             // of the part in use
-  float* scratch_ = nullptr;  // scratch_floats_ for each thread
+  StepPlan plan_;                        // of the part in use
+  std::byte* linear_scratch_ = nullptr;  // kCpuLinearBytes for each thread
+  float* scratch_ = nullptr;             // scratch_floats_ for each thread
   int64_t scratch_floats_ = 0;
   std::vector<std::vector<ScoredId>> top_;  // of each thread
 };
@@ -302,8 +311,13 @@ class CpuBackend : public Backend {
 
 absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const CpuBackendOptions& options,
                                                           WorkerPool* pool) {
-  ASSIGN_OR_RETURN(const cpu::KernelTable* kernels, cpu::FindKernels(options.cpu_tier));
-  return std::make_unique<cpu::CpuBackend>(*kernels, pool, options.collective);
+  const cpu::KernelTable* kernels = options.kernels;
+  if (kernels == nullptr) {
+    ASSIGN_OR_RETURN(kernels, cpu::FindKernels(options.cpu_tier));
+  }
+  auto backend = std::make_unique<cpu::CpuBackend>(*kernels, pool, options.collective);
+  RETURN_IF_ERROR(backend->Open());
+  return backend;
 }
 
 }  // namespace banyan::trunk

@@ -11,9 +11,14 @@
 
 namespace banyan::trunk {
 
+namespace cpu {
+struct KernelTable;
+}
+
 struct CpuBackendOptions {
-  std::string cpu_tier = "auto";     // auto, scalar, avx2, avx512
-  Collective* collective = nullptr;  // of devices that share the model; null: alone
+  std::string cpu_tier = "auto";              // auto, scalar, avx2, avx512, amx
+  Collective* collective = nullptr;           // of devices that share the model; null: alone
+  const cpu::KernelTable* kernels = nullptr;  // these, whatever the tier: a test's; outlive it
 };
 
 // `pool` and `collective` are borrowed, outlive the backend and are used by its owner's thread

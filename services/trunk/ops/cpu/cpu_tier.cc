@@ -1,11 +1,10 @@
 #include "services/trunk/ops/cpu/cpu_tier.h"
 
 #include "common/base/strings.h"
+#include "common/cpu/cpu_features.h"
 
 namespace banyan::trunk::cpu {
 namespace {
-
-bool Always() { return true; }
 
 #if defined(__x86_64__)
 // GCC's and clang's own checks include the operating system's support (XGETBV).
@@ -14,39 +13,63 @@ bool HasAvx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && HasAvx2();
 }
+bool HasAmx() { return ReadCpuFeatures().amx_bf16; }
+
+const KernelTable& AmxKernels() {
+  static const KernelTable kernels = WithTiledLinear("amx", LinearBf16Amx, LinearI8Amx);
+  return kernels;
+}
 #endif
 
 struct Tier {
   const KernelTable* kernels;
-  bool (*supported)();
+  bool supported;
+  bool chosen;  // by auto, where it is supported
 };
 
-// Best first.
-const Tier kTiers[] = {
+// Best first. Asks the CPU.
+std::vector<Tier> Tiers() {
+  std::vector<Tier> tiers;
 #if defined(__x86_64__)
-    {&kAvx512Kernels, HasAvx512},
-    {&kAvx2Kernels, HasAvx2},
+  tiers.push_back({&AmxKernels(), HasAmx(), false});
+  tiers.push_back({&kAvx512Kernels, HasAvx512(), true});
+  tiers.push_back({&kAvx2Kernels, HasAvx2(), true});
 #endif
-    {&kScalarKernels, Always},
-};
+  tiers.push_back({&kScalarKernels, true, true});
+  return tiers;
+}
 
 }  // namespace
 
+#if defined(__x86_64__)
+KernelTable WithTiledLinear(const char* name, void (*bf16)(const LinearTile&),
+                            void (*codes)(const LinearTile&)) {
+  KernelTable kernels = kAvx512Kernels;
+  kernels.name = name;
+  kernels.linear_bf16 = bf16;
+  kernels.linear_i8 = codes;
+  kernels.linear_arranges = true;
+  kernels.linear_outputs = 16;
+  return kernels;
+}
+#endif
+
 absl::StatusOr<const KernelTable*> FindKernels(std::string_view name) {
-  for (const Tier& tier : kTiers) {
-    if (name == "auto" && tier.supported()) return tier.kernels;
+  for (const Tier& tier : Tiers()) {
+    if (name == "auto" && tier.supported && tier.chosen) return tier.kernels;
     if (name != tier.kernels->name) continue;
-    if (tier.supported()) return tier.kernels;
+    if (tier.supported) return tier.kernels;
     return StatusF(absl::StatusCode::kUnimplemented, "cpu tier {}: this CPU does not have it",
                    name);
   }
-  return InvalidArgumentF("cpu tier '{}': expected auto, scalar, avx2 or avx512", Printable(name));
+  return InvalidArgumentF("cpu tier '{}': expected auto, scalar, avx2, avx512 or amx",
+                          Printable(name));
 }
 
 std::vector<std::string> AvailableTiers() {
   std::vector<std::string> names;
-  for (const Tier& tier : kTiers) {
-    if (tier.supported()) names.emplace_back(tier.kernels->name);
+  for (const Tier& tier : Tiers()) {
+    if (tier.supported && tier.chosen) names.emplace_back(tier.kernels->name);
   }
   return names;
 }

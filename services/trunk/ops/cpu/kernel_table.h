@@ -10,8 +10,10 @@ namespace banyan::trunk::cpu {
 inline constexpr int64_t kTilePageTokens = 64;
 inline constexpr int64_t kTileChunkTokens = 64;
 inline constexpr int64_t kTileInt8GroupColumns = 64;
+// Of a thread, for kernels that arrange rows and weights before they multiply.
+inline constexpr int64_t kLinearScratchBytes = (512 + 64) << 10;
 
-// linear_kernel.h: outputs [begin, end) of all rows.
+// linear_kernel.h, linear_amx_kernel.h: outputs [begin, end) of all rows.
 struct LinearTile {
   const float* x = nullptr;  // [num_rows, k], row stride ldx
   int64_t ldx = 0;
@@ -23,6 +25,7 @@ struct LinearTile {
   int64_t ldy = 0;
   int64_t begin = 0;
   int64_t end = 0;
+  std::byte* scratch = nullptr;  // kLinearScratchBytes, of whole cache lines
 };
 
 // norm_kernel.h: x += addend (unless null); out = x * rsqrt(mean(x^2) + eps) * (1 + weight).
@@ -129,6 +132,10 @@ struct KernelTable {
   void (*linear_bf16)(const LinearTile&);
   void (*linear_f32)(const LinearTile&);
   void (*linear_i8)(const LinearTile&);
+  // These arrange all rows of a tile first, so that many rows want few tiles; and take so many
+  // outputs at once.
+  bool linear_arranges;
+  int64_t linear_outputs;
   void (*norm_row)(const NormRow&);
   void (*norm_rope_head)(const NormRopeHead&);
   void (*conv_head)(const ConvHead&);
@@ -153,5 +160,12 @@ struct KernelTable {
 extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
+
+// With AMX-BF16 tiles, for a table that is kAvx512Kernels otherwise.
+void LinearBf16Amx(const LinearTile& tile);
+void LinearI8Amx(const LinearTile& tile);
+// Such a table of any two functions of that kind.
+KernelTable WithTiledLinear(const char* name, void (*bf16)(const LinearTile&),
+                            void (*codes)(const LinearTile&));
 
 }  // namespace banyan::trunk::cpu

@@ -10,8 +10,8 @@
 
 namespace banyan::trunk::cpu {
 
-// At most kMaxLinearCalls calls.
-void Linear(const KernelTable& kernels, const Parallel& parallel, int32_t num_rows,
-            std::span<const LinearArgs> calls);
+// At most kMaxLinearCalls calls. `scratch`: kLinearScratchBytes for each thread, 64-byte aligned.
+void Linear(const KernelTable& kernels, const Parallel& parallel, std::byte* scratch,
+            int32_t num_rows, std::span<const LinearArgs> calls);
 
 }  // namespace banyan::trunk::cpu

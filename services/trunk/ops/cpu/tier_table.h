@@ -17,6 +17,8 @@ constexpr KernelTable MakeKernelTable(const char* name) {
           .linear_bf16 = LinearKernel<V, Bf16Weights>,
           .linear_f32 = LinearKernel<V, F32Weights>,
           .linear_i8 = LinearKernel<V, Int8Weights>,
+          .linear_arranges = false,
+          .linear_outputs = kLinearBlockOutputs,
           .norm_row = NormRowKernel<V>,
           .norm_rope_head = NormRopeHeadKernel<V>,
           .conv_head = ConvHeadKernel<V>,

@@ -92,6 +92,32 @@ TEST_P(LinearTest, AwkwardShapesAgainstDoubles) {
   }
 }
 
+// More columns than are taken at once where rows are arranged first.
+TEST_P(LinearTest, ManyColumns) {
+  for (DType dtype : {DType::kBF16, DType::kI8}) {
+    for (int32_t k : {2048, 2080, 4096, 5000}) {
+      const TestMatrix w = MakeMatrix(dtype, 40, k);
+      for (int32_t rows : {1, 3, 40, 70}) {
+        const std::vector<float> x = Random(static_cast<size_t>(rows) * static_cast<size_t>(k));
+        const std::vector<float> y = Run(backend_.get(), w, x, rows);
+        for (int32_t i = 0; i < rows * 40; ++i) {
+          double sum = 0;
+          double magnitude = 0;
+          for (int32_t j = 0; j < k; ++j) {
+            const double term = static_cast<double>(x[static_cast<size_t>(i / 40 * k + j)]) *
+                                w.values[static_cast<size_t>(i % 40 * k + j)];
+            sum += term;
+            magnitude += std::abs(term);
+          }
+          const double bound = (k / 8.0 + 5) * Roundings() * kEps + SplitLoss();
+          ASSERT_NEAR(y[static_cast<size_t>(i)], sum, bound * magnitude)
+              << DTypeName(dtype) << " k " << k << " rows " << rows;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(LinearTest, ARowsBitsDependOnThatRowAlone) {
   struct Case {
     int32_t n;
@@ -241,6 +267,11 @@ TEST(Int8RowsTest, ZeroAndBrokenGroupsGiveCodes) {
 }
 
 BANYAN_FOR_ALL_BACKENDS(LinearTest);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(LinearTest);
+INSTANTIATE_TEST_SUITE_P(Tiles, LinearTest, testing::ValuesIn(test::TiledBackends()),
+                         [](const testing::TestParamInfo<std::string>& param) {
+                           return param.param;
+                         });
 
 }  // namespace
 }  // namespace banyan::trunk

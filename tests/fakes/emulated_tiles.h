@@ -8,10 +8,10 @@
 #include <cstring>
 
 #include "common/base/check.h"
+#include "common/cpu/amx_tiles.h"
 #include "common/quant/bf16.h"
-#include "services/expert/kernels/amx_tiles.h"
 
-namespace banyan::expert::testing {
+namespace banyan::test {
 
 // Palette 1 as the architecture manual describes it (volume 1, chapter 18).
 struct TileState {
@@ -19,7 +19,7 @@ struct TileState {
   TileConfig config;
   uint8_t tiles[8][16][64];
 };
-inline TileState state;
+inline thread_local TileState state;
 
 struct EmulatedTiles {
   static constexpr const char* kTier = "amx_emulated";
@@ -83,23 +83,31 @@ struct EmulatedTiles {
       std::memcpy(&out, at, sizeof(out));
       return ToFloat(out);
     };
+    const int columns = state.config.row_bytes[c] / 4;
+    const int pairs = Rows(b);
+    float right[2][16][16] = {};  // of an even or odd product, pair, column
+    for (int k = 0; k < pairs; ++k) {
+      for (int n = 0; n < columns; ++n) {
+        for (int i = 0; i < 2; ++i) right[i][k][n] = value(&state.tiles[b][k][4 * n + 2 * i]);
+      }
+    }
     for (int m = 0; m < Rows(a); ++m) {
-      for (int n = 0; n < state.config.row_bytes[c] / 4; ++n) {
-        float parts[2] = {};
-        for (int k = 0; k < Rows(b); ++k) {
-          for (int i = 0; i < 2; ++i) {
-            parts[i] +=
-                value(&state.tiles[a][m][4 * k + 2 * i]) * value(&state.tiles[b][k][4 * n + 2 * i]);
-          }
+      float parts[2][16] = {};
+      for (int k = 0; k < pairs; ++k) {
+        for (int i = 0; i < 2; ++i) {
+          const float left = value(&state.tiles[a][m][4 * k + 2 * i]);
+          for (int n = 0; n < 16; ++n) parts[i][n] += left * right[i][k][n];
         }
+      }
+      for (int n = 0; n < columns; ++n) {
         float sum;
         std::memcpy(&sum, &state.tiles[c][m][4 * n], 4);
-        sum += parts[0] + parts[1];
+        sum += parts[0][n] + parts[1][n];
         std::memcpy(&state.tiles[c][m][4 * n], &sum, 4);
       }
     }
   }
 };
 
-}  // namespace banyan::expert::testing
+}  // namespace banyan::test
 #endif

@@ -1,4 +1,4 @@
-#include "services/expert/kernels/cpu_features.h"
+#include "common/cpu/cpu_features.h"
 
 #include <cstdint>
 
@@ -8,7 +8,7 @@
 #include <unistd.h>
 #endif
 
-namespace banyan::expert {
+namespace banyan {
 #if defined(__x86_64__)
 namespace {
 
@@ -77,4 +77,4 @@ CpuFeatures ReadCpuFeatures() {
 CpuFeatures ReadCpuFeatures() { return {}; }
 #endif
 
-}  // namespace banyan::expert
+}  // namespace banyan

@@ -1,7 +1,7 @@
 // Which instruction sets the CPU has and the operating system saves.
 #pragma once
 
-namespace banyan::expert {
+namespace banyan {
 
 struct CpuFeatures {
   bool avx2 = false;    // AVX2, FMA, F16C and the operating system's support for 256-bit registers
@@ -19,4 +19,4 @@ struct CpuFeatures {
 // then on and makes signal stacks larger.
 CpuFeatures ReadCpuFeatures();
 
-}  // namespace banyan::expert
+}  // namespace banyan

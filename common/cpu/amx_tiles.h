@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace banyan::expert {
+namespace banyan {
 
 // The operand of LDTILECFG for palette 1: eight tiles of up to 16 rows of up to 64 bytes.
 struct alignas(64) TileConfig {
@@ -57,5 +57,5 @@ struct HardwareTiles {
   }
 };
 
-}  // namespace banyan::expert
+}  // namespace banyan
 #endif

@@ -1,0 +1,9 @@
+#include "common/cpu/amx_tiles.h"
+#include "services/trunk/ops/cpu/linear_amx_kernel.h"
+
+namespace banyan::trunk::cpu {
+
+void LinearBf16Amx(const LinearTile& tile) { AmxLinear<HardwareTiles>::Bf16(tile); }
+void LinearI8Amx(const LinearTile& tile) { AmxLinear<HardwareTiles>::Codes(tile); }
+
+}  // namespace banyan::trunk::cpu

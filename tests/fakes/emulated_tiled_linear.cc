@@ -1,0 +1,15 @@
+#include "tests/fakes/emulated_tiled_linear.h"
+
+#include "services/trunk/ops/cpu/linear_amx_kernel.h"
+#include "tests/fakes/emulated_tiles.h"
+
+namespace banyan::test {
+
+void EmulatedLinearBf16(const trunk::cpu::LinearTile& tile) {
+  trunk::cpu::AmxLinear<EmulatedTiles>::Bf16(tile);
+}
+void EmulatedLinearI8(const trunk::cpu::LinearTile& tile) {
+  trunk::cpu::AmxLinear<EmulatedTiles>::Codes(tile);
+}
+
+}  // namespace banyan::test
