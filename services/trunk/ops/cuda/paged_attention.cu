@@ -27,6 +27,14 @@ __device__ __forceinline__ int64_t RowOf(const AttentionLaunch& args, const Segm
   return segment.first_row + int64_t{vector / args.group};
 }
 
+// Vector `at` of a tile.
+__device__ __forceinline__ const float* QueryOf(const AttentionLaunch& args, const Segment& segment,
+                                                const AttentionTile& tile, int kv_head, int at) {
+  const int vector = tile.first_vector + at;
+  const int head = kv_head * args.group + vector % args.group;
+  return args.q_gate + (RowOf(args, segment, vector) * args.num_heads + head) * 2 * args.head_dim;
+}
+
 template <typename Cell>
 __device__ __forceinline__ Place<Cell> FindPlace(const StepTables& step,
                                                  const AttentionLaunch& args,
@@ -39,11 +47,8 @@ __device__ __forceinline__ Place<Cell> FindPlace(const StepTables& step,
     place.position[i] = -1;
     const int at = g + 8 * i;
     if (at >= tile.num_vectors) continue;
-    const int vector = tile.first_vector + at;
-    const int head = kv_head * args.group + vector % args.group;
-    place.q[i] =
-        args.q_gate + (RowOf(args, segment, vector) * args.num_heads + head) * 2 * args.head_dim;
-    place.position[i] = segment.first_position + vector / args.group;
+    place.q[i] = QueryOf(args, segment, tile, kv_head, at);
+    place.position[i] = segment.first_position + (tile.first_vector + at) / args.group;
   }
   place.last_position =
       segment.first_position + (tile.first_vector + tile.num_vectors - 1) / args.group;
@@ -395,14 +400,12 @@ __device__ __forceinline__ void StageQueries(const AttentionLaunch& args, const 
   constexpr int kPieces = kMaxAttentionHeadDim / 4;
 #pragma unroll
   for (int i = 0; i < kVectorsPerTile * kPieces / kSplitThreads; ++i) {
-    const int at = i * kSplitThreads + static_cast<int>(threadIdx.x);
-    const int vector = tile.first_vector + at / kPieces;
-    const int column = at % kPieces * 4;
-    const int head = kv_head * args.group + vector % args.group;
-    const float* const query =
-        args.q_gate + (RowOf(args, segment, vector) * args.num_heads + head) * 2 * args.head_dim;
+    const int piece_at = i * kSplitThreads + static_cast<int>(threadIdx.x);
+    const int vector = piece_at / kPieces;
+    const int column = piece_at % kPieces * 4;
+    const float* const query = QueryOf(args, segment, tile, kv_head, vector);
     float4 piece = {0, 0, 0, 0};
-    if (at / kPieces < tile.num_vectors) {
+    if (vector < tile.num_vectors) {
       if (kExact) {
         piece = *reinterpret_cast<const float4*>(query + column);
       } else {
@@ -412,7 +415,7 @@ __device__ __forceinline__ void StageQueries(const AttentionLaunch& args, const 
         if (column + 3 < args.head_dim) piece.w = query[column + 3];
       }
     }
-    *reinterpret_cast<float4*>(queries + at / kPieces * kQueryStride + column) = piece;
+    *reinterpret_cast<float4*>(queries + vector * kQueryStride + column) = piece;
   }
 }
 
