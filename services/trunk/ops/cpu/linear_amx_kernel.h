@@ -161,10 +161,10 @@ class AmxLinear {
       for (int64_t step = 0; step < steps; ++step) {
         std::byte* const to = made + step * kTileBytes + o * 64;
         const int64_t left = width - step * kStepColumns;
+        const auto mask = left >= kStepColumns ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
         if (o >= outputs) {
           _mm512_storeu_si512(to, _mm512_setzero_si512());
         } else if constexpr (kCodes) {
-          const auto mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
           const __m256i codes =
               _mm256_maskz_loadu_epi8(mask, first + o * t.k + step * kStepColumns);
           const __m512 low =
@@ -173,7 +173,6 @@ class AmxLinear {
               _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(codes, 1)));
           _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
         } else {
-          const auto mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
           _mm512_storeu_si512(
               to, _mm512_maskz_loadu_epi16(mask, first + (o * t.k + step * kStepColumns) * 2));
         }
@@ -287,14 +286,16 @@ class AmxLinear {
       Chunk<false>(t, w, columns, width, tile, last);
     }
     Sums sums;
-    __m512 values[kOutputs];
+    const auto put = [&](int64_t which) {
+      __m512 values[kOutputs];
+      for (int64_t o = 0; o < kOutputs; ++o) values[o] = Both(sums, o, columns);
+      Put(t, values, n, outputs, column, columns, row, rows, which);
+    };
     Store<kC>(&sums);
-    for (int64_t o = 0; o < kOutputs; ++o) values[o] = Both(sums, o, columns);
-    Put(t, values, n, outputs, column, columns, row, rows, tile);
+    put(tile);
     if (!two) return;
     Store<kC + 2>(&sums);
-    for (int64_t o = 0; o < kOutputs; ++o) values[o] = Both(sums, o, columns);
-    Put(t, values, n, outputs, column, columns, row, rows, tile + 1);
+    put(tile + 1);
   }
 
   // A group of 64 columns after the other, in two pairs of sums by turns.
