@@ -60,6 +60,30 @@ class LinearTest : public OpsFixture {
     backend->Linear(num_rows, calls);
     return y;
   }
+
+  // Random rows times w.
+  void CheckAgainstDoubles(const TestMatrix& w, int32_t rows) {
+    const int32_t n = w.matrix.rows;
+    const int32_t k = w.matrix.cols;
+    const std::vector<float> x = Random(static_cast<size_t>(rows) * static_cast<size_t>(k));
+    const std::vector<float> y = Run(backend_.get(), w, x, rows);
+    for (int32_t r = 0; r < rows; ++r) {
+      for (int32_t j = 0; j < n; ++j) {
+        double sum = 0;
+        double magnitude = 0;
+        for (int32_t i = 0; i < k; ++i) {
+          const double term = static_cast<double>(x[static_cast<size_t>(r * k + i)]) *
+                              w.values[static_cast<size_t>(j * k + i)];
+          sum += term;
+          magnitude += std::abs(term);
+        }
+        // At most k/8 + 4 roundings of a partial sum lie between a product and the result.
+        const double bound = (k / 8.0 + 5) * Roundings() * kEps + SplitLoss();
+        ASSERT_NEAR(y[static_cast<size_t>(r * n + j)], sum, bound * magnitude)
+            << DTypeName(w.matrix.dtype) << " k " << k << " n " << n << " rows " << rows;
+      }
+    }
+  }
 };
 
 TEST_P(LinearTest, AwkwardShapesAgainstDoubles) {
@@ -68,24 +92,7 @@ TEST_P(LinearTest, AwkwardShapesAgainstDoubles) {
       for (int32_t n : {1, 3, 8, 13, 33}) {
         const TestMatrix w = MakeMatrix(dtype, n, k);
         for (int32_t rows : {1, 2, 3, 4, 5, 6, 7, 12, 19}) {
-          const std::vector<float> x = Random(static_cast<size_t>(rows) * static_cast<size_t>(k));
-          const std::vector<float> y = Run(backend_.get(), w, x, rows);
-          for (int32_t r = 0; r < rows; ++r) {
-            for (int32_t j = 0; j < n; ++j) {
-              double sum = 0;
-              double magnitude = 0;
-              for (int32_t i = 0; i < k; ++i) {
-                const double term = static_cast<double>(x[static_cast<size_t>(r * k + i)]) *
-                                    w.values[static_cast<size_t>(j * k + i)];
-                sum += term;
-                magnitude += std::abs(term);
-              }
-              // At most k/8 + 4 roundings of a partial sum lie between a product and the result.
-              const double bound = (k / 8.0 + 5) * Roundings() * kEps + SplitLoss();
-              ASSERT_NEAR(y[static_cast<size_t>(r * n + j)], sum, bound * magnitude)
-                  << DTypeName(dtype) << " k " << k << " n " << n << " rows " << rows;
-            }
-          }
+          ASSERT_NO_FATAL_FAILURE(CheckAgainstDoubles(w, rows));
         }
       }
     }
@@ -97,23 +104,7 @@ TEST_P(LinearTest, ManyColumns) {
   for (DType dtype : {DType::kBF16, DType::kI8}) {
     for (int32_t k : {2048, 2080, 4096, 5000}) {
       const TestMatrix w = MakeMatrix(dtype, 40, k);
-      for (int32_t rows : {1, 3, 40, 70}) {
-        const std::vector<float> x = Random(static_cast<size_t>(rows) * static_cast<size_t>(k));
-        const std::vector<float> y = Run(backend_.get(), w, x, rows);
-        for (int32_t i = 0; i < rows * 40; ++i) {
-          double sum = 0;
-          double magnitude = 0;
-          for (int32_t j = 0; j < k; ++j) {
-            const double term = static_cast<double>(x[static_cast<size_t>(i / 40 * k + j)]) *
-                                w.values[static_cast<size_t>(i % 40 * k + j)];
-            sum += term;
-            magnitude += std::abs(term);
-          }
-          const double bound = (k / 8.0 + 5) * Roundings() * kEps + SplitLoss();
-          ASSERT_NEAR(y[static_cast<size_t>(i)], sum, bound * magnitude)
-              << DTypeName(dtype) << " k " << k << " rows " << rows;
-        }
-      }
+      for (int32_t rows : {1, 3, 40, 70}) ASSERT_NO_FATAL_FAILURE(CheckAgainstDoubles(w, rows));
     }
   }
 }
