@@ -22,10 +22,11 @@ constexpr int kPerLane = kDim / kWarp;
 constexpr int kTaps = 4;
 static_assert(kPerLane == 4);
 
-// A barrier of a cluster's CTAs, in two halves. By all threads.
+// A barrier of a cluster's CTAs, in two halves, of reads whose values their threads have used: it
+// need not make writes known, for which all of a thread's are waited for. By all threads.
 __device__ __forceinline__ void ClusterArrive() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void ClusterWait() {

@@ -32,6 +32,11 @@ __device__ __forceinline__ uint32_t ReadAgain(const uint32_t& count) {
   return *static_cast<const volatile uint32_t*>(&count);
 }
 
+// Whether the host has been asked so many times.
+__device__ __forceinline__ bool IsAsked(const HandoverState* state, uint32_t wanted) {
+  return Reached(ReadAgain(state->to_host), wanted);
+}
+
 // Whether kernels have seen so many releases.
 __device__ __forceinline__ bool AreReleased(const HandoverState* state, uint32_t wanted) {
   return Reached(ReadAgain(state->released), wanted);
@@ -49,7 +54,7 @@ __device__ __forceinline__ void AwaitRelease(const ReleaseTurn& turn, HandoverSt
   if (threadIdx.x == 0) {
     const HandoverCounts wanted = CountsOf(turn);
     if (blockIdx.x + blockIdx.y == 0) {
-      while (!Reached(ReadAgain(state->to_host), wanted.to_host)) __nanosleep(20);
+      while (!IsAsked(state, wanted.to_host)) __nanosleep(20);
       while (!Reached(flags->to_device, wanted.to_device)) __nanosleep(20);
       __threadfence_system();
       *static_cast<volatile uint32_t*>(&state->released) = wanted.to_device;

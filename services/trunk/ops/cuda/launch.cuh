@@ -26,6 +26,23 @@ __device__ __forceinline__ void AwaitOthers() {
   StampWaited();
 }
 
+// A load that stays before AwaitOthers, of what no other kernel writes. ptxas moves loads behind it
+// that it takes to be of constants: ld.global.nc, volatile or not, which nvcc makes of plain reads
+// too.
+__device__ __forceinline__ float LoadEarly(const float* p) {
+  float v;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ float4 LoadEarly(const float4* p) {
+  float4 v;
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+
 // Both, for kernels with nothing to do before.
 __device__ __forceinline__ void BeginKernel() {
   LetNextStart();

@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 
 #include "services/trunk/ops/cuda/device.cuh"
+#include "services/trunk/ops/cuda/launch.cuh"
 #include "services/trunk/ops/cuda/linear_batch.h"
 
 namespace banyan::trunk::cuda {
@@ -23,19 +24,22 @@ __device__ __forceinline__ int FindMatrix(const Batch& batch, int cta) {
   return i;
 }
 
+// Of weights. As LoadEarly, which says why it is not ld.global.nc.
 __device__ __forceinline__ uint4 LoadStreaming(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
+               : "l"(p)
+               : "memory");
   return v;
 }
 
 __device__ __forceinline__ uint2 LoadStreaming8(const void* p) {
   uint2 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
                : "=r"(v.x), "=r"(v.y)
-               : "l"(p));
+               : "l"(p)
+               : "memory");
   return v;
 }
 
@@ -133,8 +137,8 @@ struct CodeSource {
     for (int m = 0; m < kM; ++m) {
       to[m].low = LoadStreaming8(low[m] + block * kBlock);
       to[m].high = LoadStreaming8(low[m] + step_high[m] + block * kBlock);
-      to[m].low_scale = __ldg(low_scales[m] + block / kBlocks);
-      to[m].high_scale = __ldg(low_scales[m] + scales_high[m] + block / kBlocks);
+      to[m].low_scale = LoadEarly(low_scales[m] + block / kBlocks);
+      to[m].high_scale = LoadEarly(low_scales[m] + scales_high[m] + block / kBlocks);
     }
   }
 };

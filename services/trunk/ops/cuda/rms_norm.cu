@@ -34,6 +34,19 @@ __global__ void __launch_bounds__(kThreads)
 // The same for rows of whole float4, kept in registers between the two passes.
 constexpr int kPerThread = 4;  // float4
 
+// Not before the rows have gone to the host: they would queue behind it. And no longer than until
+// the answer is there: the next kernel waits for this one's last CTA. A warp.
+__device__ __forceinline__ void PrefetchBesideAnswer(const Prefetch& prefetch, int cta,
+                                                     const CombineLaunch& combine) {
+  if (combine.state == nullptr) {
+    AwaitOthers();
+    return PrefetchShare(prefetch, cta, [] { return false; });
+  }
+  const HandoverCounts wanted = CountsOf(combine.turn);
+  while (!IsAsked(combine.state, wanted.to_host)) __nanosleep(20);
+  PrefetchShare(prefetch, cta, [&] { return AreReleased(combine.state, wanted.to_device); });
+}
+
 // kCombine: the experts' answer is what is added, and the shared expert's beside it.
 template <bool kCombine>
 __global__ void __launch_bounds__(kThreads)
@@ -43,15 +56,9 @@ __global__ void __launch_bounds__(kThreads)
                         const __grid_constant__ Prefetch prefetch) {
   LetNextStart();
   const int row = static_cast<int>(blockIdx.x);
-  if (row >= num_rows) {
-    // Not before the rows have gone to the host: they would queue behind it. And no longer than
-    // until the answer is there: the next kernel waits for this one's last CTA.
-    const bool until_released = kCombine && combine.state != nullptr;
-    const uint32_t wanted = until_released ? CountsOf(combine.turn).to_device : 0;
-    const auto enough = [&] { return until_released && AreReleased(combine.state, wanted); };
-    if (threadIdx.x >= kWarp || enough()) return;
-    AwaitOthers();
-    return PrefetchShare(prefetch, row - num_rows, enough);
+  if (kCombine && row >= num_rows) {
+    if (threadIdx.x < kWarp) PrefetchBesideAnswer(prefetch, row - num_rows, combine);
+    return;
   }
   __shared__ float scratch[kThreads / kWarp];
   const int pieces = n / 4;
@@ -61,7 +68,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int at = i * kThreads + thread;
-    if (at < pieces) weights[i] = weight[at];
+    if (at < pieces) weights[i] = LoadEarly(weight + at);
   }
   float4 routed[kPerThread];
   const auto take_routed = [&] {
