@@ -47,7 +47,8 @@ class ForwardPass {
   virtual const Limits& limits() const = 0;
 
   // Runs all layers and updates KV pages and slots. After an error (kUnavailable: experts gone) the
-  // state of every sequence of the step is undefined: recompute it from position 0.
+  // state of every sequence of the step is undefined: recompute it from position 0. A device may
+  // still be at the end of the step when this returns; what fails there is RunHead's error.
   virtual absl::Status Forward(const Step& step) = 0;
 
   // At most max_logits_rows rows a call, full_rows and top_rows together.
@@ -60,8 +61,8 @@ class ForwardPass {
   virtual absl::Status Fault() = 0;
 
   // Bytes of weights that all calls so far have read: a matrix counts once for each step (lm_head:
-  // for each RunHead) that uses it, however many rows that has; of the embedding the rows
-  // looked up.
+  // for each product, which may come with the step) that uses it, however many rows that has; of
+  // the embedding the rows looked up.
   virtual uint64_t weight_bytes_read() const = 0;
   // The same of routed experts, from the pools of their hosts.
   virtual uint64_t expert_bytes_read() const { return 0; }

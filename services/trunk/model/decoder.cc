@@ -145,6 +145,7 @@ class Decoder::Impl {
   StateHistory& state_history() { return *state_history_; }
 
   absl::Status Forward(const Step& step) {
+    head_ran_ = false;
     const StepPlan& plan = planner_.Build(step);
     num_rows_ = first_rows_ = plan.num_rows;
     if (num_rows_ == 0) return absl::OkStatus();
@@ -159,32 +160,37 @@ class Decoder::Impl {
                                              ? backend_->BeginRecording()
                                              : Backend::Recording::kNo;
     whole_ = {num_rows_, activations_};
+    if (recording == Backend::Recording::kNo) {
+      RETURN_IF_ERROR(RunInterleaved(step));
+      return Ended();
+    }
     if (recording == Backend::Recording::kRecord) QueueWholeStep();
-    RETURN_IF_ERROR(recording == Backend::Recording::kNo ? RunInterleaved(step)
-                                                         : ServeExperts(step));
-    return Ended();
+    RETURN_IF_ERROR(ServeExperts(step));
+    CountWeights();
+    if (head_ran_ = EndsWithHead(); head_ran_) CountHead();
+    // RunHead waits for the rest. Not where ranks read one another's memory, which may change.
+    return rank_.answers == nullptr ? absl::OkStatus() : backend_->Synchronize();
   }
 
   absl::Status Ended() {
-    weight_bytes_read_ += layer_bytes_;
-    if (asks()) {  // a row of the embedding is on one rank
-      weight_bytes_read_ += RowBytes(weights_.embed_tokens) * static_cast<uint64_t>(num_rows_);
-    }
+    CountWeights();
     return backend_->Synchronize();
   }
 
-  // One product for all rows: the full ones first.
+  // One product for all rows, unless it came with the step: the full ones first.
   absl::Status RunHead(const HeadQuery& query) {
     const auto num_full = static_cast<int32_t>(query.full_rows.size());
     const auto num_top = static_cast<int32_t>(query.top_rows.size());
     CHECK(num_full + num_top <= limits_.max_logits_rows);
     if (num_full + num_top == 0) return absl::OkStatus();
     const Activations& a = activations_;
-    GatherHeadRows(query.full_rows, 0);
-    GatherHeadRows(query.top_rows, num_full);
-    const LinearArgs head[] = {{.x = a.logits_rows, .w = &weights_.lm_head, .y = a.logits}};
-    backend_->Linear(num_full + num_top, head);
-    weight_bytes_read_ += RowBytes(weights_.lm_head) * static_cast<uint64_t>(weights_.lm_head.rows);
+    if (!head_ran_ || !AreFirst(query.full_rows, 0) || !AreFirst(query.top_rows, num_full)) {
+      head_ran_ = false;  // the logits are others from here on
+      GatherHeadRows(query.full_rows, 0);
+      GatherHeadRows(query.top_rows, num_full);
+      QueueHead(num_full + num_top, a.logits_rows);
+      CountHead();
+    }
     if (num_top > 0) QueueTopLogits(query, a.logits + int64_t{num_full} * limits_.vocab_size);
     if (num_full > 0) {
       constexpr size_t kSize = sizeof(float);
@@ -203,6 +209,32 @@ class Decoder::Impl {
   };
 
   bool asks() const { return rank_.tensor.rank == 0; }
+
+  void CountWeights() {
+    weight_bytes_read_ += layer_bytes_;
+    if (asks()) {  // a row of the embedding is on one rank
+      weight_bytes_read_ += RowBytes(weights_.embed_tokens) * static_cast<uint64_t>(num_rows_);
+    }
+  }
+  void CountHead() {
+    weight_bytes_read_ += RowBytes(weights_.lm_head) * static_cast<uint64_t>(weights_.lm_head.rows);
+  }
+
+  // Every sequence of a recorded step wants its next token.
+  bool EndsWithHead() const { return num_rows_ <= limits_.max_logits_rows; }
+
+  // Whether these are rows first, first + 1, ... of the step.
+  static bool AreFirst(std::span<const int32_t> rows, int32_t first) {
+    for (const int32_t row : rows) {
+      if (row != first++) return false;
+    }
+    return true;
+  }
+
+  void QueueHead(int32_t num_rows, const float* x) {
+    const LinearArgs head[] = {{.x = x, .w = &weights_.lm_head, .y = activations_.logits}};
+    backend_->Linear(num_rows, head);
+  }
 
   // Final hidden states of rows of the step, from row `to` of the head's input on.
   void GatherHeadRows(std::span<const int32_t> rows, int32_t to) {
@@ -340,6 +372,9 @@ class Decoder::Impl {
         const Matrix* const in[] = {&full.q_proj, &full.k_proj, &full.v_proj};
         backend_->WillRead(in);
       }
+    } else {
+      const Matrix* const in[] = {&weights_.lm_head};
+      backend_->WillRead(in);
     }
     QueueCombine(moe, norm, part.num_rows, a, backend_);
   }
@@ -450,6 +485,7 @@ class Decoder::Impl {
       }
     }
     QueueFinalNorm(whole_);
+    if (EndsWithHead()) QueueHead(num_rows_, activations_.final_out);
     backend_->EndRecording();
   }
 
@@ -518,6 +554,7 @@ class Decoder::Impl {
   int32_t num_rows_ = 0;    // of the last step
   int32_t first_rows_ = 0;  // of its first half, or all of them
   int32_t second_row_ = 0;  // where in the buffers its second half begins
+  bool head_ran_ = false;   // the step's logits, row by row, are in activations_.logits
   std::vector<int32_t> head_rows_;
   uint64_t layer_bytes_ = 0;  // read by one step, embedding and head apart
   uint64_t weight_bytes_read_ = 0;

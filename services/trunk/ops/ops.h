@@ -270,8 +270,8 @@ class Backend {
   //   AwaitHost        waits for the oldest CopyToHost that was not yet waited for, and for nothing
   //                    after it; Synchronize waits for all, and then AwaitHost for none
   //   ReleaseToDevice  the host sides of the oldest CopyToDevice not yet released are as they
-  //   should
-  //                    be, and stay so until Synchronize. The device waits for it.
+  //                    should be, and stay so until something queued after it was waited for. The
+  //                    device waits for it.
   // On the CPU none of them does anything.
   virtual void CopyToHost(std::span<const SharedCopy> copies) = 0;
   virtual void CopyToDevice(std::span<const SharedCopy> copies) = 0;
