@@ -86,6 +86,13 @@ void PrintKernels() {
     }
     kernels.push_back(runs[i].name);
   }
+  // What comes after them.
+  for (size_t i = first; i + 1 < runs.size(); ++i) {
+    std::printf("  %-28s %7.2f  %7.2f to %5.2f\n", runs[i].name.c_str(),
+                Microseconds(runs[i].waited, runs[i + 1].waited),
+                Microseconds(runs[i].first_started, runs[i].waited),
+                Microseconds(runs[i].last_started, runs[i].waited));
+  }
   for (const auto& [names, begins] : layers) {
     std::printf("%zu layers; us of each kernel's time, and from its CTAs' starts to it:\n",
                 begins.size());
