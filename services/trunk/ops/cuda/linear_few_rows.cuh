@@ -13,6 +13,36 @@ __device__ __forceinline__ uint4* StagedAt(uint4* staged, int rows, int block, i
   return staged + (block * kTerms + term) * (4 * rows) + lane;
 }
 
+// All threads at once: one wait for memory, not one for each block.
+template <bool kSwiglu>
+__device__ __forceinline__ void StageRows(const float* x, const float* up, int k, int row0,
+                                          int rows, uint4* staged) {
+  const int pieces = k / 8;
+#pragma unroll 2
+  for (int i = static_cast<int>(threadIdx.x); i < pieces * rows; i += kFewThreads) {
+    const int row = i / pieces;
+    const int piece = i % pieces;
+    const int64_t from = (row0 + row) * int64_t{k} + piece * 8;
+    const TokenFragment token =
+        LoadToken<kSwiglu>(x + from, up == nullptr ? nullptr : up + from, true);
+#pragma unroll
+    for (int term = 0; term < kTerms; ++term) {
+      *StagedAt(staged, rows, piece / 4, term, row * 4 + piece % 4) = token.term[term];
+    }
+  }
+}
+
+__device__ __forceinline__ TokenFragment StagedToken(uint4* staged, int rows, int block, int row,
+                                                     int t) {
+  TokenFragment token;
+#pragma unroll
+  for (int term = 0; term < kTerms; ++term) {
+    token.term[term] =
+        row < rows ? *StagedAt(staged, rows, block, term, row * 4 + t) : uint4{0, 0, 0, 0};
+  }
+  return token;
+}
+
 // x is the same for all tiles of a CTA. Where a warp has it from:
 enum class Rows {
   kAnew,    // global memory, split for every tile
@@ -26,6 +56,36 @@ struct Partials {
   static constexpr int kTurns = kM * kN <= 2 ? 2 : 1;
   float of[kTurns][kPartitions][kM * kN * 4][kWarp];
 };
+
+// Adds up what the warps have of a tile, outputs from n0 on, and stores it. All threads.
+template <int kM, int kN>
+__device__ __forceinline__ void JoinPartitions(const float (&acc)[kM][kN][4],
+                                               float (&partial)[kPartitions][kM * kN * 4][kWarp],
+                                               int row0, int rows, int n0, int n, float* y) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int m = 0; m < kM; ++m) {
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) partial[warp][(m * kN + i) * 4 + e][lane] = acc[m][i][e];
+    }
+  }
+  __syncthreads();
+  for (int at = static_cast<int>(threadIdx.x); at < kM * kN * 4 * kWarp; at += kFewThreads) {
+    // Neighbouring threads take neighbouring outputs of the same row.
+    const int output = at % (16 * kM);
+    const int row = at / (16 * kM);
+    if (row >= rows) break;
+    const int value = ((output / 16) * kN + row / 8) * 4 + (output % 16 / 8) * 2 + row % 2;
+    const int owner = (output % 8) * 4 + row % 8 / 2;
+    float total = 0;
+#pragma unroll
+    for (int p = 0; p < kPartitions; ++p) total += partial[p][value][owner];
+    if (n0 + output < n) y[static_cast<int64_t>(row0 + row) * n + n0 + output] = total;
+  }
+}
 
 // A CTA: tiles of 16 kM outputs and 8 kN rows, one after the other; a warp: one partition of the
 // columns. Weights are read once, kAhead blocks before they are used, straight into the registers
@@ -78,20 +138,7 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
     for (int i = 0; i < kAhead; ++i) load_tokens(begin + i, held[i], begin + i < end);
   }
   if constexpr (kRows == Rows::kStaged) {
-    // All threads at once: one wait for memory, not one for each block.
-    const int pieces = batch.matrices[0].k / 8;
-#pragma unroll 2
-    for (int i = static_cast<int>(threadIdx.x); i < pieces * rows; i += kFewThreads) {
-      const int row = i / pieces;
-      const int piece = i % pieces;
-      const int64_t from = (row0 + row) * int64_t{batch.matrices[0].k} + piece * 8;
-      const TokenFragment token =
-          LoadToken<kSwiglu>(x_all + from, up_all == nullptr ? nullptr : up_all + from, true);
-#pragma unroll
-      for (int term = 0; term < kTerms; ++term) {
-        *StagedAt(staged, rows, piece / 4, term, row * 4 + piece % 4) = token.term[term];
-      }
-    }
+    StageRows<kSwiglu>(x_all, up_all, batch.matrices[0].k, row0, rows, staged);
     __syncthreads();
   }
   int turn = 0;
@@ -106,14 +153,7 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
       if constexpr (kRows == Rows::kAnew) load_tokens(block, tokens, true);
       if constexpr (kRows == Rows::kStaged) {
 #pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          const int row = n * 8 + g;
-#pragma unroll
-          for (int term = 0; term < kTerms; ++term) {
-            tokens[n].term[term] =
-                row < rows ? *StagedAt(staged, rows, block, term, row * 4 + t) : uint4{0, 0, 0, 0};
-          }
-        }
+        for (int n = 0; n < kN; ++n) tokens[n] = StagedToken(staged, rows, block, n * 8 + g, t);
       }
       MultiplyHeld<kM, kN>(acc, w[i], tokens);
     };
@@ -140,29 +180,7 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
     }
     auto& partial = partials->of[turn];
     if (Partials<kM, kN>::kTurns == 1) __syncthreads();  // the tile before this one is joined
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-#pragma unroll
-      for (int i = 0; i < kN; ++i) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) partial[warp][(m * kN + i) * 4 + e][lane] = acc[m][i][e];
-      }
-    }
-    __syncthreads();
-    for (int at = static_cast<int>(threadIdx.x); at < kM * kN * 4 * kWarp; at += kFewThreads) {
-      // Neighbouring threads take neighbouring outputs of the same row.
-      const int output = at % (16 * kM);
-      const int row = at / (16 * kM);
-      if (row >= rows) break;
-      const int value = ((output / 16) * kN + row / 8) * 4 + (output % 16 / 8) * 2 + row % 2;
-      const int owner = (output % 8) * 4 + row % 8 / 2;
-      float total = 0;
-#pragma unroll
-      for (int p = 0; p < kPartitions; ++p) total += partial[p][value][owner];
-      if (done_n0 + output < n) {
-        y[static_cast<int64_t>(row0 + row) * n + done_n0 + output] = total;
-      }
-    }
+    JoinPartitions<kM, kN>(acc, partial, row0, rows, done_n0, n, y);
     turn = (turn + 1) % Partials<kM, kN>::kTurns;
     if (!more) return;
   }
