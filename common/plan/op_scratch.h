@@ -37,7 +37,7 @@ size_t CpuHostExpertBytes(const OpLimits& limits, int num_threads);
 int64_t CpuThreadFloats(const OpLimits& limits);
 
 // Of one thread, for products that arrange rows and weights first (ops/cpu/kernel_table.h).
-inline constexpr size_t kCpuLinearBytes = size_t{512 + 64} << 10;
+inline constexpr size_t kCpuLinearBytes = size_t{1024 + 64} << 10;
 
 // Of one thread, to find the highest logits of a row in (services/trunk/sampling/row_math.h).
 inline constexpr size_t kCpuTopLogits = 2 * kMaxTopLogits + 128;

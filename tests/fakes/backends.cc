@@ -35,12 +35,11 @@ std::vector<std::string> AvailableBackends() {
 }
 
 std::vector<std::string> TiledBackends() {
-  if (trunk::cpu::FindKernels("amx").ok()) return {"amx"};
   if (EmulatedAmxKernels() != nullptr) return {"amx_emulated"};
   return {};
 }
 
-bool SplitsRows(const std::string& name) { return !IsCpu(name) || name.rfind("amx", 0) == 0; }
+bool HasTiles(const std::string& name) { return !IsCpu(name) || name.rfind("amx", 0) == 0; }
 
 int32_t AvailableGpus() {
 #ifdef BANYAN_CUDA

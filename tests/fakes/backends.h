@@ -1,5 +1,5 @@
-// Backends by name, for tests that run on each: "scalar", "avx2", "avx512", and "cuda" where the
-// build and the machine have it.
+// Backends by name, for tests that run on each: "scalar", "avx2", "avx512", "amx" and "cuda", those
+// that the build and the machine have.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,10 @@
 namespace banyan::test {
 
 std::vector<std::string> AvailableBackends();
-// Those besides for products alone: "amx" where the CPU has it, else "amx_emulated" if it can.
+// Those besides for products alone: "amx_emulated" where the CPU can.
 std::vector<std::string> TiledBackends();
-// Whether its products take rows as two bf16 terms.
-bool SplitsRows(const std::string& name);
+// Whether it multiplies tiles, whose sums round otherwise than vectors'.
+bool HasTiles(const std::string& name);
 bool IsCpu(const std::string& name);
 int32_t AvailableGpus();  // 0 in builds without CUDA
 

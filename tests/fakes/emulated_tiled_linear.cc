@@ -6,10 +6,7 @@
 namespace banyan::test {
 
 void EmulatedLinearBf16(const trunk::cpu::LinearTile& tile) {
-  trunk::cpu::AmxLinear<EmulatedTiles>::Bf16(tile);
-}
-void EmulatedLinearI8(const trunk::cpu::LinearTile& tile) {
-  trunk::cpu::AmxLinear<EmulatedTiles>::Codes(tile);
+  trunk::cpu::AmxLinear<EmulatedTiles>::Run(tile);
 }
 
 }  // namespace banyan::test

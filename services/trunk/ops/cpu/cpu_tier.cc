@@ -16,7 +16,7 @@ bool HasAvx512() {
 bool HasAmx() { return ReadCpuFeatures().amx_bf16; }
 
 const KernelTable& AmxKernels() {
-  static const KernelTable kernels = WithTiledLinear("amx", LinearBf16Amx, LinearI8Amx);
+  static const KernelTable kernels = WithTiledLinear("amx", LinearBf16Amx);
   return kernels;
 }
 #endif
@@ -24,39 +24,36 @@ const KernelTable& AmxKernels() {
 struct Tier {
   const KernelTable* kernels;
   bool supported;
-  bool chosen;  // by auto, where it is supported
 };
 
 // Best first. Asks the CPU.
 std::vector<Tier> Tiers() {
   std::vector<Tier> tiers;
 #if defined(__x86_64__)
-  tiers.push_back({&AmxKernels(), HasAmx(), false});
-  tiers.push_back({&kAvx512Kernels, HasAvx512(), true});
-  tiers.push_back({&kAvx2Kernels, HasAvx2(), true});
+  tiers.push_back({&AmxKernels(), HasAmx() && HasAvx512()});
+  tiers.push_back({&kAvx512Kernels, HasAvx512()});
+  tiers.push_back({&kAvx2Kernels, HasAvx2()});
 #endif
-  tiers.push_back({&kScalarKernels, true, true});
+  tiers.push_back({&kScalarKernels, true});
   return tiers;
 }
 
 }  // namespace
 
 #if defined(__x86_64__)
-KernelTable WithTiledLinear(const char* name, void (*bf16)(const LinearTile&),
-                            void (*codes)(const LinearTile&)) {
+KernelTable WithTiledLinear(const char* name, void (*bf16)(const LinearTile&)) {
   KernelTable kernels = kAvx512Kernels;
   kernels.name = name;
   kernels.linear_bf16 = bf16;
-  kernels.linear_i8 = codes;
   kernels.linear_arranges = true;
-  kernels.linear_outputs = 16;
+  kernels.linear_outputs = 32;
   return kernels;
 }
 #endif
 
 absl::StatusOr<const KernelTable*> FindKernels(std::string_view name) {
   for (const Tier& tier : Tiers()) {
-    if (name == "auto" && tier.supported && tier.chosen) return tier.kernels;
+    if (name == "auto" && tier.supported) return tier.kernels;
     if (name != tier.kernels->name) continue;
     if (tier.supported) return tier.kernels;
     return StatusF(absl::StatusCode::kUnimplemented, "cpu tier {}: this CPU does not have it",
@@ -69,7 +66,7 @@ absl::StatusOr<const KernelTable*> FindKernels(std::string_view name) {
 std::vector<std::string> AvailableTiers() {
   std::vector<std::string> names;
   for (const Tier& tier : Tiers()) {
-    if (tier.supported && tier.chosen) names.emplace_back(tier.kernels->name);
+    if (tier.supported) names.emplace_back(tier.kernels->name);
   }
   return names;
 }

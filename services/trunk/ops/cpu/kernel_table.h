@@ -11,7 +11,7 @@ inline constexpr int64_t kTilePageTokens = 64;
 inline constexpr int64_t kTileChunkTokens = 64;
 inline constexpr int64_t kTileInt8GroupColumns = 64;
 // Of a thread, for kernels that arrange rows and weights before they multiply.
-inline constexpr int64_t kLinearScratchBytes = (512 + 64) << 10;
+inline constexpr int64_t kLinearScratchBytes = (1024 + 64) << 10;
 
 // linear_kernel.h, linear_amx_kernel.h: outputs [begin, end) of all rows.
 struct LinearTile {
@@ -163,9 +163,7 @@ extern const KernelTable kAvx512Kernels;
 
 // With AMX-BF16 tiles, for a table that is kAvx512Kernels otherwise.
 void LinearBf16Amx(const LinearTile& tile);
-void LinearI8Amx(const LinearTile& tile);
-// Such a table of any two functions of that kind.
-KernelTable WithTiledLinear(const char* name, void (*bf16)(const LinearTile&),
-                            void (*codes)(const LinearTile&));
+// Such a table of any function of that kind.
+KernelTable WithTiledLinear(const char* name, void (*bf16)(const LinearTile&));
 
 }  // namespace banyan::trunk::cpu

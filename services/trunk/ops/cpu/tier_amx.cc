@@ -3,7 +3,6 @@
 
 namespace banyan::trunk::cpu {
 
-void LinearBf16Amx(const LinearTile& tile) { AmxLinear<HardwareTiles>::Bf16(tile); }
-void LinearI8Amx(const LinearTile& tile) { AmxLinear<HardwareTiles>::Codes(tile); }
+void LinearBf16Amx(const LinearTile& tile) { AmxLinear<HardwareTiles>::Run(tile); }
 
 }  // namespace banyan::trunk::cpu

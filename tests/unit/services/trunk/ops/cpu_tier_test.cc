@@ -11,7 +11,7 @@ TEST(CpuTierTest, ScalarIsAlwaysThereAndAutoPicksTheBest) {
   ASSERT_TRUE(FindKernels("scalar").ok());
   const auto best = FindKernels("auto");
   ASSERT_TRUE(best.ok());
-  for (const char* name : {"avx512", "avx2", "scalar"}) {
+  for (const char* name : {"amx", "avx512", "avx2", "scalar"}) {
     const auto tier = FindKernels(name);
     if (!tier.ok()) {
       EXPECT_EQ(tier.status().code(), absl::StatusCode::kUnimplemented);

@@ -35,11 +35,11 @@ class OpsFixture : public testing::TestWithParam<std::string> {
   }
 
   // What a product loses beside the rounding of its sums, relative to the sum of magnitudes: GPUs
-  // and AMX tiles split f32 in two bf16 (ops/cuda/device.cuh, ops/cpu/linear_amx_kernel.h).
-  static double SplitLoss() { return test::SplitsRows(GetParam()) ? 0x1p-17 : 0; }
+  // split f32 in two bf16 (ops/cuda/device.cuh).
+  static double SplitLoss() { return test::IsCpu(GetParam()) ? 0 : 0x1p-17; }
   // Roundings for each one that a vector's sum makes: tensor cores cut off, twice per 16 products;
   // tiles add 16 products one after the other.
-  static double Roundings() { return test::SplitsRows(GetParam()) ? 4 : 1; }
+  static double Roundings() { return test::HasTiles(GetParam()) ? 4 : 1; }
 
   std::vector<float> Random(size_t count, float scale = 1) {
     std::normal_distribution<float> normal(0, scale);
