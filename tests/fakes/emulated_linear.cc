@@ -10,7 +10,7 @@ namespace banyan::test {
 const trunk::cpu::KernelTable* EmulatedAmxKernels() {
 #if defined(__x86_64__)
   static const trunk::cpu::KernelTable kernels =
-      trunk::cpu::WithTiledLinear("amx_emulated", EmulatedLinearBf16);
+      trunk::cpu::WithTiledLinear("amx_emulated", EmulatedLinearBf16, EmulatedLinearI8);
   return ReadCpuFeatures().avx512_bf16 ? &kernels : nullptr;
 #else
   return nullptr;

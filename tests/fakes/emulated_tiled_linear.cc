@@ -1,5 +1,6 @@
 #include "tests/fakes/emulated_tiled_linear.h"
 
+#include "services/trunk/ops/cpu/linear_amx_codes_kernel.h"
 #include "services/trunk/ops/cpu/linear_amx_kernel.h"
 #include "tests/fakes/emulated_tiles.h"
 
@@ -7,6 +8,9 @@ namespace banyan::test {
 
 void EmulatedLinearBf16(const trunk::cpu::LinearTile& tile) {
   trunk::cpu::AmxLinear<EmulatedTiles>::Run(tile);
+}
+void EmulatedLinearI8(const trunk::cpu::LinearTile& tile) {
+  trunk::cpu::AmxCodes<EmulatedTiles>::Run(tile);
 }
 
 }  // namespace banyan::test

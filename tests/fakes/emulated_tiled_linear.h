@@ -6,5 +6,6 @@
 namespace banyan::test {
 
 void EmulatedLinearBf16(const trunk::cpu::LinearTile& tile);
+void EmulatedLinearI8(const trunk::cpu::LinearTile& tile);
 
 }  // namespace banyan::test

@@ -13,10 +13,10 @@ bool HasAvx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && HasAvx2();
 }
-bool HasAmx() { return ReadCpuFeatures().amx_bf16; }
+bool HasAmx() { return ReadCpuFeatures().amx_bf16 && ReadCpuFeatures().amx_int8; }
 
 const KernelTable& AmxKernels() {
-  static const KernelTable kernels = WithTiledLinear("amx", LinearBf16Amx);
+  static const KernelTable kernels = WithTiledLinear("amx", LinearBf16Amx, LinearI8Amx);
   return kernels;
 }
 #endif
@@ -41,10 +41,12 @@ std::vector<Tier> Tiers() {
 }  // namespace
 
 #if defined(__x86_64__)
-KernelTable WithTiledLinear(const char* name, void (*bf16)(const LinearTile&)) {
+KernelTable WithTiledLinear(const char* name, void (*bf16)(const LinearTile&),
+                            void (*codes)(const LinearTile&)) {
   KernelTable kernels = kAvx512Kernels;
   kernels.name = name;
   kernels.linear_bf16 = bf16;
+  kernels.linear_i8 = codes;
   kernels.linear_arranges = true;
   kernels.linear_outputs = 32;
   return kernels;

@@ -11,8 +11,8 @@
 
 namespace banyan::trunk::cpu {
 
-// `name`: "scalar", "avx2" (with FMA), "avx512" (F, BW, DQ, VL), "amx" (that, and products of bf16
-// with AMX-BF16 tiles), or "auto" for the best of AvailableTiers. kInvalidArgument: another name;
+// `name`: "scalar", "avx2" (with FMA), "avx512" (F, BW, DQ, VL), "amx" (that, and products
+// with AMX tiles), or "auto" for the best of AvailableTiers. kInvalidArgument: another name;
 // kUnimplemented: this CPU lacks it. Results of different tiers differ in rounding.
 absl::StatusOr<const KernelTable*> FindKernels(std::string_view name);
 

@@ -161,9 +161,11 @@ extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 
-// With AMX-BF16 tiles, for a table that is kAvx512Kernels otherwise.
+// With AMX tiles, for a table that is kAvx512Kernels otherwise.
 void LinearBf16Amx(const LinearTile& tile);
-// Such a table of any function of that kind.
-KernelTable WithTiledLinear(const char* name, void (*bf16)(const LinearTile&));
+void LinearI8Amx(const LinearTile& tile);
+// Such a table of any two functions of that kind.
+KernelTable WithTiledLinear(const char* name, void (*bf16)(const LinearTile&),
+                            void (*codes)(const LinearTile&));
 
 }  // namespace banyan::trunk::cpu

@@ -21,13 +21,12 @@
 
 #include "common/cpu/amx_tiles.h"
 #include "services/trunk/ops/cpu/kernel_table.h"
+#include "services/trunk/ops/cpu/linear_amx_place.h"
 
 namespace banyan::trunk::cpu {
 
-#include "common/cpu/transpose_avx512-inl.h"
-
 template <class Tiles>
-class AmxLinear {
+class AmxLinear : AmxPlace {
  public:
   static void Run(const LinearTile& t) {
     const int64_t columns = ColumnsOf(t.num_rows);
@@ -49,13 +48,9 @@ class AmxLinear {
   }
 
  private:
-  static constexpr int64_t kOutputs = 16;
   static constexpr int64_t kPanels = 2;  // at once
   static constexpr int64_t kStepColumns = 32;
   static constexpr int64_t kStepBytes = 64;  // of an output
-  static constexpr int64_t kTerms = 3;
-  static constexpr int64_t kTileRows = 16 / kTerms;
-  static constexpr int64_t kTileBytes = 1024;
   static constexpr int64_t kChunkColumns = 2048;
   // Of rows that are arranged at once.
   static constexpr int64_t kBlockTiles = 16;
@@ -73,14 +68,6 @@ class AmxLinear {
   static constexpr int kA = 4;
   static constexpr int kB = 6;
   static constexpr int kNumTiles = 8;
-
-  static int64_t Lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-  // Columns of a tile of rows: kTerms for each, and one without a use.
-  static int64_t ColumnsOf(int64_t num_rows) { return num_rows == 1 ? kTerms + 1 : 16; }
-  static __mmask16 Lanes(int64_t count) {
-    return count >= 16 ? static_cast<__mmask16>(0xffff)
-                       : static_cast<__mmask16>((1u << (count > 0 ? count : 0)) - 1);
-  }
 
   // Rows from `row` on and columns from `column` on, that are taken at once.
   struct Block {
@@ -173,7 +160,13 @@ class AmxLinear {
     for (int64_t panel = 0; panel * kOutputs < outputs; ++panel) {
       const int64_t first = panel * kOutputs;
       for (int64_t tile = 0; tile < b.tiles; ++tile) {
-        Put(b, b.SumsAt(panel, tile), n + first, Lesser(outputs - first, kOutputs), tile);
+        __m512i sums[16];
+        for (int64_t o = 0; o < kOutputs; ++o) {
+          sums[o] = _mm512_maskz_loadu_epi32(Lanes(b.columns), b.SumsAt(panel, tile) + o * 16);
+        }
+        const int64_t row = tile * b.tile_rows;
+        Put(b.t, sums, b.row + row, Lesser(b.rows - row, b.tile_rows), n + first,
+            Lesser(outputs - first, kOutputs), b.column > 0);
       }
     }
   }
@@ -341,27 +334,6 @@ class AmxLinear {
                                   4 * b.columns);
     }
     StoreSums<kNumPanels, kNumTiles>(b, tile);
-  }
-
-  // Sums of a tile of rows, [output][columns], 64 bytes an output: adds the terms, and puts them in
-  // their place, or adds them to what chunks before left.
-  static void Put(const Block& b, const float* sums, int64_t n, int64_t outputs, int64_t tile) {
-    // Then lane o: output o, registers kTerms r and on: the terms of row r.
-    __m512i terms[kOutputs];
-    for (int64_t o = 0; o < kOutputs; ++o) {
-      terms[o] = _mm512_maskz_loadu_epi32(Lanes(b.columns), sums + o * 16);
-    }
-    Transpose16(terms);
-    const __mmask16 lanes = Lanes(outputs);
-    for (int64_t r = 0; r < b.tile_rows && tile * b.tile_rows + r < b.rows; ++r) {
-      __m512 value = _mm512_castsi512_ps(terms[kTerms * r]);
-      for (int64_t i = 1; i < kTerms; ++i) {
-        value = _mm512_add_ps(value, _mm512_castsi512_ps(terms[kTerms * r + i]));
-      }
-      float* const y = b.t.y + (b.row + tile * b.tile_rows + r) * b.t.ldy + n;
-      if (b.column > 0) value = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, y), value);
-      _mm512_mask_storeu_ps(y, lanes, value);
-    }
   }
 };
 

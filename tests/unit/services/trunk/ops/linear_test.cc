@@ -1,6 +1,8 @@
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <span>
 
 #include "common/quant/bf16.h"
 #include "services/trunk/ops/int8_rows.h"
@@ -105,6 +107,36 @@ TEST_P(LinearTest, ManyColumns) {
     for (int32_t k : {2048, 2080, 4096, 5000}) {
       const TestMatrix w = MakeMatrix(dtype, 40, k);
       for (int32_t rows : {1, 3, 40, 70}) ASSERT_NO_FATAL_FAILURE(CheckAgainstDoubles(w, rows));
+    }
+  }
+}
+
+// What has no end or is no number stays in its row, and rows of nothing, or of next to nothing,
+// give that.
+TEST_P(LinearTest, RowsOfExtremes) {
+  constexpr int32_t kRows = 6;
+  for (DType dtype : {DType::kBF16, DType::kI8}) {
+    for (int32_t k : {96, 128, 2112}) {
+      const TestMatrix w = MakeMatrix(dtype, 40, k);
+      std::vector<float> x = Random(static_cast<size_t>(kRows) * static_cast<size_t>(k));
+      const std::vector<float> plain = Run(backend_.get(), w, x, kRows);
+      const auto row = [&](int32_t r) {
+        return std::span(x).subspan(static_cast<size_t>(r * k), static_cast<size_t>(k));
+      };
+      row(0)[70] = NAN;
+      row(1)[3] = -INFINITY;
+      std::fill(row(3).begin(), row(3).end(), 0.0f);
+      for (float& value : row(4)) value *= 1e-36f;
+      for (float& value : row(5)) value *= 1e30f;
+      const std::vector<float> y = Run(backend_.get(), w, x, kRows);
+      for (size_t j = 0; j < 40; ++j) {
+        EXPECT_TRUE(std::isnan(y[j])) << k;
+        EXPECT_FALSE(std::isfinite(y[40 + j])) << k;
+        EXPECT_EQ(y[80 + j], plain[80 + j]) << k;
+        EXPECT_EQ(y[120 + j], 0) << k;
+        EXPECT_LT(std::abs(y[160 + j]), 1e-32f) << k;
+        EXPECT_NEAR(y[200 + j] * 1e-30f, plain[200 + j], 1e-3f) << k;
+      }
     }
   }
 }
