@@ -29,22 +29,14 @@ template <class Tiles>
 class AmxCodes : AmxPlace {
  public:
   static void Run(const LinearTile& t) {
-    const int64_t columns = ColumnsOf(t.num_rows);
-    TileConfig config;
-    for (int tile = 0; tile < kNumTiles; ++tile) {
-      config.rows[tile] = 16;
-      config.row_bytes[tile] = static_cast<uint16_t>(tile >= kA && tile < kB ? 64 : 4 * columns);
-    }
-    Tiles::Configure(config);
-    for (int64_t column = 0; column < t.k; column += kChunkColumns) {
-      const int64_t width = Lesser(t.k - column, kChunkColumns);
-      for (int64_t row = 0; row < t.num_rows; row += kBlockRows) {
-        const Block block(t, row, column, width, columns);
-        ArrangeRows(block);
-        for (int64_t n = t.begin; n < t.end; n += kOutputs) PassOutputs(block, n);
-      }
-    }
-    Tiles::Release();
+    ForBlocks<Tiles>(t, {kChunkColumns, kGroup, kBlockRows, kA, kB, kNumTiles},
+                     [](const Block& block) {
+                       ArrangeRows(block);
+                       const LinearTile& tile = block.t;
+                       for (int64_t n = tile.begin; n < tile.end; n += kOutputs) {
+                         PassOutputs(block, n);
+                       }
+                     });
   }
 
  private:
@@ -71,53 +63,25 @@ class AmxCodes : AmxPlace {
   static constexpr int kB = 4;
   static constexpr int kNumTiles = 6;
 
-  // Rows from `row` on and columns from `column` on, that are taken at once.
-  struct Block {
-    Block(const LinearTile& tile, int64_t first_row, int64_t first_column, int64_t num_columns,
-          int64_t tile_columns)
-        : t(tile),
-          row(first_row),
-          rows(Lesser(tile.num_rows - first_row, kBlockRows)),
-          column(first_column),
-          width(num_columns),
-          groups((num_columns + kGroup - 1) / kGroup),
-          columns(tile_columns),
-          tile_rows(tile_columns / kTerms),
-          tiles((rows + tile_rows - 1) / tile_rows),
-          rows_bytes(16 * 4 * tile_columns) {}
+  // Of the columns of a tile of rows: the group's scale and the digit's place.
+  static float* ScalesAt(const Block& b, int64_t tile, int64_t group) {
+    return reinterpret_cast<float*>(b.t.scratch + kRowsBytes +
+                                    (tile * b.steps + group) * kLineBytes);
+  }
+  static std::byte* CodesData(const Block& b) { return b.t.scratch + kRowsBytes + kScalesBytes; }
+  static float* SumsAt(const Block& b, int which) {
+    return reinterpret_cast<float*>(CodesData(b) + kCodesBytes + which * kTileBytes);
+  }
+  static const std::byte* CodesOf(const Block& b, int64_t n) {
+    return b.t.w + n * b.t.k + b.column;
+  }
 
-    std::byte* RowsAt(int64_t tile, int64_t group) const {
-      return t.scratch + (tile * groups + group) * rows_bytes;
-    }
-    // Of the columns of a tile of rows: the group's scale and the digit's place.
-    float* ScalesAt(int64_t tile, int64_t group) const {
-      return reinterpret_cast<float*>(t.scratch + kRowsBytes +
-                                      (tile * groups + group) * kLineBytes);
-    }
-    std::byte* codes_data() const { return t.scratch + kRowsBytes + kScalesBytes; }
-    float* SumsAt(int which) const {
-      return reinterpret_cast<float*>(codes_data() + kCodesBytes + which * kTileBytes);
-    }
-    const std::byte* CodesOf(int64_t n) const { return t.w + n * t.k + column; }
-
-    const LinearTile& t;
-    const int64_t row;
-    const int64_t rows;
-    const int64_t column;
-    const int64_t width;
-    const int64_t groups;
-    const int64_t columns;    // of a tile of rows
-    const int64_t tile_rows;  // that it has
-    const int64_t tiles;
-    const int64_t rows_bytes;  // of a tile of rows
-  };
-
-  // In tiles [16 fours of columns][columns][4], the groups of a tile of rows one after the other.
+  // In fours of columns.
   static void ArrangeRows(const Block& b) {
     for (int64_t tile = 0; tile < b.tiles; ++tile) {
       const int64_t row = tile * b.tile_rows;
       const int64_t rows = Lesser(b.rows - row, b.tile_rows);
-      for (int64_t group = 0; group < b.groups; ++group) {
+      for (int64_t group = 0; group < b.steps; ++group) {
         alignas(64) float scales[16] = {};
         __m512i digits[16];
         for (__m512i& digit : digits) digit = _mm512_setzero_si512();
@@ -128,12 +92,8 @@ class AmxCodes : AmxPlace {
           scales[kTerms * r + 1] = scales[kTerms * r] * 0x1p-8f;
           scales[kTerms * r + 2] = scales[kTerms * r] * 0x1p-16f;
         }
-        _mm512_store_ps(b.ScalesAt(tile, group), _mm512_load_ps(scales));
-        Transpose16(digits);
-        std::byte* const out = b.RowsAt(tile, group);
-        for (int64_t four = 0; four < 16; ++four) {
-          _mm512_mask_storeu_epi32(out + four * 4 * b.columns, Lanes(b.columns), digits[four]);
-        }
+        _mm512_store_ps(ScalesAt(b, tile, group), _mm512_load_ps(scales));
+        PutRows(b, digits, tile, group);
       }
     }
   }
@@ -177,22 +137,22 @@ class AmxCodes : AmxPlace {
     const bool more = n + 2 * kOutputs <= b.t.end;
     for (int64_t tile = 0; tile < b.tiles; ++tile) {
       if (whole) {
-        PassTile(b, n, outputs, tile, b.CodesOf(n), b.t.k, kGroup, tile == 0, more);
+        PassTile(b, n, outputs, tile, CodesOf(b, n), b.t.k, kGroup, tile == 0, more);
       } else {
-        PassTile(b, n, outputs, tile, b.codes_data(), kLineBytes, kTileBytes, false, false);
+        PassTile(b, n, outputs, tile, CodesData(b), kLineBytes, kTileBytes, false, false);
       }
     }
   }
 
   // With zeros where there is no output or column.
   static void CopyCodes(const Block& b, int64_t n, int64_t outputs) {
-    for (int64_t group = 0; group < b.groups; ++group) {
+    for (int64_t group = 0; group < b.steps; ++group) {
       const int64_t left = Lesser(b.width - group * kGroup, kGroup);
       const auto mask = left == kGroup ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
       for (int64_t o = 0; o < kOutputs; ++o) {
-        _mm512_store_si512(b.codes_data() + group * kTileBytes + o * kLineBytes,
+        _mm512_store_si512(CodesData(b) + group * kTileBytes + o * kLineBytes,
                            o < outputs
-                               ? _mm512_maskz_loadu_epi8(mask, b.CodesOf(n + o) + group * kGroup)
+                               ? _mm512_maskz_loadu_epi8(mask, CodesOf(b, n + o) + group * kGroup)
                                : _mm512_setzero_si512());
       }
     }
@@ -209,8 +169,8 @@ class AmxCodes : AmxPlace {
     __m512 values[16];
     for (__m512& value : values) value = _mm512_setzero_ps();
     const auto add = [&](int64_t group) {
-      const float* const sums = b.SumsAt(static_cast<int>(group % kSums));
-      const __m512 places = _mm512_load_ps(b.ScalesAt(tile, group));
+      const float* const sums = SumsAt(b, static_cast<int>(group % kSums));
+      const __m512 places = _mm512_load_ps(ScalesAt(b, tile, group));
       const __mmask16 lanes = Lanes(b.columns);
 #pragma GCC unroll 16
       for (int64_t o = 0; o < kOutputs; ++o) {
@@ -221,7 +181,7 @@ class AmxCodes : AmxPlace {
         values[o] = _mm512_fmadd_ps(sum, scale, values[o]);
       }
     };
-    for (int64_t group = 0; group < b.groups; ++group) {
+    for (int64_t group = 0; group < b.steps; ++group) {
       if (ask) AskAhead(b, codes, output_bytes, group, more);
       if (group % kSums == 0) {
         Group<0>(b, tile, group, codes, output_bytes, group_bytes);
@@ -230,11 +190,10 @@ class AmxCodes : AmxPlace {
       }
       if (group > 0) add(group - 1);
     }
-    add(b.groups - 1);
+    add(b.steps - 1);
     __m512i sums[16];
     for (int64_t o = 0; o < kOutputs; ++o) sums[o] = _mm512_castps_si512(values[o]);
-    const int64_t row = tile * b.tile_rows;
-    Put(b.t, sums, b.row + row, Lesser(b.rows - row, b.tile_rows), n, outputs, b.column > 0);
+    Put(b, sums, tile, n, outputs);
   }
 
   template <int kTurn>
@@ -246,15 +205,15 @@ class AmxCodes : AmxPlace {
     Tiles::template Load<kA + kTurn>(codes + group * group_bytes, output_bytes);
     Tiles::template Load<kB + kTurn>(b.RowsAt(tile, group), 4 * b.columns);
     Tiles::template DotSS<kC + kTurn, kA + kTurn, kB + kTurn>();
-    Tiles::template Store<kC + kTurn>(reinterpret_cast<std::byte*>(b.SumsAt(kTurn)), kLineBytes);
+    Tiles::template Store<kC + kTurn>(reinterpret_cast<std::byte*>(SumsAt(b, kTurn)), kLineBytes);
   }
 
   static void AskAhead(const Block& b, const std::byte* codes, int64_t output_bytes, int64_t group,
                        bool more) {
     int64_t at = group + kAheadGroups;
-    if (at >= b.groups) {
+    if (at >= b.steps) {
       if (!more) return;
-      at -= b.groups;
+      at -= b.steps;
       codes += kOutputs * output_bytes;
     }
     for (int64_t o = 0; o < kOutputs; ++o) {

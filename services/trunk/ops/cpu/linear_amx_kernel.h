@@ -29,22 +29,14 @@ template <class Tiles>
 class AmxLinear : AmxPlace {
  public:
   static void Run(const LinearTile& t) {
-    const int64_t columns = ColumnsOf(t.num_rows);
-    TileConfig config;
-    for (int tile = 0; tile < kNumTiles; ++tile) {
-      config.rows[tile] = 16;
-      config.row_bytes[tile] = static_cast<uint16_t>(tile >= kA && tile < kB ? 64 : 4 * columns);
-    }
-    Tiles::Configure(config);
-    for (int64_t column = 0; column < t.k; column += kChunkColumns) {
-      const int64_t width = Lesser(t.k - column, kChunkColumns);
-      for (int64_t row = 0; row < t.num_rows; row += kBlockRows) {
-        const Block block(t, row, column, width, columns);
-        ArrangeRows(block);
-        for (int64_t n = t.begin; n < t.end; n += kPanels * kOutputs) PassOutputs(block, n);
-      }
-    }
-    Tiles::Release();
+    ForBlocks<Tiles>(t, {kChunkColumns, kStepColumns, kBlockRows, kA, kB, kNumTiles},
+                     [](const Block& block) {
+                       ArrangeRows(block);
+                       const LinearTile& tile = block.t;
+                       for (int64_t n = tile.begin; n < tile.end; n += kPanels * kOutputs) {
+                         PassOutputs(block, n);
+                       }
+                     });
   }
 
  private:
@@ -69,49 +61,20 @@ class AmxLinear : AmxPlace {
   static constexpr int kB = 6;
   static constexpr int kNumTiles = 8;
 
-  // Rows from `row` on and columns from `column` on, that are taken at once.
-  struct Block {
-    Block(const LinearTile& tile, int64_t first_row, int64_t first_column, int64_t num_columns,
-          int64_t tile_columns)
-        : t(tile),
-          row(first_row),
-          rows(Lesser(tile.num_rows - first_row, kBlockRows)),
-          column(first_column),
-          width(num_columns),
-          steps((num_columns + kStepColumns - 1) / kStepColumns),
-          columns(tile_columns),
-          tile_rows(tile_columns / kTerms),
-          tiles((rows + tile_rows - 1) / tile_rows),
-          rows_bytes(16 * 4 * tile_columns) {}
+  static std::byte* RegionOf(const Block& b) { return b.t.scratch + kRowsBytes; }
+  static float* SumsAt(const Block& b, int64_t panel, int64_t tile) {
+    return reinterpret_cast<float*>(RegionOf(b) + kRegionBytes +
+                                    (panel * kBlockTiles + tile) * kTileBytes);
+  }
+  static const std::byte* WeightsOf(const Block& b, int64_t n) {
+    return b.t.w + (n * b.t.k + b.column) * 2;
+  }
 
-    std::byte* rows_data() const { return t.scratch; }
-    std::byte* region_data() const { return t.scratch + kRowsBytes; }
-    std::byte* sums_data() const { return region_data() + kRegionBytes; }
-    const std::byte* RowsAt(int64_t tile, int64_t step) const {
-      return rows_data() + (tile * steps + step) * rows_bytes;
-    }
-    float* SumsAt(int64_t panel, int64_t tile) const {
-      return reinterpret_cast<float*>(sums_data() + (panel * kBlockTiles + tile) * kTileBytes);
-    }
-    const std::byte* WeightsOf(int64_t n) const { return t.w + (n * t.k + column) * 2; }
-
-    const LinearTile& t;
-    const int64_t row;
-    const int64_t rows;
-    const int64_t column;
-    const int64_t width;
-    const int64_t steps;
-    const int64_t columns;    // of a tile of rows
-    const int64_t tile_rows;  // that it has
-    const int64_t tiles;
-    const int64_t rows_bytes;  // of a tile of rows
-  };
-
-  // In tiles [16 pairs of columns][columns][2], the steps of a tile of rows one after the other.
+  // In pairs of columns.
   static void ArrangeRows(const Block& b) {
-    std::byte* out = b.rows_data();
-    for (int64_t row = 0; row < b.rows; row += b.tile_rows) {
-      for (int64_t step = 0; step < b.steps; ++step, out += b.rows_bytes) {
+    for (int64_t tile = 0; tile < b.tiles; ++tile) {
+      const int64_t row = tile * b.tile_rows;
+      for (int64_t step = 0; step < b.steps; ++step) {
         const int64_t left = b.width - step * kStepColumns;
         __m512i terms[16];
         for (__m512i& term : terms) term = _mm512_setzero_si512();
@@ -121,10 +84,7 @@ class AmxLinear : AmxPlace {
                 left > 16 ? _mm512_maskz_loadu_ps(Lanes(left - 16), x + 16) : _mm512_setzero_ps(),
                 &terms[kTerms * r]);
         }
-        Transpose16(terms);
-        for (int64_t pair = 0; pair < 16; ++pair) {
-          _mm512_mask_storeu_epi32(out + pair * 4 * b.columns, Lanes(b.columns), terms[pair]);
-        }
+        PutRows(b, terms, tile, step);
       }
     }
   }
@@ -162,11 +122,9 @@ class AmxLinear : AmxPlace {
       for (int64_t tile = 0; tile < b.tiles; ++tile) {
         __m512i sums[16];
         for (int64_t o = 0; o < kOutputs; ++o) {
-          sums[o] = _mm512_maskz_loadu_epi32(Lanes(b.columns), b.SumsAt(panel, tile) + o * 16);
+          sums[o] = _mm512_maskz_loadu_epi32(Lanes(b.columns), SumsAt(b, panel, tile) + o * 16);
         }
-        const int64_t row = tile * b.tile_rows;
-        Put(b.t, sums, b.row + row, Lesser(b.rows - row, b.tile_rows), n + first,
-            Lesser(outputs - first, kOutputs), b.column > 0);
+        Put(b, sums, tile, n + first, Lesser(outputs - first, kOutputs));
       }
     }
   }
@@ -174,7 +132,7 @@ class AmxLinear : AmxPlace {
   // Two panels where they are.
   template <int kNumTiles>
   static void InPlace(const Block& b, int64_t n) {
-    const std::byte* const weights = b.WeightsOf(n);
+    const std::byte* const weights = WeightsOf(b, n);
     const int64_t row_bytes = b.t.k * 2;
     const int64_t panel_bytes = kOutputs * row_bytes;
     const bool more = n + 2 * kPanels * kOutputs <= b.t.end;
@@ -208,7 +166,7 @@ class AmxLinear : AmxPlace {
       const int64_t steps = Lesser(b.steps - step, kRegionSteps);
       for (int64_t panel = 0; panel < kNumPanels; ++panel) {
         BringTogether(b, n + panel * kOutputs, Lesser(outputs - panel * kOutputs, kOutputs), step,
-                      steps, b.region_data() + panel * kRegionSteps * kTileBytes);
+                      steps, RegionOf(b) + panel * kRegionSteps * kTileBytes);
       }
       RegionAhead ahead(b, n, step + kRegionSteps);
       int64_t tile = 0;
@@ -221,7 +179,7 @@ class AmxLinear : AmxPlace {
   static void BringTogether(const Block& b, int64_t n, int64_t outputs, int64_t first_step,
                             int64_t steps, std::byte* out) {
     for (int64_t o = 0; o < kOutputs; ++o) {
-      const std::byte* const from = b.WeightsOf(n + o);
+      const std::byte* const from = WeightsOf(b, n + o);
       for (int64_t step = 0; step < steps; ++step) {
         const int64_t left = b.width - (first_step + step) * kStepColumns;
         const auto mask = left >= kStepColumns ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
@@ -244,7 +202,7 @@ class AmxLinear : AmxPlace {
   static inline __attribute__((always_inline)) void LoadSums(const Block& b, int64_t tile) {
     const auto load = [&]<int kPanel, int kTile>() {
       Tiles::template Load<kC + 2 * kPanel + kTile>(
-          reinterpret_cast<const std::byte*>(b.SumsAt(kPanel, tile + kTile)), 64);
+          reinterpret_cast<const std::byte*>(SumsAt(b, kPanel, tile + kTile)), 64);
     };
     ForSums<kNumPanels, kNumTiles>(load);
   }
@@ -252,7 +210,7 @@ class AmxLinear : AmxPlace {
   static inline __attribute__((always_inline)) void StoreSums(const Block& b, int64_t tile) {
     const auto store = [&]<int kPanel, int kTile>() {
       Tiles::template Store<kC + 2 * kPanel + kTile>(
-          reinterpret_cast<std::byte*>(b.SumsAt(kPanel, tile + kTile)), 64);
+          reinterpret_cast<std::byte*>(SumsAt(b, kPanel, tile + kTile)), 64);
     };
     ForSums<kNumPanels, kNumTiles>(store);
   }
@@ -294,7 +252,7 @@ class AmxLinear : AmxPlace {
         step = 0;
         n += kPanels * kOutputs;
       }
-      from_ = b.WeightsOf(n) + step * kStepBytes;
+      from_ = WeightsOf(b, n) + step * kStepBytes;
       left_ = n + kPanels * kOutputs <= b.t.end ? kPanels * kOutputs * kRegionSteps : 0;
     }
     void Ask() {
@@ -325,7 +283,7 @@ class AmxLinear : AmxPlace {
     } else {
       LoadSums<kNumPanels, kNumTiles>(b, tile);
     }
-    const std::byte* w = b.region_data();
+    const std::byte* w = RegionOf(b);
     const std::byte* x = b.RowsAt(tile, first_step);
     const int64_t next_tile = b.steps * b.rows_bytes;
     for (int64_t step = 0; step < steps; ++step, w += kTileBytes, x += b.rows_bytes) {

@@ -4,8 +4,10 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 
+#include "common/cpu/amx_tiles.h"
 #include "services/trunk/ops/cpu/kernel_table.h"
 
 namespace banyan::trunk::cpu {
@@ -19,28 +21,94 @@ struct AmxPlace {
   static constexpr int64_t kTileBytes = 1024;
   static constexpr int64_t kLineBytes = 64;
 
-  // Columns of a tile of rows: kTerms for each, and one without a use.
-  static int64_t ColumnsOf(int64_t num_rows) { return num_rows == 1 ? kTerms + 1 : 16; }
-
   static int64_t Lesser(int64_t a, int64_t b) { return a < b ? a : b; }
   static __mmask16 Lanes(int64_t count) {
     return count >= 16 ? static_cast<__mmask16>(0xffff)
                        : static_cast<__mmask16>((1u << (count > 0 ? count : 0)) - 1);
   }
 
-  // Sums of `rows` rows of a tile, a register for each output from n on: adds the terms of a row,
-  // the largest first, and puts it in its place in y, or adds it to what chunks before left there.
-  static void Put(const LinearTile& t, __m512i (&sums)[16], int64_t row, int64_t rows, int64_t n,
-                  int64_t outputs, bool add) {
+  // What is taken at once, and the tile registers: weights from a on, rows from b on, sums in
+  // others.
+  struct Sizes {
+    int64_t chunk_columns;
+    int64_t step_columns;  // of a tile
+    int64_t rows;
+    int a;
+    int b;
+    int num_tiles;
+  };
+
+  // A chunk of columns of rows that are arranged together, in tiles [16 of 4 bytes][columns] at the
+  // begin of the scratch, the steps of a tile of rows one after the other.
+  struct Block {
+    Block(const LinearTile& tile, const Sizes& sizes, int64_t first_row, int64_t first_column)
+        : t(tile),
+          row(first_row),
+          rows(Lesser(tile.num_rows - first_row, sizes.rows)),
+          column(first_column),
+          width(Lesser(tile.k - first_column, sizes.chunk_columns)),
+          steps((width + sizes.step_columns - 1) / sizes.step_columns),
+          columns(tile.num_rows == 1 ? kTerms + 1 : 16),
+          tile_rows(columns / kTerms),
+          tiles((rows + tile_rows - 1) / tile_rows),
+          rows_bytes(16 * 4 * columns) {}
+
+    std::byte* RowsAt(int64_t tile, int64_t step) const {
+      return t.scratch + (tile * steps + step) * rows_bytes;
+    }
+
+    const LinearTile& t;
+    const int64_t row;
+    const int64_t rows;
+    const int64_t column;
+    const int64_t width;
+    const int64_t steps;
+    const int64_t columns;    // of a tile of rows: kTerms for each, and one without a use
+    const int64_t tile_rows;  // that it has
+    const int64_t tiles;
+    const int64_t rows_bytes;  // of a tile of rows
+  };
+
+  // pass(block) for each chunk of columns and, in it, for all rows.
+  template <class Tiles, class Pass>
+  static void ForBlocks(const LinearTile& t, const Sizes& sizes, Pass pass) {
+    TileConfig config;
+    const Block like(t, sizes, 0, 0);
+    for (int tile = 0; tile < sizes.num_tiles; ++tile) {
+      config.rows[tile] = 16;
+      config.row_bytes[tile] =
+          static_cast<uint16_t>(tile >= sizes.a && tile < sizes.b ? 64 : 4 * like.columns);
+    }
+    Tiles::Configure(config);
+    for (int64_t column = 0; column < t.k; column += sizes.chunk_columns) {
+      for (int64_t row = 0; row < t.num_rows; row += sizes.rows) {
+        pass(Block(t, sizes, row, column));
+      }
+    }
+    Tiles::Release();
+  }
+
+  // Puts columns of four bytes, a register each, in a tile of rows.
+  static void PutRows(const Block& b, __m512i (&of_columns)[16], int64_t tile, int64_t step) {
+    Transpose16(of_columns);
+    std::byte* const out = b.RowsAt(tile, step);
+    for (int64_t i = 0; i < 16; ++i) {
+      _mm512_mask_storeu_epi32(out + i * 4 * b.columns, Lanes(b.columns), of_columns[i]);
+    }
+  }
+
+  // Sums of a tile of rows, a register for each output from n on: adds the terms of a row, the
+  // largest first, and puts it in its place in y, or adds it to what chunks before left there.
+  static void Put(const Block& b, __m512i (&sums)[16], int64_t tile, int64_t n, int64_t outputs) {
     Transpose16(sums);  // a register for each column
     const __mmask16 lanes = Lanes(outputs);
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < b.tile_rows && tile * b.tile_rows + r < b.rows; ++r) {
       __m512 value = _mm512_castsi512_ps(sums[kTerms * r]);
       for (int64_t i = 1; i < kTerms; ++i) {
         value = _mm512_add_ps(value, _mm512_castsi512_ps(sums[kTerms * r + i]));
       }
-      float* const y = t.y + (row + r) * t.ldy + n;
-      if (add) value = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, y), value);
+      float* const y = b.t.y + (b.row + tile * b.tile_rows + r) * b.t.ldy + n;
+      if (b.column > 0) value = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, y), value);
       _mm512_mask_storeu_ps(y, lanes, value);
     }
   }
