@@ -22,7 +22,7 @@
 // No include guard on purpose; the includer has included packed_int_row.h, int4_block.h,
 // int8_block.h, <algorithm>, <cstring> and <limits>.
 
-#include "services/expert/kernels/lines_ahead-inl.h"
+#include "common/cpu/lines_ahead-inl.h"
 #include "services/expert/kernels/silu-inl.h"
 
 struct Int8 {

@@ -18,7 +18,7 @@
 // Rows: kStepBytes of 32 inputs, Put(x, out) prepares so many. A prepared row holds
 // NumChunks(k) * kChunkInputs inputs, zero from k on.
 
-#include "services/expert/kernels/lines_ahead-inl.h"
+#include "common/cpu/lines_ahead-inl.h"
 #include "services/expert/kernels/silu-inl.h"
 #include "services/expert/kernels/vector_avx512-inl.h"
 

@@ -167,7 +167,8 @@ class Decoder::Impl {
     if (recording == Backend::Recording::kRecord) QueueWholeStep();
     RETURN_IF_ERROR(ServeExperts(step));
     CountWeights();
-    if (head_ran_ = EndsWithHead(); head_ran_) CountHead();
+    head_ran_ = EndsWithHead();
+    if (head_ran_) CountHead();
     // RunHead waits for the rest. Not where ranks read one another's memory, which may change.
     return rank_.answers == nullptr ? absl::OkStatus() : backend_->Synchronize();
   }

@@ -13,7 +13,10 @@ bool HasAvx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && HasAvx2();
 }
-bool HasAmx() { return ReadCpuFeatures().amx_bf16 && ReadCpuFeatures().amx_int8; }
+bool HasAmx() {
+  const CpuFeatures features = ReadCpuFeatures();
+  return features.amx_bf16 && features.amx_int8 && HasAvx512();
+}
 
 const KernelTable& AmxKernels() {
   static const KernelTable kernels = WithTiledLinear("amx", LinearBf16Amx, LinearI8Amx);
@@ -30,7 +33,7 @@ struct Tier {
 std::vector<Tier> Tiers() {
   std::vector<Tier> tiers;
 #if defined(__x86_64__)
-  tiers.push_back({&AmxKernels(), HasAmx() && HasAvx512()});
+  tiers.push_back({&AmxKernels(), HasAmx()});
   tiers.push_back({&kAvx512Kernels, HasAvx512()});
   tiers.push_back({&kAvx2Kernels, HasAvx2()});
 #endif

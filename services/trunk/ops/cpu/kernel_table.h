@@ -13,7 +13,8 @@ inline constexpr int64_t kTileInt8GroupColumns = 64;
 // Of a thread, for kernels that arrange rows and weights before they multiply.
 inline constexpr int64_t kLinearScratchBytes = (1024 + 64) << 10;
 
-// linear_kernel.h, linear_amx_kernel.h: outputs [begin, end) of all rows.
+// linear_kernel.h, linear_amx_kernel.h, linear_amx_codes_kernel.h: outputs [begin, end) of all
+// rows.
 struct LinearTile {
   const float* x = nullptr;  // [num_rows, k], row stride ldx
   int64_t ldx = 0;

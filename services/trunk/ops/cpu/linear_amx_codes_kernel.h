@@ -29,31 +29,19 @@ template <class Tiles>
 class AmxCodes : AmxPlace {
  public:
   static void Run(const LinearTile& t) {
-    ForBlocks<Tiles>(t, {kChunkColumns, kGroup, kBlockRows, kA, kB, kNumTiles},
-                     [](const Block& block) {
-                       ArrangeRows(block);
-                       const LinearTile& tile = block.t;
-                       for (int64_t n = tile.begin; n < tile.end; n += kOutputs) {
-                         PassOutputs(block, n);
-                       }
-                     });
+    ForBlocks<Tiles, ArrangeRows, PassOutputs>(t, {1, kOutputs, kA, kB, kNumTiles});
   }
 
  private:
   static constexpr int64_t kGroup = kTileInt8GroupColumns;
-  static_assert(kGroup == 64, "a tile's row of bytes");
-  static constexpr int64_t kChunkColumns = 2048;
+  static_assert(kGroup == kLineBytes);
   static constexpr int64_t kChunkGroups = kChunkColumns / kGroup;
-  // Of rows that are arranged at once.
-  static constexpr int64_t kBlockTiles = 16;
-  static constexpr int64_t kBlockRows = kBlockTiles * kTileRows;
   static constexpr int64_t kRowsBytes = kBlockTiles * kChunkGroups * kTileBytes;
   static constexpr int64_t kScalesBytes = kBlockTiles * kChunkGroups * kLineBytes;
   static constexpr int64_t kCodesBytes = kChunkGroups * kTileBytes;
   static constexpr int kSums = 2;  // in turn: scaled while the next ones are made
   static_assert(kRowsBytes + kScalesBytes + kCodesBytes + kSums * kTileBytes <=
                 kLinearScratchBytes);
-  static constexpr int64_t kAheadGroups = 8;
   // 126.5 * 2^16: what is left below it are two digits, and the largest fits 8 bits with a carry.
   static constexpr float kLargest = 8290304.0f;
 
@@ -71,9 +59,6 @@ class AmxCodes : AmxPlace {
   static std::byte* CodesData(const Block& b) { return b.t.scratch + kRowsBytes + kScalesBytes; }
   static float* SumsAt(const Block& b, int which) {
     return reinterpret_cast<float*>(CodesData(b) + kCodesBytes + which * kTileBytes);
-  }
-  static const std::byte* CodesOf(const Block& b, int64_t n) {
-    return b.t.w + n * b.t.k + b.column;
   }
 
   // In fours of columns.
@@ -132,28 +117,14 @@ class AmxCodes : AmxPlace {
 
   static void PassOutputs(const Block& b, int64_t n) {
     const int64_t outputs = Lesser(b.t.end - n, kOutputs);
-    const bool whole = outputs == kOutputs && b.width % kGroup == 0;
-    if (!whole) CopyCodes(b, n, outputs);
+    const bool whole = outputs == kOutputs && b.HasWholeSteps();
+    if (!whole) BringTogether(b, n, outputs, 0, b.steps, CodesData(b));
     const bool more = n + 2 * kOutputs <= b.t.end;
     for (int64_t tile = 0; tile < b.tiles; ++tile) {
       if (whole) {
-        PassTile(b, n, outputs, tile, CodesOf(b, n), b.t.k, kGroup, tile == 0, more);
+        PassTile(b, n, outputs, tile, b.WeightsOf(n), b.output_bytes, kGroup, tile == 0, more);
       } else {
         PassTile(b, n, outputs, tile, CodesData(b), kLineBytes, kTileBytes, false, false);
-      }
-    }
-  }
-
-  // With zeros where there is no output or column.
-  static void CopyCodes(const Block& b, int64_t n, int64_t outputs) {
-    for (int64_t group = 0; group < b.steps; ++group) {
-      const int64_t left = Lesser(b.width - group * kGroup, kGroup);
-      const auto mask = left == kGroup ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
-      for (int64_t o = 0; o < kOutputs; ++o) {
-        _mm512_store_si512(CodesData(b) + group * kTileBytes + o * kLineBytes,
-                           o < outputs
-                               ? _mm512_maskz_loadu_epi8(mask, CodesOf(b, n + o) + group * kGroup)
-                               : _mm512_setzero_si512());
       }
     }
   }
@@ -182,7 +153,7 @@ class AmxCodes : AmxPlace {
       }
     };
     for (int64_t group = 0; group < b.steps; ++group) {
-      if (ask) AskAhead(b, codes, output_bytes, group, more);
+      if (ask) AskAhead(b, codes, kOutputs, group, more);
       if (group % kSums == 0) {
         Group<0>(b, tile, group, codes, output_bytes, group_bytes);
       } else {
@@ -206,19 +177,6 @@ class AmxCodes : AmxPlace {
     Tiles::template Load<kB + kTurn>(b.RowsAt(tile, group), 4 * b.columns);
     Tiles::template DotSS<kC + kTurn, kA + kTurn, kB + kTurn>();
     Tiles::template Store<kC + kTurn>(reinterpret_cast<std::byte*>(SumsAt(b, kTurn)), kLineBytes);
-  }
-
-  static void AskAhead(const Block& b, const std::byte* codes, int64_t output_bytes, int64_t group,
-                       bool more) {
-    int64_t at = group + kAheadGroups;
-    if (at >= b.steps) {
-      if (!more) return;
-      at -= b.steps;
-      codes += kOutputs * output_bytes;
-    }
-    for (int64_t o = 0; o < kOutputs; ++o) {
-      __builtin_prefetch(codes + o * output_bytes + at * kGroup, /*rw=*/0, /*locality=*/1);
-    }
   }
 };
 

@@ -29,31 +29,18 @@ template <class Tiles>
 class AmxLinear : AmxPlace {
  public:
   static void Run(const LinearTile& t) {
-    ForBlocks<Tiles>(t, {kChunkColumns, kStepColumns, kBlockRows, kA, kB, kNumTiles},
-                     [](const Block& block) {
-                       ArrangeRows(block);
-                       const LinearTile& tile = block.t;
-                       for (int64_t n = tile.begin; n < tile.end; n += kPanels * kOutputs) {
-                         PassOutputs(block, n);
-                       }
-                     });
+    ForBlocks<Tiles, ArrangeRows, PassOutputs>(t, {2, kPanels * kOutputs, kA, kB, kNumTiles});
   }
 
  private:
   static constexpr int64_t kPanels = 2;  // at once
   static constexpr int64_t kStepColumns = 32;
-  static constexpr int64_t kStepBytes = 64;  // of an output
-  static constexpr int64_t kChunkColumns = 2048;
-  // Of rows that are arranged at once.
-  static constexpr int64_t kBlockTiles = 16;
-  static constexpr int64_t kBlockRows = kBlockTiles * kTileRows;
   // Whose weights stay in the first cache level while all tiles of rows pass.
   static constexpr int64_t kRegionSteps = 8;
   static constexpr int64_t kRowsBytes = kBlockTiles * kChunkColumns / kStepColumns * kTileBytes;
   static constexpr int64_t kRegionBytes = kPanels * kRegionSteps * kTileBytes;
   static constexpr int64_t kSumsBytes = kPanels * kBlockTiles * kTileBytes;
   static_assert(kRowsBytes + kRegionBytes + kSumsBytes <= kLinearScratchBytes);
-  static constexpr int64_t kAheadSteps = 8;
 
   // Tile registers: sums [panel][tile of rows], weights of a panel, a tile of rows.
   static constexpr int kC = 0;
@@ -65,9 +52,6 @@ class AmxLinear : AmxPlace {
   static float* SumsAt(const Block& b, int64_t panel, int64_t tile) {
     return reinterpret_cast<float*>(RegionOf(b) + kRegionBytes +
                                     (panel * kBlockTiles + tile) * kTileBytes);
-  }
-  static const std::byte* WeightsOf(const Block& b, int64_t n) {
-    return b.t.w + (n * b.t.k + b.column) * 2;
   }
 
   // In pairs of columns.
@@ -107,7 +91,7 @@ class AmxLinear : AmxPlace {
   // Outputs from n on, kPanels panels or what is left of them.
   static void PassOutputs(const Block& b, int64_t n) {
     const int64_t outputs = Lesser(b.t.end - n, kPanels * kOutputs);
-    const bool whole = outputs == kPanels * kOutputs && b.width % kStepColumns == 0;
+    const bool whole = outputs == kPanels * kOutputs && b.HasWholeSteps();
     if (b.tiles == 1 && whole) {
       InPlace<1>(b, n);
     } else if (b.tiles == 2 && whole) {
@@ -132,32 +116,17 @@ class AmxLinear : AmxPlace {
   // Two panels where they are.
   template <int kNumTiles>
   static void InPlace(const Block& b, int64_t n) {
-    const std::byte* const weights = WeightsOf(b, n);
-    const int64_t row_bytes = b.t.k * 2;
-    const int64_t panel_bytes = kOutputs * row_bytes;
+    const std::byte* const weights = b.WeightsOf(n);
+    const int64_t panel_bytes = kOutputs * b.output_bytes;
     const bool more = n + 2 * kPanels * kOutputs <= b.t.end;
     ZeroSums<2, kNumTiles>();
     for (int64_t step = 0; step < b.steps; ++step) {
-      AskAhead(b, weights, row_bytes, step, more);
-      const std::byte* const w = weights + step * kStepBytes;
-      Step<2, kNumTiles>(w, w + panel_bytes, row_bytes, b.RowsAt(0, step), b.RowsAt(1, step),
+      AskAhead(b, weights, kPanels * kOutputs, step, more);
+      const std::byte* const w = weights + step * kLineBytes;
+      Step<2, kNumTiles>(w, w + panel_bytes, b.output_bytes, b.RowsAt(0, step), b.RowsAt(1, step),
                          4 * b.columns);
     }
     StoreSums<2, kNumTiles>(b, 0);
-  }
-
-  // What comes kAheadSteps later, of these panels or the ones behind them.
-  static void AskAhead(const Block& b, const std::byte* weights, int64_t row_bytes, int64_t step,
-                       bool more) {
-    int64_t at = step + kAheadSteps;
-    if (at >= b.steps) {
-      if (!more) return;
-      at -= b.steps;
-      weights += kPanels * kOutputs * row_bytes;
-    }
-    for (int64_t o = 0; o < kPanels * kOutputs; ++o) {
-      __builtin_prefetch(weights + o * row_bytes + at * kStepBytes, /*rw=*/0, /*locality=*/1);
-    }
   }
 
   template <int kNumPanels>
@@ -168,26 +137,10 @@ class AmxLinear : AmxPlace {
         BringTogether(b, n + panel * kOutputs, Lesser(outputs - panel * kOutputs, kOutputs), step,
                       steps, RegionOf(b) + panel * kRegionSteps * kTileBytes);
       }
-      RegionAhead ahead(b, n, step + kRegionSteps);
+      RowsAhead ahead = RegionAhead(b, n, step + kRegionSteps);
       int64_t tile = 0;
       for (; tile + 2 <= b.tiles; tile += 2) Region<kNumPanels, 2>(b, tile, step, steps, &ahead);
       if (tile < b.tiles) Region<kNumPanels, 1>(b, tile, step, steps, &ahead);
-    }
-  }
-
-  // Steps of a panel as tiles, zeros where there is no output or column.
-  static void BringTogether(const Block& b, int64_t n, int64_t outputs, int64_t first_step,
-                            int64_t steps, std::byte* out) {
-    for (int64_t o = 0; o < kOutputs; ++o) {
-      const std::byte* const from = WeightsOf(b, n + o);
-      for (int64_t step = 0; step < steps; ++step) {
-        const int64_t left = b.width - (first_step + step) * kStepColumns;
-        const auto mask = left >= kStepColumns ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
-        _mm512_store_si512(
-            out + step * kTileBytes + o * 64,
-            o < outputs ? _mm512_maskz_loadu_epi16(mask, from + (first_step + step) * kStepBytes)
-                        : _mm512_setzero_si512());
-      }
     }
   }
 
@@ -241,43 +194,22 @@ class AmxLinear : AmxPlace {
     }
   }
 
-  // Asks the memory for the weights of the next region, some lines with each step of this one.
-  class RegionAhead {
-   public:
-    // Outputs from n on, columns of steps from `step` on; none beyond the matrix's.
-    RegionAhead(const Block& b, int64_t n, int64_t step)
-        : row_bytes_(b.t.k * 2),
-          each_((kPanels * kOutputs + (b.tiles + 1) / 2 - 1) / ((b.tiles + 1) / 2)) {
-      if (step >= b.steps) {
-        step = 0;
-        n += kPanels * kOutputs;
-      }
-      from_ = WeightsOf(b, n) + step * kStepBytes;
-      left_ = n + kPanels * kOutputs <= b.t.end ? kPanels * kOutputs * kRegionSteps : 0;
+  // The weights of the region from `step` on, asked for with the steps of the one before it.
+  static RowsAhead RegionAhead(const Block& b, int64_t n, int64_t step) {
+    constexpr int64_t kAtOnce = kPanels * kOutputs;
+    if (step >= b.steps) {
+      step = 0;
+      n += kAtOnce;
     }
-    void Ask() {
-      if (left_ < each_) return;
-      left_ -= each_;
-      for (int64_t i = 0; i < each_; ++i) {
-        __builtin_prefetch(from_ + line_ * kStepBytes, /*rw=*/0, /*locality=*/1);
-        if (++line_ == kRegionSteps) {
-          line_ = 0;
-          from_ += row_bytes_;
-        }
-      }
-    }
-
-   private:
-    const std::byte* from_;
-    int64_t row_bytes_;
-    int64_t each_;
-    int64_t left_;
-    int64_t line_ = 0;
-  };
+    const bool there = n + kAtOnce <= b.t.end;
+    return RowsAhead(b.WeightsOf(n) + step * kLineBytes, nullptr, b.output_bytes,
+                     there ? static_cast<int32_t>(kAtOnce) : 0, kRegionSteps * kLineBytes,
+                     (b.tiles + 1) / 2 * kRegionSteps);
+  }
 
   template <int kNumPanels, int kNumTiles>
   static void Region(const Block& b, int64_t tile, int64_t first_step, int64_t steps,
-                     RegionAhead* ahead) {
+                     RowsAhead* ahead) {
     if (first_step == 0) {
       ZeroSums<kNumPanels, kNumTiles>();
     } else {
@@ -287,7 +219,7 @@ class AmxLinear : AmxPlace {
     const std::byte* x = b.RowsAt(tile, first_step);
     const int64_t next_tile = b.steps * b.rows_bytes;
     for (int64_t step = 0; step < steps; ++step, w += kTileBytes, x += b.rows_bytes) {
-      ahead->Ask();
+      ahead->Step();
       Step<kNumPanels, kNumTiles>(w, w + kRegionSteps * kTileBytes, 64, x, x + next_tile,
                                   4 * b.columns);
     }

@@ -12,6 +12,7 @@
 
 namespace banyan::trunk::cpu {
 
+#include "common/cpu/lines_ahead-inl.h"
 #include "common/cpu/transpose_avx512-inl.h"
 
 struct AmxPlace {
@@ -19,7 +20,12 @@ struct AmxPlace {
   static constexpr int64_t kTerms = 3;
   static constexpr int64_t kTileRows = 16 / kTerms;
   static constexpr int64_t kTileBytes = 1024;
-  static constexpr int64_t kLineBytes = 64;
+  static constexpr int64_t kLineBytes = 64;  // of a tile: a step of an output's weights
+  // Taken at once; chunks are added up in order.
+  static constexpr int64_t kChunkColumns = 2048;
+  static constexpr int64_t kBlockTiles = 16;
+  static constexpr int64_t kBlockRows = kBlockTiles * kTileRows;
+  static constexpr int64_t kAheadSteps = 8;
 
   static int64_t Lesser(int64_t a, int64_t b) { return a < b ? a : b; }
   static __mmask16 Lanes(int64_t count) {
@@ -27,12 +33,11 @@ struct AmxPlace {
                        : static_cast<__mmask16>((1u << (count > 0 ? count : 0)) - 1);
   }
 
-  // What is taken at once, and the tile registers: weights from a on, rows from b on, sums in
-  // others.
+  // What outputs are passed at once, and the tile registers: weights from a on, rows from b on,
+  // sums in others.
   struct Sizes {
-    int64_t chunk_columns;
-    int64_t step_columns;  // of a tile
-    int64_t rows;
+    int64_t weight_bytes;
+    int64_t outputs;
     int a;
     int b;
     int num_tiles;
@@ -44,10 +49,12 @@ struct AmxPlace {
     Block(const LinearTile& tile, const Sizes& sizes, int64_t first_row, int64_t first_column)
         : t(tile),
           row(first_row),
-          rows(Lesser(tile.num_rows - first_row, sizes.rows)),
+          rows(Lesser(tile.num_rows - first_row, kBlockRows)),
           column(first_column),
-          width(Lesser(tile.k - first_column, sizes.chunk_columns)),
-          steps((width + sizes.step_columns - 1) / sizes.step_columns),
+          width(Lesser(tile.k - first_column, kChunkColumns)),
+          weight_bytes(sizes.weight_bytes),
+          output_bytes(tile.k * weight_bytes),
+          steps((width * weight_bytes + kLineBytes - 1) / kLineBytes),
           columns(tile.num_rows == 1 ? kTerms + 1 : 16),
           tile_rows(columns / kTerms),
           tiles((rows + tile_rows - 1) / tile_rows),
@@ -56,12 +63,18 @@ struct AmxPlace {
     std::byte* RowsAt(int64_t tile, int64_t step) const {
       return t.scratch + (tile * steps + step) * rows_bytes;
     }
+    const std::byte* WeightsOf(int64_t n) const {
+      return t.w + n * output_bytes + column * weight_bytes;
+    }
+    bool HasWholeSteps() const { return width * weight_bytes % kLineBytes == 0; }
 
     const LinearTile& t;
     const int64_t row;
     const int64_t rows;
     const int64_t column;
     const int64_t width;
+    const int64_t weight_bytes;
+    const int64_t output_bytes;  // from an output's weights to the next
     const int64_t steps;
     const int64_t columns;    // of a tile of rows: kTerms for each, and one without a use
     const int64_t tile_rows;  // that it has
@@ -69,9 +82,11 @@ struct AmxPlace {
     const int64_t rows_bytes;  // of a tile of rows
   };
 
-  // pass(block) for each chunk of columns and, in it, for all rows.
-  template <class Tiles, class Pass>
-  static void ForBlocks(const LinearTile& t, const Sizes& sizes, Pass pass) {
+  // For each chunk of columns and, in it, for all rows: kArrange(block), then kPass(block, n) for
+  // the outputs from n on.
+  template <class Tiles, void (*kArrange)(const Block&), void (*kPass)(const Block&, int64_t)>
+  static inline __attribute__((always_inline)) void ForBlocks(const LinearTile& t,
+                                                              const Sizes& sizes) {
     TileConfig config;
     const Block like(t, sizes, 0, 0);
     for (int tile = 0; tile < sizes.num_tiles; ++tile) {
@@ -80,9 +95,11 @@ struct AmxPlace {
           static_cast<uint16_t>(tile >= sizes.a && tile < sizes.b ? 64 : 4 * like.columns);
     }
     Tiles::Configure(config);
-    for (int64_t column = 0; column < t.k; column += sizes.chunk_columns) {
-      for (int64_t row = 0; row < t.num_rows; row += sizes.rows) {
-        pass(Block(t, sizes, row, column));
+    for (int64_t column = 0; column < t.k; column += kChunkColumns) {
+      for (int64_t row = 0; row < t.num_rows; row += kBlockRows) {
+        const Block block(t, sizes, row, column);
+        kArrange(block);
+        for (int64_t n = t.begin; n < t.end; n += sizes.outputs) kPass(block, n);
       }
     }
     Tiles::Release();
@@ -94,6 +111,37 @@ struct AmxPlace {
     std::byte* const out = b.RowsAt(tile, step);
     for (int64_t i = 0; i < 16; ++i) {
       _mm512_mask_storeu_epi32(out + i * 4 * b.columns, Lanes(b.columns), of_columns[i]);
+    }
+  }
+
+  // Steps of a tile of outputs as tiles, zeros where there is no output or column.
+  static void BringTogether(const Block& b, int64_t n, int64_t outputs, int64_t first_step,
+                            int64_t steps, std::byte* out) {
+    for (int64_t o = 0; o < kOutputs; ++o) {
+      const std::byte* const from = b.WeightsOf(n + o);
+      for (int64_t step = 0; step < steps; ++step) {
+        const int64_t at = (first_step + step) * kLineBytes;
+        const int64_t left = b.width * b.weight_bytes - at;
+        const auto mask = left >= kLineBytes ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
+        _mm512_store_si512(
+            out + step * kTileBytes + o * kLineBytes,
+            o < outputs ? _mm512_maskz_loadu_epi8(mask, from + at) : _mm512_setzero_si512());
+      }
+    }
+  }
+
+  // Asks the memory for what comes kAheadSteps later of `outputs` outputs whose weights are there,
+  // or of those behind them if there are `more`.
+  static void AskAhead(const Block& b, const std::byte* weights, int64_t outputs, int64_t step,
+                       bool more) {
+    int64_t at = step + kAheadSteps;
+    if (at >= b.steps) {
+      if (!more) return;
+      at -= b.steps;
+      weights += outputs * b.output_bytes;
+    }
+    for (int64_t o = 0; o < outputs; ++o) {
+      __builtin_prefetch(weights + o * b.output_bytes + at * kLineBytes, /*rw=*/0, /*locality=*/1);
     }
   }
 

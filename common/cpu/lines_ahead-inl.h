@@ -1,6 +1,6 @@
 // Asking the memory for what runs next, evenly over the work of now. Included inside a tier's
-// target region and namespace; no include guard on purpose; the includer has included <algorithm>
-// and <cstdint>.
+// target region and namespace; no include guard on purpose; the includer has included <cstddef> and
+// <cstdint>.
 
 // The rows of what runs next: row i at base + (rows == nullptr ? i : rows[i]) * stride, into the
 // second cache level (ffn_tile-inl.h). A whole number of lines a step, if that is sooner than
@@ -16,8 +16,8 @@ class RowsAhead {
         stride_(stride),
         num_rows_(num_rows),
         row_bytes_(row_bytes),
-        lines_((num_rows * ((row_bytes + 63) / 64) + std::max<int64_t>(1, steps) - 1) /
-               std::max<int64_t>(1, steps)) {}
+        lines_(steps > 1 ? (num_rows * ((row_bytes + 63) / 64) + steps - 1) / steps
+                         : num_rows * ((row_bytes + 63) / 64)) {}
   inline __attribute__((always_inline)) void Step(int64_t steps = 1) {
     for (int64_t n = lines_ * steps; n > 0 && row_ < num_rows_; --n) {
       const int64_t row = rows_ == nullptr ? row_ : rows_[row_];
