@@ -58,6 +58,10 @@ double Microseconds(uint64_t from, uint64_t to) {
   return static_cast<double>(static_cast<int64_t>(to - from)) * 1e-3;  // may be less than nothing
 }
 
+void PrintKernel(const std::string& name, double time, double early, double late) {
+  std::printf("  %-28s %7.2f  %7.2f to %5.2f\n", name.c_str(), time, early, late);
+}
+
 }  // namespace
 
 bool HasKernelStamps() { return !cuda::StampedFiles().empty(); }
@@ -88,8 +92,7 @@ void PrintKernels() {
   }
   // What comes after them.
   for (size_t i = first; i + 1 < runs.size(); ++i) {
-    std::printf("  %-28s %7.2f  %7.2f to %5.2f\n", runs[i].name.c_str(),
-                Microseconds(runs[i].waited, runs[i + 1].waited),
+    PrintKernel(runs[i].name, Microseconds(runs[i].waited, runs[i + 1].waited),
                 Microseconds(runs[i].first_started, runs[i].waited),
                 Microseconds(runs[i].last_started, runs[i].waited));
   }
@@ -106,8 +109,7 @@ void PrintKernels() {
         early.push_back(Microseconds(run.first_started, run.waited));
         late.push_back(Microseconds(run.last_started, run.waited));
       }
-      std::printf("  %-28s %7.2f  %7.2f to %5.2f\n", names[i].c_str(), Median(time), Median(early),
-                  Median(late));
+      PrintKernel(names[i], Median(time), Median(early), Median(late));
     }
   }
 }
