@@ -114,7 +114,7 @@ for part in "${parts[@]}"; do
       fi
       for tool in memcheck racecheck; do
         run "sanitizer_$tool" timeout 300 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-          "$bin/trunk_ops_test" --gtest_filter='*AgreesWith*cuda:*Elementwise*cuda:*Router*cuda:*CutsOnTheGrid*cuda:*SeveralMatrices*cuda:*FusedTest*cuda:*CodesBeside*cuda:*PlacesCodes*cuda:*SwigluAndProduct*cuda:*TopLogitsTest.ARowIsItsOwn*cuda:*TopLogitsTest.ExtremesAreBounded*cuda'
+          "$bin/trunk_ops_test" --gtest_filter='*AgreesWith*cuda:*Elementwise*cuda:*Router*cuda:*CutsOnTheGrid*cuda:*SeveralMatrices*cuda:*FusedTest*cuda:*CodesBeside*cuda:*CodesOfMany*cuda:*PlacesCodes*cuda:*SwigluAndProduct*cuda:*TopLogitsTest.ARowIsItsOwn*cuda:*TopLogitsTest.ExtremesAreBounded*cuda'
       done
       ;;
     parallel)

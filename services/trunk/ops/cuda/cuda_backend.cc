@@ -153,6 +153,9 @@ class CudaBackend : public Backend {
     ASSIGN_OR_RETURN(std::byte * scales, memory_.Allocate(scale_bytes));
     RETURN_IF_ERROR(QueueUpload(codes.data, code_bytes, data));
     RETURN_IF_ERROR(QueueUpload(codes.scales, scale_bytes, scales));
+    Done(PairCodes(As<int8_t>(data), codes.rows, codes.cols, stream_), "pair codes", codes.rows,
+         codes.cols);
+    RETURN_IF_ERROR(status_);
     return Matrix{DType::kI8, codes.rows, codes.cols, data, As<float>(scales)};
   }
 
@@ -619,6 +622,7 @@ class CudaBackend : public Backend {
   LinearTuning Tuning() const {
     return {.num_sms = facts_.num_sms,
             .shared_bytes = facts_.shared_bytes,
+            .clusters = facts_.clusters,
             .hopper = facts_.hopper,
             .split = work_,
             .split_bytes = split_bytes_};

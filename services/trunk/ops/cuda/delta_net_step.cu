@@ -6,6 +6,7 @@
 // delta_net_decode.cu. CTAs of the same key head are a cluster: one of them moves its columns of
 // the convolution's state on, when all have read them. What the step's kernels do not write is on
 // its way before they have ended.
+#include "services/trunk/ops/cuda/cluster.cuh"
 #include "services/trunk/ops/cuda/conv_math.cuh"
 #include "services/trunk/ops/cuda/delta_net_step.h"
 #include "services/trunk/ops/cuda/device.cuh"
@@ -21,19 +22,6 @@ constexpr int kRows = kDim / kWarps;    // of one thread
 constexpr int kPerLane = kDim / kWarp;
 constexpr int kTaps = 4;
 static_assert(kPerLane == 4);
-
-// A barrier of a cluster's CTAs, in two halves, of reads whose values their threads have used: it
-// need not make writes known, for which all of a thread's are waited for. By all threads.
-__device__ __forceinline__ void ClusterArrive() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void ClusterWait() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
 
 // kHeads value heads a CTA, kCtas CTAs a key head. kAtOnce CTAs share a multiprocessor; 1: none
 // does, so that they have all of its way to memory.
@@ -214,7 +202,7 @@ cudaError_t DeltaNetStep(const StepTables& step, const ConvLaunch& conv, const D
   } else if (OverlapAllowed()) {
     const bool few = 2 * key_heads * rows <= static_cast<unsigned>(num_sms);
     LaunchClusters(few ? StepKernel<1, 2, 1> : StepKernel<1, 2, 2>, 2, dim3(2 * key_heads, rows),
-                   kHeadThreads, stream, step, conv, delta, states_settled);
+                   kHeadThreads, size_t{0}, stream, step, conv, delta, states_settled);
   } else {
     Launch(StepKernel<2, 1, 1>, dim3(key_heads, rows), 2 * kHeadThreads, 0, stream, step, conv,
            delta, states_settled);

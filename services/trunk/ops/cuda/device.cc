@@ -73,6 +73,7 @@ absl::StatusOr<DeviceFacts> OpenDevice(int ordinal) {
                              "cudaSetDeviceFlags"));
   RETURN_IF_ERROR(
       CudaStatus(cudaDeviceSetLimit(cudaLimitStackSize, kStackBytes), "cudaDeviceSetLimit"));
+  facts.clusters = facts.compute_major >= 9;
   facts.hopper = HopperTilesBuilt() && facts.compute_major == 9 && facts.compute_minor == 0;
   std::vector<cudaError_t (*)()> kernels = {PrepareLinear, PrepareDeltaNetChunks,
                                             PrepareDeltaNetPrefill};

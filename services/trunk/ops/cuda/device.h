@@ -15,6 +15,7 @@ struct DeviceFacts {
   int compute_minor = 0;
   int num_sms = 0;
   int32_t shared_bytes = 0;  // that a CTA may have
+  bool clusters = false;     // of CTAs
   bool hopper = false;       // runs linear_hopper.h, and this program has it
   int64_t l2_bytes = 0;      // second-level cache
   uint64_t total_bytes = 0;

@@ -1,7 +1,7 @@
 // What a kernel of compute capability 9.0 needs where some of its warps copy and others compute:
 // barriers in shared memory that both wait for, copies by the copy engine that end at one,
-// registers that change hands. Shared addresses are SharedAddress's. Device code of compute
-// capability 9.0a alone.
+// registers that change hands, which is for 9.0a alone. Shared addresses are SharedAddress's.
+// Device code of compute capability 9.0 on.
 #pragma once
 
 #include <cstdint>

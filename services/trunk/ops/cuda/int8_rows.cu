@@ -29,13 +29,27 @@ __global__ void __launch_bounds__(kThreads)
   if (group >= num_groups) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int32_t column = static_cast<int32_t>(group % groups_per_row) * kGroupColumns + lane;
-  const int64_t at = group / groups_per_row * cols + column;
+  const int64_t row_at = group / groups_per_row * cols;
+  const int64_t at = row_at + column;
   const float first = column < cols ? ValueAt(values, at) : 0.0f;
   const float second = column + kWarp < cols ? ValueAt(values, at + kWarp) : 0.0f;
   const float scale = WarpMax(fmaxf(fmaxf(0.0f, fabsf(first)), fabsf(second))) / kMostCode;
   if (lane == 0) scales[group] = scale;
-  if (column < cols) codes[at] = CodeOf(first, scale);
-  if (column + kWarp < cols) codes[at + kWarp] = CodeOf(second, scale);
+  int8_t* const row = codes + row_at;
+  if (column < cols) row[CodePlace(cols, column)] = CodeOf(first, scale);
+  if (column + kWarp < cols) row[CodePlace(cols, column + kWarp)] = CodeOf(second, scale);
+}
+
+__global__ void __launch_bounds__(kThreads) PairKernel(uint2* groups, int64_t num_groups) {
+  const int64_t group = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (group >= num_groups) return;
+  constexpr int kPieces = kGroupColumns / 8;
+  uint2* const at = groups + group * kPieces;
+  uint2 pieces[kPieces];
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) pieces[i] = at[i];
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) at[CodePlace(kGroupColumns, i * 8) / 8] = pieces[i];
 }
 
 }  // namespace
@@ -55,6 +69,14 @@ cudaError_t QuantizeInt8Rows(const void* values, bool bf16, int64_t num_rows, in
     LaunchAlone(QuantizeKernel<float>, grid, kThreads, 0, stream, static_cast<const float*>(values),
                 num_groups, cols, groups_per_row, codes, scales);
   }
+  return cudaPeekAtLastError();
+}
+
+cudaError_t PairCodes(int8_t* codes, int64_t num_rows, int32_t cols, cudaStream_t stream) {
+  const int64_t num_groups = num_rows * cols / kGroupColumns;
+  if (num_groups == 0 || !CodesLieInPairs(cols)) return cudaSuccess;
+  LaunchAlone(PairKernel, static_cast<unsigned>((num_groups + kThreads - 1) / kThreads), kThreads,
+              0, stream, reinterpret_cast<uint2*>(codes), num_groups);
   return cudaPeekAtLastError();
 }
 

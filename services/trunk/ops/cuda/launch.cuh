@@ -42,6 +42,21 @@ __device__ __forceinline__ float4 LoadEarly(const float4* p) {
                : "memory");
   return v;
 }
+// So many neighbours, aligned as such a vector.
+template <int kCount>
+__device__ __forceinline__ void LoadEarly(const float* p, float (&v)[kCount]) {
+  static_assert(kCount == 1 || kCount == 2 || kCount == 4);
+  if constexpr (kCount == 1) {
+    v[0] = LoadEarly(p);
+  } else if constexpr (kCount == 2) {
+    asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(v[0]), "=f"(v[1]) : "l"(p) : "memory");
+  } else {
+    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+                 : "l"(p)
+                 : "memory");
+  }
+}
 
 // Both, for kernels with nothing to do before.
 __device__ __forceinline__ void BeginKernel() {
@@ -99,16 +114,22 @@ cudaError_t LaunchAlone(void (*kernel)(Parameters...), dim3 grid, int threads, s
   return LaunchWith(nullptr, 0, kernel, grid, threads, shared_bytes, stream, arguments...);
 }
 
+inline cudaLaunchAttribute ClusterOf(unsigned ctas) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = ctas;
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
 // Clusters of so many neighbouring CTAs of the grid's rows. Compute capability 9.0 on.
 template <typename... Parameters, typename... Arguments>
 cudaError_t LaunchClusters(void (*kernel)(Parameters...), unsigned ctas, dim3 grid, int threads,
-                           cudaStream_t stream, const Arguments&... arguments) {
-  cudaLaunchAttribute attributes[2] = {EarlyStart(), {}};
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = ctas;
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
-  return LaunchWith(attributes, 2, kernel, grid, threads, size_t{0}, stream, arguments...);
+                           size_t shared_bytes, cudaStream_t stream,
+                           const Arguments&... arguments) {
+  cudaLaunchAttribute attributes[2] = {EarlyStart(), ClusterOf(ctas)};
+  return LaunchWith(attributes, 2, kernel, grid, threads, shared_bytes, stream, arguments...);
 }
 
 }  // namespace banyan::trunk::cuda

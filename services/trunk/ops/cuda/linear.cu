@@ -3,6 +3,7 @@
 #include "services/trunk/ops/cuda/device.cuh"
 #include "services/trunk/ops/cuda/launch.cuh"
 #include "services/trunk/ops/cuda/linear.h"
+#include "services/trunk/ops/cuda/linear_clusters.cuh"
 #include "services/trunk/ops/cuda/linear_few_rows.cuh"
 #include "services/trunk/ops/cuda/linear_hopper.h"
 #include "services/trunk/ops/cuda/linear_many_rows.cuh"
@@ -57,7 +58,16 @@ __global__ void __launch_bounds__(kThreads) AnyShape(LinearMatrix matrix, int32_
 }
 
 bool FitsTensorCores(const LinearMatrix& m) {
-  return m.kind != WeightKind::kF32 && m.k % kBlock == 0 && m.k > 0;
+  if (m.k == 0) return false;
+  switch (m.kind) {
+    case WeightKind::kBf16:
+      return m.k % kBlock == 0;
+    case WeightKind::kInt8:
+      return CodesLieInPairs(m.k);
+    case WeightKind::kF32:
+      return false;
+  }
+  return false;
 }
 
 // Up to here x is kept split in shared memory.
@@ -102,6 +112,48 @@ void LaunchFewOfBoth(Batch* batch, const LinearTuning& tuning, cudaStream_t stre
   Launch(FewRowsOfBoth<kN, kAhead, kRows>, static_cast<unsigned>(ctas), kFewThreads,
          static_cast<size_t>(kRows == Rows::kStaged ? StagedBytes(*batch) : 0), stream, *batch);
 }
+
+// Bytes of x split for 8 kN rows.
+template <typename C, int kN>
+constexpr int kClusterBytes = C::kColumnsOfCta * 2 * kTerms * 8 * kN;
+
+// That the device runs at once: the first that asks, others of a process are of its kind.
+template <typename C, int kN>
+int MostClusters() {
+  static const int most = [] {
+    cudaLaunchAttribute attribute = ClusterOf(C::kCtas);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(C::kCtas);
+    config.blockDim = dim3(kFewThreads);
+    config.dynamicSmemBytes = kClusterBytes<C, kN>;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int clusters = 0;
+    cudaOccupancyMaxActiveClusters(&clusters, FewRowsByClusters<C, kN>, &config);
+    return std::max(clusters, 1);
+  }();
+  return most;
+}
+
+template <typename C, int kN>
+void LaunchInClusters(Batch* batch, cudaStream_t stream) {
+  const int tiles = PlaceCtas(batch, C::kOutputs);
+  const int clusters = std::min(tiles, MostClusters<C, kN>());
+  LaunchClusters(FewRowsByClusters<C, kN>, C::kCtas, static_cast<unsigned>(clusters * C::kCtas),
+                 kFewThreads, kClusterBytes<C, kN>, stream, *batch);
+}
+
+template <typename C>
+void LaunchInClusters(Batch* batch, cudaStream_t stream) {
+  return batch->num_rows <= 8 ? LaunchInClusters<C, 1>(batch, stream)
+                              : LaunchInClusters<C, 2>(batch, stream);
+}
+
+// By the columns that they take.
+using ClusterOf2048 = Cluster<2, 128>;
+using ClusterOf4096 = Cluster<2, 256>;
+constexpr int32_t kMostRowsOfClusters = 16;
+static_assert(ClusterOf2048::kInputs == 2048 && ClusterOf4096::kInputs == 4096);
 
 // Tiles of ManyRows, from large to small. Those that fill a multiprocessor's registers are the
 // fastest; others keep more of them busy where there are few, and their rings fit every device.
@@ -192,12 +244,31 @@ bool IsSmall(int64_t outputs, const LinearTuning& tuning) {
 constexpr int64_t kManyOutputs = 400;
 constexpr int kHeldBlocks = 4;  // of a partition
 
+// By the blocks of a unit. kOfMany: kCtas on a multiprocessor share its registers.
+template <int kBlocks>
+struct UnitsAhead {
+  static constexpr int kHeld = kHeldBlocks / kBlocks;
+  static constexpr int kOfFew = 8 / kBlocks;
+  static constexpr int kOfMany = kBlocks == 1 ? 3 : 4;
+  static constexpr int kCtas = kBlocks == 1 ? 2 : 1;
+};
+
 template <template <int> typename Source, bool kCodes>
 void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
   if (batch->split != nullptr) return LaunchTiles<kCodes>(batch, tuning, stream);
+  using Ahead = UnitsAhead<Source<1>::kBlocks>;
+  constexpr int kHeldUnits = Ahead::kHeld;
+  constexpr int kOfFew = Ahead::kOfFew;
+  constexpr int kOfMany = Ahead::kOfMany;
+  constexpr int kCtas = Ahead::kCtas;
   const int64_t outputs = NumOutputs(*batch);
   const bool small = IsSmall(outputs, tuning);
   const int32_t rows = batch->num_rows;
+  // Of few columns, a warp's part of x stays in its registers.
+  const bool fits_registers = batch->matrices[0].k <= kPartitions * kHeldBlocks * kBlock;
+  if (rows <= 8 && !kCodes && !small && fits_registers) {
+    return LaunchFew<Source<1>, 1, 1, kHeldUnits, 1, Rows::kHeld, false>(batch, tuning, stream);
+  }
   // Splitting x ahead of all tiles delays the first: one that few tiles follow is split as it goes,
   // if its weights are wide enough to hide that.
   // A block for each warp: few registers, so that what comes next finds room beside it.
@@ -206,29 +277,22 @@ void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream
   if (pays && IsStaged(*batch, tuning)) {
     if (one_block)
       return LaunchFew<Source<1>, 1, 1, 1, 2, Rows::kStaged, true>(batch, tuning, stream);
-    return small ? LaunchFew<Source<1>, 1, 1, 8, 1, Rows::kStaged, true>(batch, tuning, stream)
-                 : LaunchFew<Source<1>, 1, 1, 3, 2, Rows::kStaged, true>(batch, tuning, stream);
+    return small ? LaunchFew<Source<1>, 1, 1, kOfFew, 1, Rows::kStaged, true>(batch, tuning, stream)
+                 : LaunchFew<Source<1>, 1, 1, kOfMany, kCtas, Rows::kStaged, true>(batch, tuning,
+                                                                                   stream);
   }
-  // Of few columns, a warp's part of x stays in its registers.
-  const bool fits_registers = batch->matrices[0].k <= kPartitions * kHeldBlocks * kBlock;
   if (rows <= 8) {
-    if (!kCodes && !small && fits_registers) {
-      return LaunchFew<Source<1>, 1, 1, kHeldBlocks, 1, Rows::kHeld, false>(batch, tuning, stream);
-    }
     if (one_block)
       return LaunchFew<Source<1>, 1, 1, 1, 2, Rows::kAnew, true>(batch, tuning, stream);
-    return small ? LaunchFew<Source<1>, 1, 1, 8, 1, Rows::kAnew, true>(batch, tuning, stream)
-                 : LaunchFew<Source<1>, 1, 1, 3, 2, Rows::kAnew, false>(batch, tuning, stream);
+    return small ? LaunchFew<Source<1>, 1, 1, kOfFew, 1, Rows::kAnew, true>(batch, tuning, stream)
+                 : LaunchFew<Source<1>, 1, 1, kOfMany, kCtas, Rows::kAnew, false>(batch, tuning,
+                                                                                  stream);
   }
   if (rows <= 16) {
-    // Of many outputs, larger tiles read x less often.
-    if (outputs >= int64_t{tuning.num_sms} * kManyOutputs) {
-      return LaunchFew<Source<2>, 2, 2, 2, 1, Rows::kAnew, false>(batch, tuning, stream);
+    if (fits_registers) {
+      return LaunchFew<Source<1>, 1, 2, kHeldUnits, 1, Rows::kHeld, true>(batch, tuning, stream);
     }
-    return fits_registers
-               ? LaunchFew<Source<1>, 1, 2, kHeldBlocks, 1, Rows::kHeld, true>(batch, tuning,
-                                                                               stream)
-               : LaunchFew<Source<1>, 1, 2, 4, 1, Rows::kAnew, true>(batch, tuning, stream);
+    return LaunchFew<Source<1>, 1, 2, kOfFew, 1, Rows::kAnew, true>(batch, tuning, stream);
   }
   LaunchFew<Source<1>, 1, 4, 2, 1, Rows::kAnew, true>(batch, tuning, stream);
 }
@@ -248,9 +312,18 @@ void LaunchBothKinds(Batch* batch, const LinearTuning& tuning, cudaStream_t stre
          batch->matrices[batch->num_bf16].kind == WeightKind::kBf16) {
     ++batch->num_bf16;
   }
-  if (batch->num_bf16 == batch->num_matrices) return LaunchBf16(batch, tuning, stream);
+  const LinearMatrix& like = batch->matrices[0];
+  const bool all_bf16 = batch->num_bf16 == batch->num_matrices;
+  const bool small = IsSmall(NumOutputs(*batch), tuning);
+  if (tuning.clusters && batch->num_rows <= kMostRowsOfClusters && !small && like.up == nullptr) {
+    if (like.k == ClusterOf4096::kInputs) return LaunchInClusters<ClusterOf4096>(batch, stream);
+    if (like.k == ClusterOf2048::kInputs && !all_bf16) {
+      return LaunchInClusters<ClusterOf2048>(batch, stream);
+    }
+  }
+  if (all_bf16) return LaunchBf16(batch, tuning, stream);
   if (batch->num_bf16 == 0) return LaunchCodes(batch, tuning, stream);
-  if (batch->num_rows <= kMostRowsOfBoth && IsSmall(NumOutputs(*batch), tuning)) {
+  if (batch->num_rows <= kMostRowsOfBoth && small) {
     if (IsStaged(*batch, tuning))
       return LaunchFewOfBoth<1, 6, Rows::kStaged>(batch, tuning, stream);
     return batch->num_rows <= 8 ? LaunchFewOfBoth<1, 6, Rows::kAnew>(batch, tuning, stream)
@@ -305,11 +378,20 @@ cudaError_t AllowStaged(void (*kernel)(Batch)) {
 
 template <typename Source, bool kSwiglu>
 cudaError_t AllowStagedOfKind() {
+  using Ahead = UnitsAhead<Source::kBlocks>;
   cudaError_t error = AllowStaged(FewRows<Source, 1, 1, 1, 2, Rows::kStaged, kSwiglu>);
-  if (error == cudaSuccess)
-    error = AllowStaged(FewRows<Source, 1, 1, 8, 1, Rows::kStaged, kSwiglu>);
+  if (error == cudaSuccess) {
+    error = AllowStaged(FewRows<Source, 1, 1, Ahead::kOfFew, 1, Rows::kStaged, kSwiglu>);
+  }
   if (error != cudaSuccess) return error;
-  return AllowStaged(FewRows<Source, 1, 1, 3, 2, Rows::kStaged, kSwiglu>);
+  return AllowStaged(FewRows<Source, 1, 1, Ahead::kOfMany, Ahead::kCtas, Rows::kStaged, kSwiglu>);
+}
+
+template <typename C, int kN>
+cudaError_t AllowClusters() {
+  const cudaError_t error = AllowStaged(FewRowsByClusters<C, kN>);
+  if (error == cudaSuccess) MostClusters<C, kN>();
+  return error;
 }
 
 template <typename T, bool kCodes>
@@ -340,6 +422,12 @@ cudaError_t PrepareLinear() {
   if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource<1>, false>();
   if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource<1>, true>();
   if (error == cudaSuccess) error = AllowStaged(FewRowsOfBoth<1, 6, Rows::kStaged>);
+  if (OverlapAllowed()) {
+    if (error == cudaSuccess) error = AllowClusters<ClusterOf2048, 1>();
+    if (error == cudaSuccess) error = AllowClusters<ClusterOf2048, 2>();
+    if (error == cudaSuccess) error = AllowClusters<ClusterOf4096, 1>();
+    if (error == cudaSuccess) error = AllowClusters<ClusterOf4096, 2>();
+  }
   if (error == cudaSuccess) error = AllowTile<LargeTile>();
   if (error == cudaSuccess) error = AllowTile<MediumTile>();
   if (error == cudaSuccess) error = AllowTile<SmallTile>();

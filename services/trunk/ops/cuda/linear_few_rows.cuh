@@ -8,37 +8,43 @@
 namespace banyan::trunk::cuda {
 namespace {
 
-// Rows of x, split, in the order in which lanes multiply them: [block][term][4 rows] of 16 bytes.
-__device__ __forceinline__ uint4* StagedAt(uint4* staged, int rows, int block, int term, int lane) {
-  return staged + (block * kTerms + term) * (4 * rows) + lane;
+// Rows of x, split, in shared memory, in the order in which lanes multiply them: [block][term][room
+// for rows][4] of 16 bytes.
+__device__ __forceinline__ int StagedAt(int room, int block, int term, int row, int t) {
+  return (block * kTerms + term) * (4 * room) + row * 4 + t;
+}
+
+__device__ __forceinline__ void StageToken(const TokenFragment& token, int room, int row, int piece,
+                                           uint4* staged) {
+#pragma unroll
+  for (int term = 0; term < kTerms; ++term) {
+    staged[StagedAt(room, piece / 4, term, row, piece % 4)] = token.term[term];
+  }
 }
 
 // All threads at once: one wait for memory, not one for each block.
 template <bool kSwiglu>
-__device__ __forceinline__ void StageRows(const float* x, const float* up, int k, int row0,
-                                          int rows, uint4* staged) {
-  const int pieces = k / 8;
-#pragma unroll 2
+__device__ __forceinline__ void StageRows(const LinearMatrix& matrix, int row0, int rows,
+                                          uint4* staged) {
+  const int pieces = matrix.k / 8;
+  const float* const up = kSwiglu ? matrix.up : nullptr;
+#pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < pieces * rows; i += kFewThreads) {
     const int row = i / pieces;
     const int piece = i % pieces;
-    const int64_t from = (row0 + row) * int64_t{k} + piece * 8;
-    const TokenFragment token =
-        LoadToken<kSwiglu>(x + from, up == nullptr ? nullptr : up + from, true);
-#pragma unroll
-    for (int term = 0; term < kTerms; ++term) {
-      *StagedAt(staged, rows, piece / 4, term, row * 4 + piece % 4) = token.term[term];
-    }
+    const int64_t from = (row0 + row) * int64_t{matrix.k} + piece * 8;
+    StageToken(LoadToken<kSwiglu>(matrix.x + from, up == nullptr ? nullptr : up + from, true), rows,
+               row, piece, staged);
   }
 }
 
-__device__ __forceinline__ TokenFragment StagedToken(uint4* staged, int rows, int block, int row,
-                                                     int t) {
+// Beyond the last row: any will do, its results are dropped. Zeros would be a branch for each load.
+__device__ __forceinline__ TokenFragment StagedToken(const uint4* staged, int rows, int block,
+                                                     int row, int t) {
   TokenFragment token;
 #pragma unroll
   for (int term = 0; term < kTerms; ++term) {
-    token.term[term] =
-        row < rows ? *StagedAt(staged, rows, block, term, row * 4 + t) : uint4{0, 0, 0, 0};
+    token.term[term] = staged[StagedAt(rows, block, term, min(row, rows - 1), t)];
   }
   return token;
 }
@@ -47,7 +53,7 @@ __device__ __forceinline__ TokenFragment StagedToken(uint4* staged, int rows, in
 enum class Rows {
   kAnew,    // global memory, split for every tile
   kStaged,  // shared memory, split once by all threads
-  kHeld     // registers, split once: partitions of up to kAhead blocks
+  kHeld     // registers, split once: partitions of up to kAhead units
 };
 
 // Where the partitions of a tile meet: two in turn, if they fit, so that one barrier does.
@@ -88,7 +94,7 @@ __device__ __forceinline__ void JoinPartitions(const float (&acc)[kM][kN][4],
 }
 
 // A CTA: tiles of 16 kM outputs and 8 kN rows, one after the other; a warp: one partition of the
-// columns. Weights are read once, kAhead blocks before they are used, straight into the registers
+// columns. Weights are read once, kAhead units before they are used, straight into the registers
 // of the product; those of the next tile are on their way while the partitions of this one are
 // joined.
 template <typename Source, int kM, int kN, int kAhead, Rows kRows, bool kSwiglu>
@@ -100,9 +106,11 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int g = lane / 4;
   const int t = lane % 4;
-  const int num_blocks = batch.matrices[0].k / kBlock;  // the same in all
-  const int begin = warp * num_blocks / kPartitions;
-  const int end = (warp + 1) * num_blocks / kPartitions;
+  constexpr int kBlocks = Source::kBlocks;
+  const LinearMatrix& like = batch.matrices[0];
+  const int num_units = like.k / (kBlock * kBlocks);  // the same in all
+  const int begin = warp * num_units / kPartitions;
+  const int end = (warp + 1) * num_units / kPartitions;
 
   int which = 0;
   int n0 = 0;
@@ -113,57 +121,67 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
     source.Enter(batch.matrices[which], n0, g, t);
   };
   typename Source::Held w[kAhead][kM];
+  const auto load = [&](int unit, typename Source::Held(&to)[kM]) {
+    source.LoadWeights(unit, to);
+    typename Source::Held(&one)[1][kM] = reinterpret_cast<typename Source::Held(&)[1][kM]>(to);
+    source.LoadScales(unit, one);
+  };
   enter();
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
-    if (begin + i < end) source.Load(begin + i, w[i]);
+    if (begin + i < end) load(begin + i, w[i]);
   }
   AwaitOthers();  // weights are on their way, x may still be in the making
-  const float* const x_all = batch.matrices[0].x;
-  const float* const up_all = kSwiglu ? batch.matrices[0].up : nullptr;
-  const int64_t lane_x = (row0 + g) * int64_t{batch.matrices[0].k} + t * 8;
-  const float* const x = x_all + lane_x;
-  const float* const up = up_all == nullptr ? nullptr : up_all + lane_x;
-  TokenFragment held[kRows == Rows::kHeld ? kAhead : 1][kN];
+  const int64_t lane_x = (row0 + g) * int64_t{like.k} + t * 8;
+  const float* const x = like.x + lane_x;
+  const float* const up = kSwiglu && like.up != nullptr ? like.up + lane_x : nullptr;
+  TokenFragment held[kRows == Rows::kHeld ? kAhead : 1][kBlocks][kN];
   const auto load_tokens = [&](int block, TokenFragment(&tokens)[kN], bool present) {
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
-      const int64_t from = n * 8 * int64_t{batch.matrices[0].k} + block * kBlock;
+      const int64_t from = n * 8 * int64_t{like.k} + block * kBlock;
       tokens[n] = LoadToken<kSwiglu>(x + from, kSwiglu && up != nullptr ? up + from : nullptr,
                                      present && n * 8 + g < rows);
     }
   };
   if constexpr (kRows == Rows::kHeld) {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) load_tokens(begin + i, held[i], begin + i < end);
+    for (int i = 0; i < kAhead; ++i) {
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+        load_tokens((begin + i) * kBlocks + b, held[i][b], begin + i < end);
+      }
+    }
   }
   if constexpr (kRows == Rows::kStaged) {
-    StageRows<kSwiglu>(x_all, up_all, batch.matrices[0].k, row0, rows, staged);
+    StageRows<kSwiglu>(like, row0, rows, staged);
     __syncthreads();
   }
   int turn = 0;
   while (true) {
     float acc[kM][kN][4] = {};
-    const auto multiply = [&](int block, int i) {
-      if constexpr (kRows == Rows::kHeld) {
-        MultiplyHeld<kM, kN>(acc, w[i], held[i]);
-        return;
-      }
-      TokenFragment tokens[kN];
-      if constexpr (kRows == Rows::kAnew) load_tokens(block, tokens, true);
-      if constexpr (kRows == Rows::kStaged) {
+    const auto multiply = [&](int unit, int i) {
+      MultiplyUnit<kM, kN>(acc, w[i], [&](int b, TokenFragment(&tokens)[kN]) {
+        if constexpr (kRows == Rows::kHeld) {
 #pragma unroll
-        for (int n = 0; n < kN; ++n) tokens[n] = StagedToken(staged, rows, block, n * 8 + g, t);
-      }
-      MultiplyHeld<kM, kN>(acc, w[i], tokens);
+          for (int n = 0; n < kN; ++n) tokens[n] = held[i][b][n];
+        } else if constexpr (kRows == Rows::kStaged) {
+#pragma unroll
+          for (int n = 0; n < kN; ++n) {
+            tokens[n] = StagedToken(staged, rows, unit * kBlocks + b, n * 8 + g, t);
+          }
+        } else {
+          load_tokens(unit * kBlocks + b, tokens, true);
+        }
+      });
     };
-    int block = begin;
+    int unit = begin;
     if constexpr (kRows != Rows::kHeld) {
-      for (; block + kAhead < end; block += kAhead) {
+      for (; unit + kAhead < end; unit += kAhead) {
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) {
-          multiply(block + i, i);
-          if (block + i + kAhead < end) source.Load(block + i + kAhead, w[i]);
+          multiply(unit + i, i);
+          if (unit + i + kAhead < end) load(unit + i + kAhead, w[i]);
         }
       }
     }
@@ -175,8 +193,8 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
     if (more) enter();
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (block + i < end) multiply(block + i, i);
-      if (more && begin + i < end) source.Load(begin + i, w[i]);
+      if (unit + i < end) multiply(unit + i, i);
+      if (more && begin + i < end) load(begin + i, w[i]);
     }
     auto& partial = partials->of[turn];
     if (Partials<kM, kN>::kTurns == 1) __syncthreads();  // the tile before this one is joined

@@ -34,15 +34,6 @@ __device__ __forceinline__ uint4 LoadStreaming(const void* p) {
   return v;
 }
 
-__device__ __forceinline__ uint2 LoadStreaming8(const void* p) {
-  uint2 v;
-  asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
-               : "=r"(v.x), "=r"(v.y)
-               : "l"(p)
-               : "memory");
-  return v;
-}
-
 // Lane 4 g + t holds columns 8 t .. 8 t + 7 of the block, of weight rows g and g + 8 and of token
 // g. Its first four columns make up the first product, the last four the second.
 struct Fragment {
@@ -50,9 +41,10 @@ struct Fragment {
   uint4 high;  // weight row g + 8
 };
 
+// The same of a group of codes, two blocks: x and y of the first, z and w of the second.
 struct CodeFragment {
-  uint2 low;
-  uint2 high;
+  uint4 low;
+  uint4 high;
   float low_scale;
   float high_scale;
 };
@@ -79,15 +71,22 @@ __device__ __forceinline__ uint32_t WidenPair(uint32_t word) {
   memcpy(&out, &a, 4);
   return out;
 }
-__device__ __forceinline__ uint4 Widen(const uint2& codes) {
-  return {WidenPair<0x4140>(codes.x), WidenPair<0x4342>(codes.x), WidenPair<0x4140>(codes.y),
-          WidenPair<0x4342>(codes.y)};
+__device__ __forceinline__ uint4 Widen(uint32_t first, uint32_t last) {
+  return {WidenPair<0x4140>(first), WidenPair<0x4342>(first), WidenPair<0x4140>(last),
+          WidenPair<0x4342>(last)};
+}
+// One of the two blocks.
+__device__ __forceinline__ Fragment WidenBlock(const uint4& low, const uint4& high, int block) {
+  return block == 0 ? Fragment{Widen(low.x, low.y), Widen(high.x, high.y)}
+                    : Fragment{Widen(low.z, low.w), Widen(high.z, high.w)};
 }
 
-// Where a lane of a warp that multiplies 16 kM outputs reads weights, and what it holds of a block.
+// Where a lane of a warp that multiplies 16 kM outputs reads weights, and what it holds of a unit:
+// of kBlocks blocks.
 template <int kM>
 struct Bf16Source {
   using Held = Fragment;
+  static constexpr int kBlocks = 1;
   const uint16_t* low[kM];
   int step_high[kM];  // from weight row g to g + 8
 
@@ -101,44 +100,60 @@ struct Bf16Source {
       step_high[m] = (min(row + 8, matrix.n - 1) - low_row) * matrix.k;
     }
   }
-  __device__ __forceinline__ void Load(int block, Held (&to)[kM]) const {
+  __device__ __forceinline__ void LoadWeights(int unit, Held (&to)[kM]) const {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      to[m].low = LoadStreaming(low[m] + block * kBlock);
-      to[m].high = LoadStreaming(low[m] + step_high[m] + block * kBlock);
+      to[m].low = LoadStreaming(low[m] + unit * kBlock);
+      to[m].high = LoadStreaming(low[m] + step_high[m] + unit * kBlock);
     }
   }
+  template <int kUnits>
+  __device__ __forceinline__ void LoadScales(int, Held (&)[kUnits][kM]) const {}
 };
 
 template <int kM>
 struct CodeSource {
   using Held = CodeFragment;
+  static constexpr int kBlocks = kGroupColumns / kBlock;
   const int8_t* low[kM];
   int step_high[kM];
   const float* low_scales[kM];
   int scales_high[kM];
 
   __device__ __forceinline__ void Enter(const LinearMatrix& matrix, int n0, int g, int t) {
-    const int groups = (matrix.k + kGroupColumns - 1) / kGroupColumns;
+    const int groups = matrix.k / kGroupColumns;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
       const int row = n0 + m * 16 + g;
       const int low_row = min(row, matrix.n - 1);
       const int between = min(row + 8, matrix.n - 1) - low_row;
-      low[m] = static_cast<const int8_t*>(matrix.w) + t * 8 + int64_t{low_row} * matrix.k;
+      low[m] = static_cast<const int8_t*>(matrix.w) + t * 16 + int64_t{low_row} * matrix.k;
       step_high[m] = between * matrix.k;
       low_scales[m] = matrix.scales + int64_t{low_row} * groups;
       scales_high[m] = between * groups;
     }
   }
-  __device__ __forceinline__ void Load(int block, Held (&to)[kM]) const {
-    constexpr int kBlocks = kGroupColumns / kBlock;
+  __device__ __forceinline__ void LoadWeights(int unit, Held (&to)[kM]) const {
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      to[m].low = LoadStreaming8(low[m] + block * kBlock);
-      to[m].high = LoadStreaming8(low[m] + step_high[m] + block * kBlock);
-      to[m].low_scale = LoadEarly(low_scales[m] + block / kBlocks);
-      to[m].high_scale = LoadEarly(low_scales[m] + scales_high[m] + block / kBlocks);
+      to[m].low = LoadStreaming(low[m] + unit * kGroupColumns);
+      to[m].high = LoadStreaming(low[m] + step_high[m] + unit * kGroupColumns);
+    }
+  }
+  // Of kUnits units at once: 1, or 2 or 4 from a multiple of that on, in rows of such a multiple.
+  template <int kUnits>
+  __device__ __forceinline__ void LoadScales(int unit, Held (&to)[kUnits][kM]) const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+      float low_of[kUnits];
+      float high_of[kUnits];
+      LoadEarly(low_scales[m] + unit, low_of);
+      LoadEarly(low_scales[m] + scales_high[m] + unit, high_of);
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        to[i][m].low_scale = low_of[i];
+        to[i][m].high_scale = high_of[i];
+      }
     }
   }
 };
@@ -221,20 +236,28 @@ __device__ __forceinline__ void AddScaled(float (&acc)[4], const float (&sum)[4]
   acc[3] = fmaf(sum[3], high, acc[3]);
 }
 
-template <int kM, int kN>
-__device__ __forceinline__ void MultiplyHeld(float (*acc)[kN][4], const Fragment (&w)[kM],
-                                             const TokenFragment (&x)[kN]) {
+// One unit. load(b, x) gives block b of the rows.
+template <int kM, int kN, typename Load>
+__device__ __forceinline__ void MultiplyUnit(float (*acc)[kN][4], const Fragment (&w)[kM],
+                                             const Load& load) {
+  TokenFragment x[kN];
+  load(0, x);
   MultiplyBlock<kM, kN>(acc, w, x);
 }
 // From zero, then scaled.
-template <int kM, int kN>
-__device__ __forceinline__ void MultiplyHeld(float (*acc)[kN][4], const CodeFragment (&w)[kM],
-                                             const TokenFragment (&x)[kN]) {
-  Fragment wide[kM];
-#pragma unroll
-  for (int m = 0; m < kM; ++m) wide[m] = {Widen(w[m].low), Widen(w[m].high)};
+template <int kM, int kN, typename Load>
+__device__ __forceinline__ void MultiplyUnit(float (*acc)[kN][4], const CodeFragment (&w)[kM],
+                                             const Load& load) {
   float sum[kM][kN][4] = {};
-  MultiplyBlock<kM, kN>(sum, wide, x);
+#pragma unroll
+  for (int block = 0; block < 2; ++block) {
+    TokenFragment x[kN];
+    load(block, x);
+    Fragment wide[kM];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) wide[m] = WidenBlock(w[m].low, w[m].high, block);
+    MultiplyBlock<kM, kN>(sum, wide, x);
+  }
 #pragma unroll
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -253,11 +276,11 @@ __device__ __forceinline__ void CopyAsync(uint32_t shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global));
 }
 
-// Where piece `piece` of a row lies. Eight lanes read half of a 128-byte line from each of two rows
-// (16 bytes each), or sixteen a quarter of it from each of four (8 bytes): all banks once.
+// Where piece `piece` of a row lies. Eight lanes read half of a 128-byte line from each of two
+// rows, or the 64 bytes of each of two: all banks once.
 template <int kPieces>
 __device__ __forceinline__ int SwizzledPiece(int row, int piece) {
-  return row * kPieces + (kPieces == 4 ? piece ^ (row & 2) : piece ^ ((row & 1) << 2));
+  return row * kPieces + (kPieces == 4 ? piece : piece ^ ((row & 1) << 2));
 }
 
 }  // namespace

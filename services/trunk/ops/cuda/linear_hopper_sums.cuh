@@ -79,19 +79,14 @@ struct Steps {
         t(lane % 4),
         weight_row(thread / kWarp * 16 + lane / 4) {}
 
+  // 16 bytes of the low weight row; those of the high one are eight rows further.
+  __device__ __forceinline__ const uint4* WeightsAt(int piece) const {
+    return reinterpret_cast<const uint4*>(shared + ring.slot * T::kStageBytes +
+                                          SwizzledPiece<T::kWeightPieces>(weight_row, piece) * 16);
+  }
   __device__ __forceinline__ Fragment Weights(int half) const {
-    constexpr int kW = T::kWeightPieces;
-    const unsigned char* const stage = shared + ring.slot * T::kStageBytes;
-    if constexpr (T::kCodes) {
-      const unsigned char* const low =
-          stage + SwizzledPiece<kW>(weight_row, half * 2 + t / 2) * 16 + t % 2 * 8;
-      return {Widen(*reinterpret_cast<const uint2*>(low)),
-              Widen(*reinterpret_cast<const uint2*>(low + 8 * kW * 16))};
-    } else {
-      const unsigned char* const low = stage + SwizzledPiece<kW>(weight_row, half * 4 + t) * 16;
-      return {*reinterpret_cast<const uint4*>(low),
-              *reinterpret_cast<const uint4*>(low + 8 * kW * 16)};
-    }
+    const uint4* const low = WeightsAt(half * 4 + t);
+    return {low[0], low[8 * T::kWeightPieces]};
   }
   // Of the low weight row; the high one's is eight further.
   __device__ __forceinline__ const float* Scales() const {
@@ -128,18 +123,18 @@ __device__ __forceinline__ void Join(float (&total)[kN][4], float (&acc)[kN][4])
   }
 }
 
-// Where partitions end, block after block.
+// Where partitions end, unit after unit: blocks of bf16, groups of codes.
 struct Partitions {
-  int num_blocks;
+  int num_units;
   int done = 0;
   int end;
 
-  __device__ __forceinline__ explicit Partitions(int of) : num_blocks(of), end(of / kPartitions) {}
-  __device__ __forceinline__ bool EndBefore(int block) {
-    if (block != end) return false;
+  __device__ __forceinline__ explicit Partitions(int of) : num_units(of), end(of / kPartitions) {}
+  __device__ __forceinline__ bool EndBefore(int unit) {
+    if (unit != end) return false;
     do {
-      end = ++done * num_blocks / kPartitions;  // some have no block
-    } while (block == end);
+      end = ++done * num_units / kPartitions;  // some have no unit
+    } while (unit == end);
     return true;
   }
 };
@@ -199,55 +194,48 @@ __device__ __forceinline__ void SumBf16(int num_blocks, Steps<T>* steps, TileSum
   steps->Leave(left);
 }
 
-// The same of codes. A block is summed from zero, then scaled: one part of the rows while products
+// The same of codes. A group is summed from zero, then scaled: one part of the rows while products
 // of the other are on their way, which have all ended where the step does.
 template <typename T>
-__device__ __forceinline__ void SumCodes(int num_blocks, Steps<T>* steps, TileSums<T>* sums) {
+__device__ __forceinline__ void SumCodes(int num_groups, Steps<T>* steps, TileSums<T>* sums) {
   constexpr int kN = TileSums<T>::kN;
   constexpr uint32_t kPartBytes = kN * 128;
   static_assert(T::kParts == 2);
-  float block_sum[2][kN][4] = {};
-  Partitions partitions(num_blocks);
-  for (int block = 0; block < num_blocks; block += kStepBlocks) {
+  float group_sum[2][kN][4] = {};
+  Partitions partitions(num_groups);
+  for (int group = 0; group < num_groups; ++group) {
     steps->ring.AwaitFull();
     const float low_scale = steps->Scales()[0];
     const float high_scale = steps->Scales()[8];
-    const auto queue = [&](const Fragment& w, int half, int part) {
-      QueueProducts(block_sum[part], w, steps->Tokens(half) + part * kPartBytes, false);
-    };
-    const auto scale = [&](int part) {
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        AddScaled(sums->acc[part][n], block_sum[part][n], low_scale, high_scale);
-      }
-    };
-    const auto finish = [&] {
-      WgmmaWait<1>(block_sum[0]);
-      scale(0);
-      WgmmaWait<0>(block_sum[1]);
-      scale(1);
-      steps->Leave(steps->ring.empty_barrier());
-      steps->ring.Next();
-    };
-    if (partitions.EndBefore(block)) {
+    const uint4* const codes = steps->WeightsAt(steps->t);
+    const uint4 low = codes[0];
+    const uint4 high = codes[8 * T::kWeightPieces];
+    const Fragment even = WidenBlock(low, high, 0);
+    const Fragment odd = WidenBlock(low, high, 1);
+    if (partitions.EndBefore(group)) {
       Join(sums->total[0], sums->acc[0]);
       Join(sums->total[1], sums->acc[1]);
     }
-    const Fragment even = steps->Weights(0);
-    queue(even, 0, 0);
-    queue(even, 0, 1);
-    // Apart: where branches meet the compiler would wait for all products.
-    if (block + 1 == num_blocks) return finish();
-    const Fragment odd = steps->Weights(1);
-    const bool join = partitions.EndBefore(block + 1);
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
-      WgmmaWait<1>(block_sum[part]);
-      scale(part);
-      if (join) Join(sums->total[part], sums->acc[part]);
-      queue(odd, 1, part);
+      QueueProducts(group_sum[part], even, steps->Tokens(0) + part * kPartBytes, false);
+      QueueProducts(group_sum[part], odd, steps->Tokens(1) + part * kPartBytes, true);
     }
-    finish();
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      // Those of the other part are the last two.
+      if (part == 0) {
+        WgmmaWait<2>(group_sum[0]);
+      } else {
+        WgmmaWait<0>(group_sum[1]);
+      }
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        AddScaled(sums->acc[part][n], group_sum[part][n], low_scale, high_scale);
+      }
+    }
+    steps->Leave(steps->ring.empty_barrier());
+    steps->ring.Next();
   }
 }
 

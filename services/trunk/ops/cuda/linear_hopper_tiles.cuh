@@ -63,7 +63,7 @@ __device__ __forceinline__ void CopyTiles(const LinearBatch& batch, Ring<T> ring
       }
       if constexpr (T::kCodes) {
         if (thread < T::kOutputs) {
-          const int64_t groups = (k + kGroupColumns - 1) / kGroupColumns;
+          const int64_t groups = k / kGroupColumns;
           CopyAsync4(stage + static_cast<uint32_t>(T::kScalesAt + thread * 4),
                      matrix.scales + min(n0 + thread, matrix.n - 1) * groups + block / kStepBlocks);
         }
@@ -84,7 +84,7 @@ __device__ __forceinline__ void MultiplyTiles(const LinearBatch& batch, const Ri
   for (TilesOfCta<T> tiles(batch); !tiles.Done(); tiles.Next()) {
     TileSums<T> sums;
     if constexpr (T::kCodes) {
-      SumCodes(num_blocks, &steps, &sums);
+      SumCodes(num_blocks / kStepBlocks, &steps, &sums);
     } else {
       SumBf16(num_blocks, &steps, &sums);
     }

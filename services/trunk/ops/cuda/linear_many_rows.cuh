@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(T::kNumThreads, T::kCtasPerSm)
         }
       }
       if (kCodes && thread < T::kOutputs) {
-        const int64_t groups = (matrix.k + kGroupColumns - 1) / kGroupColumns;
+        const int64_t groups = matrix.k / kGroupColumns;
         CopyAsync4(stage + static_cast<uint32_t>(S::kScalesAt + thread * 4),
                    matrix.scales + min(n0 + thread, matrix.n - 1) * groups + step);
       }
@@ -113,18 +113,34 @@ __global__ void __launch_bounds__(T::kNumThreads, T::kCtasPerSm)
   const int warp_row0 = warp / T::kWarpsM * (kN * 8);
 #pragma unroll
   for (int i = 0; i < T::kStages - 1; ++i) fetch(i);
+  // Partitions are of whole units: a step of codes, a block of bf16.
+  constexpr int kUnitBlocks = kCodes ? kStepBlocks : 1;
+  const int num_units = num_blocks / kUnitBlocks;
   int partition = 0;
-  int partition_end = num_blocks / kPartitions;
+  int partition_end = num_units / kPartitions;
+  const auto join = [&](int unit) {
+    while (unit == partition_end) {
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            total[m][n][i] += acc[m][n][i];
+            acc[m][n][i] = 0;
+          }
+        }
+      }
+      ++partition;
+      partition_end = (partition + 1) * num_units / kPartitions;
+    }
+  };
   for (int step = 0; step < num_steps; ++step) {
     asm volatile("cp.async.wait_group %0;" ::"n"(T::kStages - 2));
     __syncthreads();
     fetch(step + T::kStages - 1);
-    const unsigned char* stage = shared + step % T::kStages * S::kBytes;
-#pragma unroll
-    for (int half = 0; half < kStepBlocks; ++half) {
-      const int block = step * kStepBlocks + half;
-      if (block >= num_blocks) break;
-      TokenFragment tokens[kN];
+    const unsigned char* const stage = shared + step % T::kStages * S::kBytes;
+    const auto load_tokens = [&](int half, TokenFragment(&tokens)[kN]) {
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
         const int row = warp_row0 + n * 8 + g;
@@ -135,48 +151,44 @@ __global__ void __launch_bounds__(T::kNumThreads, T::kCtasPerSm)
               stage + S::kTokensAt + SwizzledPiece<S::kTokenPieces>(row, piece) * 16);
         }
       }
-      while (block == partition_end) {
-#pragma unroll
-        for (int m = 0; m < kM; ++m) {
-#pragma unroll
-          for (int n = 0; n < kN; ++n) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              total[m][n][i] += acc[m][n][i];
-              acc[m][n][i] = 0;
-            }
-          }
-        }
-        ++partition;
-        partition_end = (partition + 1) * num_blocks / kPartitions;
-      }
+    };
+    // Of weight row g of 16 outputs; row g + 8 follows.
+    const auto weights_at = [&](int m, int piece) {
+      const int row = warp_n0 + m * 16 + g;
+      return reinterpret_cast<const uint4*>(stage +
+                                            SwizzledPiece<S::kWeightPieces>(row, piece) * 16);
+    };
+    if constexpr (kCodes) {
+      join(step);
 #pragma unroll
       for (int m = 0; m < kM; m += kAtOnce) {
-        if constexpr (kCodes) {
-          CodeFragment w[kAtOnce];
+        CodeFragment w[kAtOnce];
 #pragma unroll
-          for (int i = 0; i < kAtOnce; ++i) {
-            const int row = warp_n0 + (m + i) * 16 + g;
-            const int piece = half * 2 + t / 2;
-            const unsigned char* low =
-                stage + SwizzledPiece<S::kWeightPieces>(row, piece) * 16 + t % 2 * 8;
-            const auto* scales = reinterpret_cast<const float*>(stage + S::kScalesAt) + row;
-            w[i] = {*reinterpret_cast<const uint2*>(low),
-                    *reinterpret_cast<const uint2*>(low + 8 * S::kWeightPieces * 16), scales[0],
-                    scales[8]};
-          }
-          MultiplyHeld<kAtOnce, kN>(acc + m, w, tokens);
-        } else {
+        for (int i = 0; i < kAtOnce; ++i) {
+          const uint4* const low = weights_at(m + i, t);
+          const auto* scales =
+              reinterpret_cast<const float*>(stage + S::kScalesAt) + warp_n0 + (m + i) * 16 + g;
+          w[i] = {low[0], low[8 * S::kWeightPieces], scales[0], scales[8]};
+        }
+        MultiplyUnit<kAtOnce, kN>(acc + m, w, load_tokens);
+      }
+    } else {
+#pragma unroll
+      for (int half = 0; half < kStepBlocks; ++half) {
+        const int block = step * kStepBlocks + half;
+        if (block >= num_blocks) break;
+        TokenFragment tokens[kN];
+        load_tokens(half, tokens);
+        join(block);
+#pragma unroll
+        for (int m = 0; m < kM; m += kAtOnce) {
           Fragment w[kAtOnce];
 #pragma unroll
           for (int i = 0; i < kAtOnce; ++i) {
-            const int row = warp_n0 + (m + i) * 16 + g;
-            const unsigned char* low =
-                stage + SwizzledPiece<S::kWeightPieces>(row, half * 4 + t) * 16;
-            w[i] = {*reinterpret_cast<const uint4*>(low),
-                    *reinterpret_cast<const uint4*>(low + 8 * S::kWeightPieces * 16)};
+            const uint4* const low = weights_at(m + i, half * 4 + t);
+            w[i] = {low[0], low[8 * S::kWeightPieces]};
           }
-          MultiplyHeld<kAtOnce, kN>(acc + m, w, tokens);
+          MultiplyBlock<kAtOnce, kN>(acc + m, w, tokens);
         }
       }
     }

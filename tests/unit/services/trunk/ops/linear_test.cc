@@ -207,6 +207,51 @@ TEST_P(LinearTest, CodesBesideBf16InOneCall) {
   }
 }
 
+// More outputs than a GPU has multiprocessors for, of columns that its clusters of CTAs share out:
+// each row as alone, and as beside many.
+TEST_P(LinearTest, CodesOfManyOutputs) {
+  struct Case {
+    int32_t k;
+    int32_t most_rows;
+  };
+  for (const auto [k, most] : {Case{2048, 40}, Case{4096, 20}}) {
+    const TestMatrix codes = MakeMatrix(DType::kI8, 2201, k);
+    const TestMatrix few = MakeMatrix(DType::kBF16, 70, k);
+    const TestMatrix more = MakeMatrix(DType::kI8, 129, k);
+    ASSERT_NO_FATAL_FAILURE(CheckAgainstDoubles(codes, 1));
+    const auto outputs = [&](const std::vector<float>& x, int32_t rows) {
+      const auto r = static_cast<size_t>(rows);
+      std::vector<float> yc(r * 2201, NAN), yf(r * 70, NAN), ym(r * 129, NAN);
+      const LinearArgs calls[] = {{.x = x.data(), .w = &codes.matrix, .y = yc.data()},
+                                  {.x = x.data(), .w = &few.matrix, .y = yf.data()},
+                                  {.x = x.data(), .w = &more.matrix, .y = ym.data()}};
+      backend_->Linear(rows, calls);
+      std::vector<std::vector<float>> of_rows(r);
+      for (size_t i = 0; i < r; ++i) {
+        const auto add = [&](const std::vector<float>& y, size_t n) {
+          of_rows[i].insert(of_rows[i].end(), y.data() + i * n, y.data() + (i + 1) * n);
+        };
+        add(yc, 2201);
+        add(yf, 70);
+        add(ym, 129);
+      }
+      return of_rows;
+    };
+    const std::vector<float> x = Random(static_cast<size_t>(most) * static_cast<size_t>(k));
+    const std::vector<std::vector<float>> expected = outputs(x, most);
+    for (int32_t rows : {1, 5, 16}) {
+      const std::vector<std::vector<float>> found = outputs(x, rows);
+      for (size_t r = 0; r < found.size(); ++r) {
+        ASSERT_TRUE(SameBits(found[r], expected[r]))
+            << k << " columns, row " << r << " of " << rows;
+      }
+    }
+    // The last of them alone.
+    const std::vector<float> last = {x.begin() + int64_t{15} * k, x.begin() + int64_t{16} * k};
+    EXPECT_TRUE(SameBits(outputs(last, 1)[0], expected[15]));
+  }
+}
+
 TEST_P(LinearTest, SwigluAndProductAtOnce) {
   for (DType dtype : {DType::kBF16, DType::kI8, DType::kF32}) {
     for (int32_t k : {96, 130, 512}) {
