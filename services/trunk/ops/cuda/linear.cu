@@ -117,6 +117,14 @@ void LaunchFewOfBoth(Batch* batch, const LinearTuning& tuning, cudaStream_t stre
 template <typename C, int kN>
 constexpr int kClusterBytes = C::kColumnsOfCta * 2 * kTerms * 8 * kN;
 
+// Whether a CTA may have so much.
+template <typename C>
+bool FitsShared(int32_t num_rows, int32_t shared_bytes) {
+  const size_t bytes = num_rows <= 8 ? sizeof(Meeting<1>) + kClusterBytes<C, 1>
+                                     : sizeof(Meeting<2>) + kClusterBytes<C, 2>;
+  return bytes <= static_cast<size_t>(shared_bytes);
+}
+
 // That the device runs at once: the first that asks, others of a process are of its kind.
 template <typename C, int kN>
 int MostClusters() {
@@ -315,9 +323,13 @@ void LaunchBothKinds(Batch* batch, const LinearTuning& tuning, cudaStream_t stre
   const LinearMatrix& like = batch->matrices[0];
   const bool all_bf16 = batch->num_bf16 == batch->num_matrices;
   const bool small = IsSmall(NumOutputs(*batch), tuning);
-  if (tuning.clusters && batch->num_rows <= kMostRowsOfClusters && !small && like.up == nullptr) {
-    if (like.k == ClusterOf4096::kInputs) return LaunchInClusters<ClusterOf4096>(batch, stream);
-    if (like.k == ClusterOf2048::kInputs && !all_bf16) {
+  const int32_t rows = batch->num_rows;
+  if (tuning.clusters && rows <= kMostRowsOfClusters && !small && like.up == nullptr) {
+    if (like.k == ClusterOf4096::kInputs && FitsShared<ClusterOf4096>(rows, tuning.shared_bytes)) {
+      return LaunchInClusters<ClusterOf4096>(batch, stream);
+    }
+    if (like.k == ClusterOf2048::kInputs && !all_bf16 &&
+        FitsShared<ClusterOf2048>(rows, tuning.shared_bytes)) {
       return LaunchInClusters<ClusterOf2048>(batch, stream);
     }
   }
@@ -361,76 +373,82 @@ void LaunchTensorCores(const Batch& all, const LinearTuning& tuning, cudaStream_
   }
 }
 
-// Raises the limit on the shared memory of a kernel for few rows to what the device has.
-cudaError_t AllowStaged(void (*kernel)(Batch)) {
+// That a CTA may have.
+cudaError_t MostShared(int* bytes) {
   int device = 0;
-  int most = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+// Raises the limit on the shared memory of a kernel for few rows to `most`.
+cudaError_t AllowStaged(void (*kernel)(Batch), int most) {
   cudaFuncAttributes attributes = {};
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
   if (error != cudaSuccess) return error;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                               most - static_cast<int>(attributes.sharedSizeBytes));
 }
 
 template <typename Source, bool kSwiglu>
-cudaError_t AllowStagedOfKind() {
+cudaError_t AllowStagedOfKind(int most) {
   using Ahead = UnitsAhead<Source::kBlocks>;
-  cudaError_t error = AllowStaged(FewRows<Source, 1, 1, 1, 2, Rows::kStaged, kSwiglu>);
+  cudaError_t error = AllowStaged(FewRows<Source, 1, 1, 1, 2, Rows::kStaged, kSwiglu>, most);
   if (error == cudaSuccess) {
-    error = AllowStaged(FewRows<Source, 1, 1, Ahead::kOfFew, 1, Rows::kStaged, kSwiglu>);
+    error = AllowStaged(FewRows<Source, 1, 1, Ahead::kOfFew, 1, Rows::kStaged, kSwiglu>, most);
   }
   if (error != cudaSuccess) return error;
-  return AllowStaged(FewRows<Source, 1, 1, Ahead::kOfMany, Ahead::kCtas, Rows::kStaged, kSwiglu>);
+  return AllowStaged(FewRows<Source, 1, 1, Ahead::kOfMany, Ahead::kCtas, Rows::kStaged, kSwiglu>,
+                     most);
 }
 
-template <typename C, int kN>
-cudaError_t AllowClusters() {
-  const cudaError_t error = AllowStaged(FewRowsByClusters<C, kN>);
-  if (error == cudaSuccess) MostClusters<C, kN>();
+// As far as the device has room for them.
+template <typename C>
+cudaError_t AllowClusters(int most) {
+  cudaError_t error = cudaSuccess;
+  if (FitsShared<C>(8, most)) {
+    error = AllowStaged(FewRowsByClusters<C, 1>, most);
+    if (error == cudaSuccess) MostClusters<C, 1>();
+  }
+  if (error == cudaSuccess && FitsShared<C>(16, most)) {
+    error = AllowStaged(FewRowsByClusters<C, 2>, most);
+    if (error == cudaSuccess) MostClusters<C, 2>();
+  }
   return error;
 }
 
 template <typename T, bool kCodes>
-cudaError_t AllowTileOfKind() {
-  int device = 0;
-  int most = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
+cudaError_t AllowTileOfKind(int most) {
+  constexpr int kBytes = kRingBytes<T, kCodes>;
   // A large one may be too large for the device: LaunchTiles leaves it alone.
-  if (error != cudaSuccess || kRingBytes < T, kCodes >> most) return error;
+  if (kBytes > most) return cudaSuccess;
   return cudaFuncSetAttribute(ManyRows<T, kCodes>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              kRingBytes<T, kCodes>);
+                              kBytes);
 }
 
 template <typename T>
-cudaError_t AllowTile() {
-  const cudaError_t error = AllowTileOfKind<T, false>();
-  return error == cudaSuccess ? AllowTileOfKind<T, true>() : error;
+cudaError_t AllowTile(int most) {
+  const cudaError_t error = AllowTileOfKind<T, false>(most);
+  return error == cudaSuccess ? AllowTileOfKind<T, true>(most) : error;
 }
 
 }  // namespace
 
 cudaError_t PrepareLinear() {
-  cudaError_t error = AllowStagedOfKind<Bf16Source<1>, false>();
-  if (error == cudaSuccess) error = AllowStagedOfKind<Bf16Source<1>, true>();
-  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource<1>, false>();
-  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource<1>, true>();
-  if (error == cudaSuccess) error = AllowStaged(FewRowsOfBoth<1, 6, Rows::kStaged>);
+  int most = 0;
+  cudaError_t error = MostShared(&most);
+  if (error == cudaSuccess) error = AllowStagedOfKind<Bf16Source<1>, false>(most);
+  if (error == cudaSuccess) error = AllowStagedOfKind<Bf16Source<1>, true>(most);
+  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource<1>, false>(most);
+  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource<1>, true>(most);
+  if (error == cudaSuccess) error = AllowStaged(FewRowsOfBoth<1, 6, Rows::kStaged>, most);
   if (OverlapAllowed()) {
-    if (error == cudaSuccess) error = AllowClusters<ClusterOf2048, 1>();
-    if (error == cudaSuccess) error = AllowClusters<ClusterOf2048, 2>();
-    if (error == cudaSuccess) error = AllowClusters<ClusterOf4096, 1>();
-    if (error == cudaSuccess) error = AllowClusters<ClusterOf4096, 2>();
+    if (error == cudaSuccess) error = AllowClusters<ClusterOf2048>(most);
+    if (error == cudaSuccess) error = AllowClusters<ClusterOf4096>(most);
   }
-  if (error == cudaSuccess) error = AllowTile<LargeTile>();
-  if (error == cudaSuccess) error = AllowTile<MediumTile>();
-  if (error == cudaSuccess) error = AllowTile<SmallTile>();
+  if (error == cudaSuccess) error = AllowTile<LargeTile>(most);
+  if (error == cudaSuccess) error = AllowTile<MediumTile>(most);
+  if (error == cudaSuccess) error = AllowTile<SmallTile>(most);
   return error;
 }
 
