@@ -86,16 +86,16 @@ bool IsStaged(const Batch& batch, const LinearTuning& tuning) {
 }
 
 // kSwiglu: such a batch may have `up`.
-template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, Rows kRows, bool kSwiglu>
+template <typename Source, int kN, int kAhead, int kCtasPerSm, Rows kRows, bool kSwiglu>
 void LaunchFew(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
-  const int tiles = PlaceCtas(batch, 16 * kM);
+  const int tiles = PlaceCtas(batch, 16);
   const int groups = (batch->num_rows + 8 * kN - 1) / (8 * kN);
   const int resident = std::max(1, tuning.num_sms * kCtasPerSm / groups);
   const dim3 grid(static_cast<unsigned>(std::min(tiles, resident)), static_cast<unsigned>(groups));
-  auto kernel = FewRows<Source, kM, kN, kAhead, kCtasPerSm, kRows, false>;
+  auto kernel = FewRows<Source, kN, kAhead, kCtasPerSm, kRows, false>;
   if constexpr (kSwiglu) {
     if (batch->matrices[0].up != nullptr) {
-      kernel = FewRows<Source, kM, kN, kAhead, kCtasPerSm, kRows, true>;
+      kernel = FewRows<Source, kN, kAhead, kCtasPerSm, kRows, true>;
     }
   }
   Launch(kernel, grid, kFewThreads,
@@ -261,10 +261,10 @@ struct UnitsAhead {
   static constexpr int kCtas = kBlocks == 1 ? 2 : 1;
 };
 
-template <template <int> typename Source, bool kCodes>
+template <typename Source, bool kCodes>
 void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
   if (batch->split != nullptr) return LaunchTiles<kCodes>(batch, tuning, stream);
-  using Ahead = UnitsAhead<Source<1>::kBlocks>;
+  using Ahead = UnitsAhead<Source::kBlocks>;
   constexpr int kHeldUnits = Ahead::kHeld;
   constexpr int kOfFew = Ahead::kOfFew;
   constexpr int kOfMany = Ahead::kOfMany;
@@ -275,7 +275,7 @@ void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream
   // Of few columns, a warp's part of x stays in its registers.
   const bool fits_registers = batch->matrices[0].k <= kPartitions * kHeldBlocks * kBlock;
   if (rows <= 8 && !kCodes && !small && fits_registers) {
-    return LaunchFew<Source<1>, 1, 1, kHeldUnits, 1, Rows::kHeld, false>(batch, tuning, stream);
+    return LaunchFew<Source, 1, kHeldUnits, 1, Rows::kHeld, false>(batch, tuning, stream);
   }
   // Splitting x ahead of all tiles delays the first: one that few tiles follow is split as it goes,
   // if its weights are wide enough to hide that.
@@ -283,26 +283,22 @@ void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream
   const bool one_block = small && batch->matrices[0].k <= kPartitions * kBlock;
   const bool pays = kCodes || small || outputs >= int64_t{tuning.num_sms} * kManyOutputs;
   if (pays && IsStaged(*batch, tuning)) {
-    if (one_block)
-      return LaunchFew<Source<1>, 1, 1, 1, 2, Rows::kStaged, true>(batch, tuning, stream);
-    return small ? LaunchFew<Source<1>, 1, 1, kOfFew, 1, Rows::kStaged, true>(batch, tuning, stream)
-                 : LaunchFew<Source<1>, 1, 1, kOfMany, kCtas, Rows::kStaged, true>(batch, tuning,
-                                                                                   stream);
+    if (one_block) return LaunchFew<Source, 1, 1, 2, Rows::kStaged, true>(batch, tuning, stream);
+    return small ? LaunchFew<Source, 1, kOfFew, 1, Rows::kStaged, true>(batch, tuning, stream)
+                 : LaunchFew<Source, 1, kOfMany, kCtas, Rows::kStaged, true>(batch, tuning, stream);
   }
   if (rows <= 8) {
-    if (one_block)
-      return LaunchFew<Source<1>, 1, 1, 1, 2, Rows::kAnew, true>(batch, tuning, stream);
-    return small ? LaunchFew<Source<1>, 1, 1, kOfFew, 1, Rows::kAnew, true>(batch, tuning, stream)
-                 : LaunchFew<Source<1>, 1, 1, kOfMany, kCtas, Rows::kAnew, false>(batch, tuning,
-                                                                                  stream);
+    if (one_block) return LaunchFew<Source, 1, 1, 2, Rows::kAnew, true>(batch, tuning, stream);
+    return small ? LaunchFew<Source, 1, kOfFew, 1, Rows::kAnew, true>(batch, tuning, stream)
+                 : LaunchFew<Source, 1, kOfMany, kCtas, Rows::kAnew, false>(batch, tuning, stream);
   }
   if (rows <= 16) {
     if (fits_registers) {
-      return LaunchFew<Source<1>, 1, 2, kHeldUnits, 1, Rows::kHeld, true>(batch, tuning, stream);
+      return LaunchFew<Source, 2, kHeldUnits, 1, Rows::kHeld, true>(batch, tuning, stream);
     }
-    return LaunchFew<Source<1>, 1, 2, kOfFew, 1, Rows::kAnew, true>(batch, tuning, stream);
+    return LaunchFew<Source, 2, kOfFew, 1, Rows::kAnew, true>(batch, tuning, stream);
   }
-  LaunchFew<Source<1>, 1, 4, 2, 1, Rows::kAnew, true>(batch, tuning, stream);
+  LaunchFew<Source, 4, 2, 1, Rows::kAnew, true>(batch, tuning, stream);
 }
 
 void LaunchBf16(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
@@ -393,12 +389,12 @@ cudaError_t AllowStaged(void (*kernel)(Batch), int most) {
 template <typename Source, bool kSwiglu>
 cudaError_t AllowStagedOfKind(int most) {
   using Ahead = UnitsAhead<Source::kBlocks>;
-  cudaError_t error = AllowStaged(FewRows<Source, 1, 1, 1, 2, Rows::kStaged, kSwiglu>, most);
+  cudaError_t error = AllowStaged(FewRows<Source, 1, 1, 2, Rows::kStaged, kSwiglu>, most);
   if (error == cudaSuccess) {
-    error = AllowStaged(FewRows<Source, 1, 1, Ahead::kOfFew, 1, Rows::kStaged, kSwiglu>, most);
+    error = AllowStaged(FewRows<Source, 1, Ahead::kOfFew, 1, Rows::kStaged, kSwiglu>, most);
   }
   if (error != cudaSuccess) return error;
-  return AllowStaged(FewRows<Source, 1, 1, Ahead::kOfMany, Ahead::kCtas, Rows::kStaged, kSwiglu>,
+  return AllowStaged(FewRows<Source, 1, Ahead::kOfMany, Ahead::kCtas, Rows::kStaged, kSwiglu>,
                      most);
 }
 
@@ -437,10 +433,10 @@ cudaError_t AllowTile(int most) {
 cudaError_t PrepareLinear() {
   int most = 0;
   cudaError_t error = MostShared(&most);
-  if (error == cudaSuccess) error = AllowStagedOfKind<Bf16Source<1>, false>(most);
-  if (error == cudaSuccess) error = AllowStagedOfKind<Bf16Source<1>, true>(most);
-  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource<1>, false>(most);
-  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource<1>, true>(most);
+  if (error == cudaSuccess) error = AllowStagedOfKind<Bf16Source, false>(most);
+  if (error == cudaSuccess) error = AllowStagedOfKind<Bf16Source, true>(most);
+  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource, false>(most);
+  if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource, true>(most);
   if (error == cudaSuccess) error = AllowStaged(FewRowsOfBoth<1, 6, Rows::kStaged>, most);
   if (OverlapAllowed()) {
     if (error == cudaSuccess) error = AllowClusters<ClusterOf2048>(most);

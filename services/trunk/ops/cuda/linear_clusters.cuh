@@ -121,33 +121,33 @@ class ClusterRun {
       source.Enter(batch_.matrices[which],
                    (tile - batch_.first_cta[which]) * C::kOutputs + owner * 16, g, t);
     };
-    typename Source::Held w[kAhead][kUnits][1];
+    typename Source::Held w[kAhead][kUnits];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       if (tile_ + i * step >= end) break;
       enter(tile_ + i * step);
 #pragma unroll
       for (int unit = 0; unit < kUnits; ++unit) {
-        source.LoadWeights(partition * kUnits + unit, w[i][unit]);
+        source.LoadWeights(partition * kUnits + unit, &w[i][unit]);
       }
-      source.LoadScales(partition * kUnits, w[i]);
+      source.template LoadScales<kUnits>(partition * kUnits, w[i]);
     }
     Begin();
     const StagedRows<kN> rows(staged_ + StagedAt(8 * kN, part * kUnits * Source::kBlocks, 0, 0, 0),
                               batch_.num_rows, g, t);
     // A tile whose weights are here; false after the last.
-    const auto multiply = [&](typename Source::Held(&weights)[kUnits][1]) {
+    const auto multiply = [&](typename Source::Held(&weights)[kUnits]) {
       const bool more = tile_ + kAhead * step < end;
       if (more) enter(tile_ + kAhead * step);
       float acc[1][kN][4] = {};
 #pragma unroll
       for (int unit = 0; unit < kUnits; ++unit) {
-        MultiplyUnit<1, kN>(acc, weights[unit], [&](int b, TokenFragment(&tokens)[kN]) {
+        MultiplyUnit<1, kN>(acc, {weights[unit]}, [&](int b, TokenFragment(&tokens)[kN]) {
           rows.Load(unit * Source::kBlocks + b, tokens);
         });
-        if (more) source.LoadWeights(partition * kUnits + unit, weights[unit]);
+        if (more) source.LoadWeights(partition * kUnits + unit, &weights[unit]);
       }
-      if (more) source.LoadScales(partition * kUnits, weights);
+      if (more) source.template LoadScales<kUnits>(partition * kUnits, weights);
       ClusterWait();  // all have added up the tile before the last
       const int turn = count_ % 2;
       const uint32_t to = OfRank(SharedAddress(&meeting_->of[turn][partition][0][lane_]), owner);
@@ -247,9 +247,8 @@ __global__ void __launch_bounds__(kFewThreads, 1)
   __shared__ __align__(16) Meeting<kN> meeting;
   extern __shared__ __align__(16) uint4 staged[];
   ClusterRun<C, kN> run(batch, &meeting, staged);
-  run.template Tiles<Bf16Source<1>, 1>(batch.first_cta[batch.num_bf16]);
-  run.template Tiles<CodeSource<1>, C::kColumns == 128 ? 2 : 1>(
-      batch.first_cta[batch.num_matrices]);
+  run.template Tiles<Bf16Source, 1>(batch.first_cta[batch.num_bf16]);
+  run.template Tiles<CodeSource, C::kColumns == 128 ? 2 : 1>(batch.first_cta[batch.num_matrices]);
   run.End();
 #endif
 }

@@ -57,34 +57,31 @@ enum class Rows {
 };
 
 // Where the partitions of a tile meet: two in turn, if they fit, so that one barrier does.
-template <int kM, int kN>
+template <int kN>
 struct Partials {
-  static constexpr int kTurns = kM * kN <= 2 ? 2 : 1;
-  float of[kTurns][kPartitions][kM * kN * 4][kWarp];
+  static constexpr int kTurns = kN <= 2 ? 2 : 1;
+  float of[kTurns][kPartitions][kN * 4][kWarp];
 };
 
 // Adds up what the warps have of a tile, outputs from n0 on, and stores it. All threads.
-template <int kM, int kN>
-__device__ __forceinline__ void JoinPartitions(const float (&acc)[kM][kN][4],
-                                               float (&partial)[kPartitions][kM * kN * 4][kWarp],
+template <int kN>
+__device__ __forceinline__ void JoinPartitions(const float (&acc)[1][kN][4],
+                                               float (&partial)[kPartitions][kN * 4][kWarp],
                                                int row0, int rows, int n0, int n, float* y) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
-  for (int m = 0; m < kM; ++m) {
+  for (int i = 0; i < kN; ++i) {
 #pragma unroll
-    for (int i = 0; i < kN; ++i) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) partial[warp][(m * kN + i) * 4 + e][lane] = acc[m][i][e];
-    }
+    for (int e = 0; e < 4; ++e) partial[warp][i * 4 + e][lane] = acc[0][i][e];
   }
   __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x); at < kM * kN * 4 * kWarp; at += kFewThreads) {
+  for (int at = static_cast<int>(threadIdx.x); at < kN * 4 * kWarp; at += kFewThreads) {
     // Neighbouring threads take neighbouring outputs of the same row.
-    const int output = at % (16 * kM);
-    const int row = at / (16 * kM);
+    const int output = at % 16;
+    const int row = at / 16;
     if (row >= rows) break;
-    const int value = ((output / 16) * kN + row / 8) * 4 + (output % 16 / 8) * 2 + row % 2;
+    const int value = row / 8 * 4 + output / 8 * 2 + row % 2;
     const int owner = (output % 8) * 4 + row % 8 / 2;
     float total = 0;
 #pragma unroll
@@ -93,13 +90,13 @@ __device__ __forceinline__ void JoinPartitions(const float (&acc)[kM][kN][4],
   }
 }
 
-// A CTA: tiles of 16 kM outputs and 8 kN rows, one after the other; a warp: one partition of the
+// A CTA: tiles of 16 outputs and 8 kN rows, one after the other; a warp: one partition of the
 // columns. Weights are read once, kAhead units before they are used, straight into the registers
 // of the product; those of the next tile are on their way while the partitions of this one are
 // joined.
-template <typename Source, int kM, int kN, int kAhead, Rows kRows, bool kSwiglu>
+template <typename Source, int kN, int kAhead, Rows kRows, bool kSwiglu>
 __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int num_tiles, int step,
-                                             Partials<kM, kN>* partials, uint4* staged) {
+                                             Partials<kN>* partials, uint4* staged) {
   const int row0 = static_cast<int>(blockIdx.y) * 8 * kN;
   const int rows = min(8 * kN, batch.num_rows - row0);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -117,14 +114,13 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
   Source source;
   const auto enter = [&] {
     which = FindMatrix(batch, tile);
-    n0 = (tile - batch.first_cta[which]) * 16 * kM;
+    n0 = (tile - batch.first_cta[which]) * 16;
     source.Enter(batch.matrices[which], n0, g, t);
   };
-  typename Source::Held w[kAhead][kM];
-  const auto load = [&](int unit, typename Source::Held(&to)[kM]) {
+  typename Source::Held w[kAhead][1];
+  const auto load = [&](int unit, typename Source::Held(&to)[1]) {
     source.LoadWeights(unit, to);
-    typename Source::Held(&one)[1][kM] = reinterpret_cast<typename Source::Held(&)[1][kM]>(to);
-    source.LoadScales(unit, one);
+    source.template LoadScales<1>(unit, to);
   };
   enter();
 #pragma unroll
@@ -159,9 +155,9 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
   }
   int turn = 0;
   while (true) {
-    float acc[kM][kN][4] = {};
+    float acc[1][kN][4] = {};
     const auto multiply = [&](int unit, int i) {
-      MultiplyUnit<kM, kN>(acc, w[i], [&](int b, TokenFragment(&tokens)[kN]) {
+      MultiplyUnit<1, kN>(acc, w[i], [&](int b, TokenFragment(&tokens)[kN]) {
         if constexpr (kRows == Rows::kHeld) {
 #pragma unroll
           for (int n = 0; n < kN; ++n) tokens[n] = held[i][b][n];
@@ -197,37 +193,37 @@ __device__ __forceinline__ void FewRowsTiles(const Batch& batch, int tile, int n
       if (more && begin + i < end) load(begin + i, w[i]);
     }
     auto& partial = partials->of[turn];
-    if (Partials<kM, kN>::kTurns == 1) __syncthreads();  // the tile before this one is joined
-    JoinPartitions<kM, kN>(acc, partial, row0, rows, done_n0, n, y);
-    turn = (turn + 1) % Partials<kM, kN>::kTurns;
+    if (Partials<kN>::kTurns == 1) __syncthreads();  // the tile before this one is joined
+    JoinPartitions<kN>(acc, partial, row0, rows, done_n0, n, y);
+    turn = (turn + 1) % Partials<kN>::kTurns;
     if (!more) return;
   }
 }
 
-template <typename Source, int kM, int kN, int kAhead, int kCtasPerSm, Rows kRows, bool kSwiglu>
+template <typename Source, int kN, int kAhead, int kCtasPerSm, Rows kRows, bool kSwiglu>
 __global__ void __launch_bounds__(kFewThreads, kCtasPerSm)
     FewRows(const __grid_constant__ Batch batch) {
   LetNextStart();
-  __shared__ Partials<kM, kN> partials;
+  __shared__ Partials<kN> partials;
   extern __shared__ __align__(16) uint4 staged[];
-  FewRowsTiles<Source, kM, kN, kAhead, kRows, kSwiglu>(
-      batch, static_cast<int>(blockIdx.x), batch.first_cta[batch.num_matrices],
-      static_cast<int>(gridDim.x), &partials, staged);
+  FewRowsTiles<Source, kN, kAhead, kRows, kSwiglu>(batch, static_cast<int>(blockIdx.x),
+                                                   batch.first_cta[batch.num_matrices],
+                                                   static_cast<int>(gridDim.x), &partials, staged);
 }
 
 // Matrices of both kinds: the first CTAs take those of bf16.
 template <int kN, int kAhead, Rows kRows>
 __global__ void __launch_bounds__(kFewThreads) FewRowsOfBoth(const __grid_constant__ Batch batch) {
   LetNextStart();
-  __shared__ Partials<1, kN> partials;
+  __shared__ Partials<kN> partials;
   extern __shared__ __align__(16) uint4 staged[];
   const int cta = static_cast<int>(blockIdx.x);
   const int bf16_tiles = batch.first_cta[batch.num_bf16];
   if (cta < batch.bf16_ctas) {
-    FewRowsTiles<Bf16Source<1>, 1, kN, kAhead, kRows, false>(batch, cta, bf16_tiles,
-                                                             batch.bf16_ctas, &partials, staged);
+    FewRowsTiles<Bf16Source, kN, kAhead, kRows, false>(batch, cta, bf16_tiles, batch.bf16_ctas,
+                                                       &partials, staged);
   } else {
-    FewRowsTiles<CodeSource<1>, 1, kN, kAhead, kRows, false>(
+    FewRowsTiles<CodeSource, kN, kAhead, kRows, false>(
         batch, bf16_tiles + cta - batch.bf16_ctas, batch.first_cta[batch.num_matrices],
         static_cast<int>(gridDim.x) - batch.bf16_ctas, &partials, staged);
   }

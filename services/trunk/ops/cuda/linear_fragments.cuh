@@ -81,79 +81,62 @@ __device__ __forceinline__ Fragment WidenBlock(const uint4& low, const uint4& hi
                     : Fragment{Widen(low.z, low.w), Widen(high.z, high.w)};
 }
 
-// Where a lane of a warp that multiplies 16 kM outputs reads weights, and what it holds of a unit:
-// of kBlocks blocks.
-template <int kM>
+// Where a lane of a warp that multiplies 16 outputs reads weights, and what it holds of a unit: of
+// kBlocks blocks.
 struct Bf16Source {
   using Held = Fragment;
   static constexpr int kBlocks = 1;
-  const uint16_t* low[kM];
-  int step_high[kM];  // from weight row g to g + 8
+  const uint16_t* low;
+  int step_high;  // from weight row g to g + 8
 
   __device__ __forceinline__ void Enter(const LinearMatrix& matrix, int n0, int g, int t) {
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-      // Beyond the last output: any row will do, its results are dropped.
-      const int row = n0 + m * 16 + g;
-      const int low_row = min(row, matrix.n - 1);
-      low[m] = static_cast<const uint16_t*>(matrix.w) + t * 8 + int64_t{low_row} * matrix.k;
-      step_high[m] = (min(row + 8, matrix.n - 1) - low_row) * matrix.k;
-    }
+    // Beyond the last output: any row will do, its results are dropped.
+    const int row = n0 + g;
+    const int low_row = min(row, matrix.n - 1);
+    low = static_cast<const uint16_t*>(matrix.w) + t * 8 + int64_t{low_row} * matrix.k;
+    step_high = (min(row + 8, matrix.n - 1) - low_row) * matrix.k;
   }
-  __device__ __forceinline__ void LoadWeights(int unit, Held (&to)[kM]) const {
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-      to[m].low = LoadStreaming(low[m] + unit * kBlock);
-      to[m].high = LoadStreaming(low[m] + step_high[m] + unit * kBlock);
-    }
+  __device__ __forceinline__ void LoadWeights(int unit, Held* to) const {
+    to->low = LoadStreaming(low + unit * kBlock);
+    to->high = LoadStreaming(low + step_high + unit * kBlock);
   }
   template <int kUnits>
-  __device__ __forceinline__ void LoadScales(int, Held (&)[kUnits][kM]) const {}
+  __device__ __forceinline__ void LoadScales(int, Held*) const {}
 };
 
-template <int kM>
 struct CodeSource {
   using Held = CodeFragment;
   static constexpr int kBlocks = kGroupColumns / kBlock;
-  const int8_t* low[kM];
-  int step_high[kM];
-  const float* low_scales[kM];
-  int scales_high[kM];
+  const int8_t* low;
+  int step_high;
+  const float* low_scales;
+  int scales_high;
 
   __device__ __forceinline__ void Enter(const LinearMatrix& matrix, int n0, int g, int t) {
     const int groups = matrix.k / kGroupColumns;
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-      const int row = n0 + m * 16 + g;
-      const int low_row = min(row, matrix.n - 1);
-      const int between = min(row + 8, matrix.n - 1) - low_row;
-      low[m] = static_cast<const int8_t*>(matrix.w) + t * 16 + int64_t{low_row} * matrix.k;
-      step_high[m] = between * matrix.k;
-      low_scales[m] = matrix.scales + int64_t{low_row} * groups;
-      scales_high[m] = between * groups;
-    }
+    const int row = n0 + g;
+    const int low_row = min(row, matrix.n - 1);
+    const int between = min(row + 8, matrix.n - 1) - low_row;
+    low = static_cast<const int8_t*>(matrix.w) + t * 16 + int64_t{low_row} * matrix.k;
+    step_high = between * matrix.k;
+    low_scales = matrix.scales + int64_t{low_row} * groups;
+    scales_high = between * groups;
   }
-  __device__ __forceinline__ void LoadWeights(int unit, Held (&to)[kM]) const {
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-      to[m].low = LoadStreaming(low[m] + unit * kGroupColumns);
-      to[m].high = LoadStreaming(low[m] + step_high[m] + unit * kGroupColumns);
-    }
+  __device__ __forceinline__ void LoadWeights(int unit, Held* to) const {
+    to->low = LoadStreaming(low + unit * kGroupColumns);
+    to->high = LoadStreaming(low + step_high + unit * kGroupColumns);
   }
   // Of kUnits units at once: 1, or 2 or 4 from a multiple of that on, in rows of such a multiple.
   template <int kUnits>
-  __device__ __forceinline__ void LoadScales(int unit, Held (&to)[kUnits][kM]) const {
+  __device__ __forceinline__ void LoadScales(int unit, Held* to) const {
+    float low_of[kUnits];
+    float high_of[kUnits];
+    LoadEarly(low_scales + unit, low_of);
+    LoadEarly(low_scales + scales_high + unit, high_of);
 #pragma unroll
-    for (int m = 0; m < kM; ++m) {
-      float low_of[kUnits];
-      float high_of[kUnits];
-      LoadEarly(low_scales[m] + unit, low_of);
-      LoadEarly(low_scales[m] + scales_high[m] + unit, high_of);
-#pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        to[i][m].low_scale = low_of[i];
-        to[i][m].high_scale = high_of[i];
-      }
+    for (int i = 0; i < kUnits; ++i) {
+      to[i].low_scale = low_of[i];
+      to[i].high_scale = high_of[i];
     }
   }
 };
