@@ -216,23 +216,15 @@ std::string CaseName(const testing::TestParamInfo<Case>& param) {
 // Those of the backends that this machine has.
 std::vector<Case> Cases() {
   std::vector<Case> cases = {
-      {"tiny", Feed::kWhole, "avx512"},
-      {"tiny", Feed::kChunks, "avx512"},
-      {"tiny", Feed::kTokenByToken, "avx512"},
-      {"tiny-fused", Feed::kWhole, "avx512"},
-      {"tiny", Feed::kWhole, "avx2"},
-      {"tiny", Feed::kTokenByToken, "avx2"},
-      {"tiny-fused", Feed::kChunks, "avx2"},
-      {"tiny", Feed::kWhole, "scalar"},
-      {"tiny-fused", Feed::kTokenByToken, "scalar"},
-      {"tiny", Feed::kWhole, "cuda"},
-      {"tiny", Feed::kChunks, "cuda"},
-      {"tiny", Feed::kTokenByToken, "cuda"},
-      {"tiny-fused", Feed::kWhole, "cuda"},
+      {"tiny", Feed::kWhole, "amx"},          {"tiny", Feed::kTokenByToken, "amx"},
+      {"tiny-fused", Feed::kChunks, "amx"},   {"tiny", Feed::kWhole, "avx512"},
+      {"tiny", Feed::kChunks, "avx512"},      {"tiny", Feed::kTokenByToken, "avx512"},
+      {"tiny-fused", Feed::kWhole, "avx512"}, {"tiny", Feed::kWhole, "avx2"},
+      {"tiny", Feed::kTokenByToken, "avx2"},  {"tiny-fused", Feed::kChunks, "avx2"},
+      {"tiny", Feed::kWhole, "scalar"},       {"tiny-fused", Feed::kTokenByToken, "scalar"},
+      {"tiny", Feed::kWhole, "cuda"},         {"tiny", Feed::kChunks, "cuda"},
+      {"tiny", Feed::kTokenByToken, "cuda"},  {"tiny-fused", Feed::kWhole, "cuda"},
   };
-  cases.push_back({"tiny", Feed::kWhole, "amx"});
-  cases.push_back({"tiny", Feed::kTokenByToken, "amx"});
-  cases.push_back({"tiny-fused", Feed::kChunks, "amx"});
   for (const char* model : {"tiny-nf4", "tiny-nf4-single", "tiny-int8", "tiny-fp8"}) {
     cases.push_back({model, Feed::kWhole, "amx"});
     cases.push_back({model, Feed::kWhole, "avx512"});
