@@ -18,9 +18,13 @@ __device__ __forceinline__ void BarrierInit(uint32_t barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
 }
 
-// By the thread that did so, before the CTA meets and others use them.
+// By the thread that did so, before the CTA or its cluster meets and others use them.
 __device__ __forceinline__ void BarriersInitialized() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// The same where the copy engine is one of the others.
+__device__ __forceinline__ void BarriersInitializedForCopies() {
+  BarriersInitialized();
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 

@@ -51,10 +51,11 @@ __device__ __forceinline__ void LoadEarly(const float* p, float (&v)[kCount]) {
   } else if constexpr (kCount == 2) {
     asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(v[0]), "=f"(v[1]) : "l"(p) : "memory");
   } else {
-    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
-                 : "l"(p)
-                 : "memory");
+    const float4 all = LoadEarly(reinterpret_cast<const float4*>(p));
+    v[0] = all.x;
+    v[1] = all.y;
+    v[2] = all.z;
+    v[3] = all.w;
   }
 }
 

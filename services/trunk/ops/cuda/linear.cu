@@ -74,7 +74,7 @@ bool FitsTensorCores(const LinearMatrix& m) {
 constexpr int32_t kMostStagedRows = 4;
 constexpr int kJoinBytes = 32 << 10;  // the most that a kernel takes beside it
 
-int64_t SplitRowBytes(int32_t k) { return int64_t{2} * kTerms * k; }
+constexpr int64_t SplitRowBytes(int32_t k) { return int64_t{2} * kTerms * k; }
 
 int StagedBytes(const Batch& batch) {
   return static_cast<int>(SplitRowBytes(batch.matrices[0].k)) * batch.num_rows;
@@ -113,17 +113,11 @@ void LaunchFewOfBoth(Batch* batch, const LinearTuning& tuning, cudaStream_t stre
          static_cast<size_t>(kRows == Rows::kStaged ? StagedBytes(*batch) : 0), stream, *batch);
 }
 
-// Bytes of x split for 8 kN rows.
+// Bytes of x split for 8 kN rows; and all that a CTA takes.
 template <typename C, int kN>
-constexpr int kClusterBytes = C::kColumnsOfCta * 2 * kTerms * 8 * kN;
-
-// Whether a CTA may have so much.
-template <typename C>
-bool FitsShared(int32_t num_rows, int32_t shared_bytes) {
-  const size_t bytes = num_rows <= 8 ? sizeof(Meeting<1>) + kClusterBytes<C, 1>
-                                     : sizeof(Meeting<2>) + kClusterBytes<C, 2>;
-  return bytes <= static_cast<size_t>(shared_bytes);
-}
+constexpr auto kClusterBytes = static_cast<size_t>(SplitRowBytes(C::kColumnsOfCta) * 8 * kN);
+template <typename C, int kN>
+constexpr auto kClusterShared = static_cast<int>(sizeof(Meeting<kN>) + kClusterBytes<C, kN>);
 
 // That the device runs at once: the first that asks, others of a process are of its kind.
 template <typename C, int kN>
@@ -143,18 +137,21 @@ int MostClusters() {
   return most;
 }
 
+// Whether a CTA may have so much; nothing is launched where not.
 template <typename C, int kN>
-void LaunchInClusters(Batch* batch, cudaStream_t stream) {
+bool LaunchInClusters(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
+  if (kClusterShared < C, kN >> tuning.shared_bytes) return false;
   const int tiles = PlaceCtas(batch, C::kOutputs);
   const int clusters = std::min(tiles, MostClusters<C, kN>());
   LaunchClusters(FewRowsByClusters<C, kN>, C::kCtas, static_cast<unsigned>(clusters * C::kCtas),
                  kFewThreads, kClusterBytes<C, kN>, stream, *batch);
+  return true;
 }
 
 template <typename C>
-void LaunchInClusters(Batch* batch, cudaStream_t stream) {
-  return batch->num_rows <= 8 ? LaunchInClusters<C, 1>(batch, stream)
-                              : LaunchInClusters<C, 2>(batch, stream);
+bool LaunchInClusters(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
+  return batch->num_rows <= 8 ? LaunchInClusters<C, 1>(batch, tuning, stream)
+                              : LaunchInClusters<C, 2>(batch, tuning, stream);
 }
 
 // By the columns that they take.
@@ -265,17 +262,13 @@ template <typename Source, bool kCodes>
 void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream) {
   if (batch->split != nullptr) return LaunchTiles<kCodes>(batch, tuning, stream);
   using Ahead = UnitsAhead<Source::kBlocks>;
-  constexpr int kHeldUnits = Ahead::kHeld;
-  constexpr int kOfFew = Ahead::kOfFew;
-  constexpr int kOfMany = Ahead::kOfMany;
-  constexpr int kCtas = Ahead::kCtas;
   const int64_t outputs = NumOutputs(*batch);
   const bool small = IsSmall(outputs, tuning);
   const int32_t rows = batch->num_rows;
   // Of few columns, a warp's part of x stays in its registers.
   const bool fits_registers = batch->matrices[0].k <= kPartitions * kHeldBlocks * kBlock;
   if (rows <= 8 && !kCodes && !small && fits_registers) {
-    return LaunchFew<Source, 1, kHeldUnits, 1, Rows::kHeld, false>(batch, tuning, stream);
+    return LaunchFew<Source, 1, Ahead::kHeld, 1, Rows::kHeld, false>(batch, tuning, stream);
   }
   // Splitting x ahead of all tiles delays the first: one that few tiles follow is split as it goes,
   // if its weights are wide enough to hide that.
@@ -284,19 +277,22 @@ void LaunchOneKind(Batch* batch, const LinearTuning& tuning, cudaStream_t stream
   const bool pays = kCodes || small || outputs >= int64_t{tuning.num_sms} * kManyOutputs;
   if (pays && IsStaged(*batch, tuning)) {
     if (one_block) return LaunchFew<Source, 1, 1, 2, Rows::kStaged, true>(batch, tuning, stream);
-    return small ? LaunchFew<Source, 1, kOfFew, 1, Rows::kStaged, true>(batch, tuning, stream)
-                 : LaunchFew<Source, 1, kOfMany, kCtas, Rows::kStaged, true>(batch, tuning, stream);
+    return small
+               ? LaunchFew<Source, 1, Ahead::kOfFew, 1, Rows::kStaged, true>(batch, tuning, stream)
+               : LaunchFew<Source, 1, Ahead::kOfMany, Ahead::kCtas, Rows::kStaged, true>(
+                     batch, tuning, stream);
   }
   if (rows <= 8) {
     if (one_block) return LaunchFew<Source, 1, 1, 2, Rows::kAnew, true>(batch, tuning, stream);
-    return small ? LaunchFew<Source, 1, kOfFew, 1, Rows::kAnew, true>(batch, tuning, stream)
-                 : LaunchFew<Source, 1, kOfMany, kCtas, Rows::kAnew, false>(batch, tuning, stream);
+    return small ? LaunchFew<Source, 1, Ahead::kOfFew, 1, Rows::kAnew, true>(batch, tuning, stream)
+                 : LaunchFew<Source, 1, Ahead::kOfMany, Ahead::kCtas, Rows::kAnew, false>(
+                       batch, tuning, stream);
   }
   if (rows <= 16) {
     if (fits_registers) {
-      return LaunchFew<Source, 2, kHeldUnits, 1, Rows::kHeld, true>(batch, tuning, stream);
+      return LaunchFew<Source, 2, Ahead::kHeld, 1, Rows::kHeld, true>(batch, tuning, stream);
     }
-    return LaunchFew<Source, 2, kOfFew, 1, Rows::kAnew, true>(batch, tuning, stream);
+    return LaunchFew<Source, 2, Ahead::kOfFew, 1, Rows::kAnew, true>(batch, tuning, stream);
   }
   LaunchFew<Source, 4, 2, 1, Rows::kAnew, true>(batch, tuning, stream);
 }
@@ -319,14 +315,14 @@ void LaunchBothKinds(Batch* batch, const LinearTuning& tuning, cudaStream_t stre
   const LinearMatrix& like = batch->matrices[0];
   const bool all_bf16 = batch->num_bf16 == batch->num_matrices;
   const bool small = IsSmall(NumOutputs(*batch), tuning);
-  const int32_t rows = batch->num_rows;
-  if (tuning.clusters && rows <= kMostRowsOfClusters && !small && like.up == nullptr) {
-    if (like.k == ClusterOf4096::kInputs && FitsShared<ClusterOf4096>(rows, tuning.shared_bytes)) {
-      return LaunchInClusters<ClusterOf4096>(batch, stream);
+  if (tuning.clusters && batch->num_rows <= kMostRowsOfClusters && !small && like.up == nullptr) {
+    if (like.k == ClusterOf4096::kInputs &&
+        LaunchInClusters<ClusterOf4096>(batch, tuning, stream)) {
+      return;
     }
     if (like.k == ClusterOf2048::kInputs && !all_bf16 &&
-        FitsShared<ClusterOf2048>(rows, tuning.shared_bytes)) {
-      return LaunchInClusters<ClusterOf2048>(batch, stream);
+        LaunchInClusters<ClusterOf2048>(batch, tuning, stream)) {
+      return;
     }
   }
   if (all_bf16) return LaunchBf16(batch, tuning, stream);
@@ -398,18 +394,12 @@ cudaError_t AllowStagedOfKind(int most) {
                      most);
 }
 
-// As far as the device has room for them.
-template <typename C>
+// Where the device has room for them. How many it runs is asked here, not while a step is recorded.
+template <typename C, int kN>
 cudaError_t AllowClusters(int most) {
-  cudaError_t error = cudaSuccess;
-  if (FitsShared<C>(8, most)) {
-    error = AllowStaged(FewRowsByClusters<C, 1>, most);
-    if (error == cudaSuccess) MostClusters<C, 1>();
-  }
-  if (error == cudaSuccess && FitsShared<C>(16, most)) {
-    error = AllowStaged(FewRowsByClusters<C, 2>, most);
-    if (error == cudaSuccess) MostClusters<C, 2>();
-  }
+  if (kClusterShared < C, kN >> most) return cudaSuccess;
+  const cudaError_t error = AllowStaged(FewRowsByClusters<C, kN>, most);
+  if (error == cudaSuccess) MostClusters<C, kN>();
   return error;
 }
 
@@ -439,8 +429,10 @@ cudaError_t PrepareLinear() {
   if (error == cudaSuccess) error = AllowStagedOfKind<CodeSource, true>(most);
   if (error == cudaSuccess) error = AllowStaged(FewRowsOfBoth<1, 6, Rows::kStaged>, most);
   if (OverlapAllowed()) {
-    if (error == cudaSuccess) error = AllowClusters<ClusterOf2048>(most);
-    if (error == cudaSuccess) error = AllowClusters<ClusterOf4096>(most);
+    if (error == cudaSuccess) error = AllowClusters<ClusterOf2048, 1>(most);
+    if (error == cudaSuccess) error = AllowClusters<ClusterOf2048, 2>(most);
+    if (error == cudaSuccess) error = AllowClusters<ClusterOf4096, 1>(most);
+    if (error == cudaSuccess) error = AllowClusters<ClusterOf4096, 2>(most);
   }
   if (error == cudaSuccess) error = AllowTile<LargeTile>(most);
   if (error == cudaSuccess) error = AllowTile<MediumTile>(most);

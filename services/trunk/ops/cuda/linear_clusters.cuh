@@ -37,22 +37,6 @@ struct Meeting {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
-// The same place in another CTA's shared memory.
-__device__ __forceinline__ uint32_t OfRank(uint32_t shared, int rank) {
-  uint32_t at;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared), "r"(rank));
-  return at;
-}
-
-// Tells `barrier`, of the same CTA, of its 16 bytes.
-__device__ __forceinline__ void Send(uint32_t to, const float (&v)[4], uint32_t barrier) {
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(to),
-      "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
-      : "memory");
-}
-
 // What a lane reads of rows staged with room for 8 kN: by volatile loads, which the compiler leaves
 // where they are instead of keeping all of x in registers that there are not.
 template <int kN>
@@ -99,7 +83,7 @@ class ClusterRun {
         tile_(static_cast<int>(blockIdx.x) / C::kCtas) {
     if (threadIdx.x == 0) {
       for (uint64_t& barrier : meeting->arrived) BarrierInit(SharedAddress(&barrier), 1);
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      BarriersInitialized();
     }
     ClusterArrive();
   }

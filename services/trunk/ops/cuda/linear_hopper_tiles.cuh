@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(T::kNumThreads, 1)
     // Every thread that copies, and the bytes of x; every warp that multiplies.
     BarrierInit(ring.full + static_cast<uint32_t>(thread * 8), kWarpgroup + 1);
     BarrierInit(ring.empty + static_cast<uint32_t>(thread * 8), T::kGroups * 4);
-    BarriersInitialized();
+    BarriersInitializedForCopies();
   }
   __syncthreads();
   // Three warpgroups start with 168 registers a thread and have no more to share out; two have all
